@@ -1,0 +1,126 @@
+"""Defended inference against the bare network, and the rejection head at 10, 200 and 1000 classes, timed in turn.
+
+    python benchmarks/inference.py [--rounds 15]
+
+Three tables of median milliseconds and of ratios, round by round:
+
+1. 2C2F on batches of MNIST size: the defended model against its own network;
+2. a dense classifier on 2048 features at 10, 200 and 1000 classes: defended against bare;
+3. the head alone (K's rows, slack, ⊥) on logits of 10, 200 and 1000 classes against its own time at 10, beside the same
+   head on a class-by-class tensor per input, `[batch, features, classes]`, which other implementations form.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import defended
+from defended.margins import predicted_class
+
+BATCH, FEATURES = 32, 2048
+CLASSES = (10, 200, 1000)
+
+
+def interleaved(functions: dict[str, Callable[[], Any]], rounds: int, seconds: float = 0.1) -> dict[str, np.ndarray]:
+    """Milliseconds a call, `[rounds]` each; every round runs every function, so drifts of the machine cancel in "
+    "ratios.
+    """
+    repeats = {}
+    for name, function in functions.items():
+        function()
+        start = time.perf_counter()
+        function()
+        repeats[name] = max(1, int(seconds / (time.perf_counter() - start)))
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                function()
+            times[name].append(1000 * (time.perf_counter() - start) / repeats[name])
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def row(label: str, times: np.ndarray, baseline: np.ndarray) -> None:
+    ratios = times / baseline
+    print(
+        f"{label:34s} {np.median(times):8.3f} ms   ratio {np.median(ratios):5.2f} "
+        f"(from {ratios.min():.2f} to {ratios.max():.2f})"
+    )
+
+
+def calls(model: defended.GloroNet, x: Any) -> dict[str, Callable[[], Any]]:
+    bare, whole = tf.function(model.network), tf.function(model)
+    return {"bare": lambda: bare(x), "defended": lambda: whole(x)}
+
+
+def dense(classes: int) -> defended.GloroNet:
+    network = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(classes)])
+    model = defended.GloroNet(network, epsilon=0.1)
+    model.finalize()
+    return model
+
+
+def head(model: defended.GloroNet, logits: Any) -> Callable[[], Any]:
+    @tf.function
+    def run(logits: Any) -> Any:
+        slack = model._slack(None, logits, model.epsilon, training=False)
+        return model.head(logits, slack)
+
+    return lambda: run(logits)
+
+
+def head_per_input(model: defended.GloroNet, logits: Any) -> Callable[[], Any]:
+    kernel = tf.constant(model.network.layers[-1].kernel.numpy())
+
+    @tf.function
+    def run(logits: Any) -> Any:
+        chosen = tf.gather(tf.transpose(kernel), predicted_class(logits))
+        rows = tf.norm(chosen[:, :, None] - kernel[None], axis=1)
+        return tf.reduce_max(logits + model.epsilon * rows, axis=1)
+
+    return lambda: run(logits)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    rounds = parser.parse_args().rounds
+    rng = np.random.default_rng(0)
+
+    model = defended.GloroNet(defended.zoo.cnn_2c2f(), epsilon=0.3)
+    model.finalize()
+    print("2C2F, defended against bare")
+    for batch in (1, 32, 256):
+        times = interleaved(calls(model, tf.constant(rng.random((batch, 28, 28, 1)), tf.float32)), rounds)
+        row(f"  batch {batch}: defended", times["defended"], times["bare"])
+
+    print(f"Dense on {FEATURES} features, batch {BATCH}, defended against bare")
+    models = {classes: dense(classes) for classes in CLASSES}
+    x = tf.constant(rng.standard_normal((BATCH, FEATURES)), tf.float32)
+    for classes, model in models.items():
+        times = interleaved(calls(model, x), rounds)
+        row(f"  {classes} classes: defended", times["defended"], times["bare"])
+
+    print(f"The head alone, {FEATURES} features, batch {BATCH}, against its time at {CLASSES[0]} classes")
+    logits = {classes: tf.constant(rng.standard_normal((BATCH, classes)), tf.float32) for classes in CLASSES}
+    functions = {f"  {c} classes: gathered rows of K": head(models[c], logits[c]) for c in CLASSES}
+    functions |= {f"  {c} classes: a tensor per input": head_per_input(models[c], logits[c]) for c in CLASSES}
+    times = interleaved(functions, rounds)
+    baseline = times[f"  {CLASSES[0]} classes: gathered rows of K"]
+    for name, values in times.items():
+        row(name, values, baseline)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""Certified run-time defences for Keras: classifiers that prove their answers and reject what they cannot prove."""
+
+from defended import datasets, gloro, layers, zoo
+from defended._version import __version__
+from defended.calibration import calibrate_epsilon
+from defended.defended_model import DefendedModel, Verdicts
+from defended.gloro import GloroNet
+from defended.training import callbacks, losses, metrics
+
+__all__ = [
+    "DefendedModel",
+    "GloroNet",
+    "Verdicts",
+    "__version__",
+    "calibrate_epsilon",
+    "callbacks",
+    "datasets",
+    "gloro",
+    "layers",
+    "losses",
+    "metrics",
+    "zoo",
+]

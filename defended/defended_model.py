@@ -1,0 +1,398 @@
+"""A network, a local-robustness check and ⊥: what every certified run-time defence shares."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from defended.margins import FLOAT_MAX, finite_rows
+from defended.network_checks import checked_network, checked_radius
+from defended.rejection_head import RejectionHead
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Verdicts(NamedTuple):
+    """What a defended model says of each input.
+
+    The radii are proven where the model is final (`model.is_final`); before, they rest on training-time estimates.
+    """
+
+    label: Array
+    """`[n]` int64, the answer, or -1 where the input was rejected."""
+    rejected: Array
+    """`[n]` bool."""
+    radius: Array
+    """`[n]` float32, certified radius in the model's norm; 0 where nothing is certified."""
+
+
+if keras.backend.backend() == "jax":
+    from defended.jax_steps import JaxSteps
+
+    class _Model(JaxSteps, keras.Model):
+        pass
+else:
+    _Model = keras.Model
+
+
+class DefendedModel(_Model):  # type: ignore[misc, valid-type]
+    """A classifier that answers only what it can prove (Algorithm 2.1 of Leino et al. 2022).
+
+    `model(x)` is `[batch, m + 1]`: the network's logits and, last, the score of ⊥, `top score - certified slack`.
+    `argmax == m` means rejected. Inputs or logits that are not finite, ties, and a slack of exactly 0 are rejected.
+
+    Args:
+        network: a built Keras model with one input and logits `[batch, m]` out; or, together with `outputs`, the input
+            tensor of the functional API.
+        outputs: the output tensor, where `network` is the input tensor.
+        epsilon: radius defended at run time, in input units; positive.
+        norm: `"l2"` or `"linf"`.
+
+    Attributes:
+        network: the undefended classifier.
+        num_classes: m.
+        radius_scale: a variable; while training, the certificate is taken at `radius_scale * epsilon`. Schedules and
+            radius doubling move it, so that `epsilon` itself stays what is defended at run time.
+        robust_weight_scale: a variable; the factor of the robust term of `losses.Trades`, for schedules.
+    """
+
+    certificate_method: str
+    certificate_assumptions: tuple[str, ...]
+
+    def __init__(
+        self, network: Any, outputs: Any = None, *, epsilon: float, norm: str, name: str | None = None, **kwargs: Any
+    ):
+        super().__init__(name=name, **kwargs)
+        self.network = checked_network(network if outputs is None else keras.Model(network, outputs))
+        self.norm = norm
+        self.num_classes = int(self.network.outputs[0].shape[-1])
+        self.head = RejectionHead(name="rejection_head")
+        self._epsilon = self._scalar("epsilon", checked_radius(epsilon))
+        self.radius_scale = self._scalar("radius_scale", 1.0)
+        self.robust_weight_scale = self._scalar("robust_weight_scale", 1.0)
+        # 0 while the certificate rests on estimates; afterwards a checksum of the weights that it was proven for.
+        self._proven_for = self._scalar("proven_for", 0, dtype="int32")
+        # A plain namespace: Keras would track a list of metrics, and save it with the weights.
+        self._aside = SimpleNamespace(monitors=[], judge=None)
+        self.built = True
+
+    def _scalar(self, name: str, value: float, dtype: str = "float32") -> Any:
+        return self.add_weight(
+            name=name, shape=(), initializer=keras.initializers.Constant(value), dtype=dtype, trainable=False,
+            autocast=False, aggregation="only_first_replica",
+        )  # fmt: skip
+
+    # What a kind of defence provides.
+
+    @abstractmethod
+    def _slack(self, inputs: Any, logits: Any, epsilon: Any, training: bool, frozen: bool = False) -> Any:
+        """Certified slack `[batch]` at radius epsilon; positive: certified. `frozen` reads proven constants only."""
+
+    @abstractmethod
+    def _radii(self, inputs: Any, logits: Any, frozen: bool = False) -> Any:
+        """`[batch, m]` certified radius against each competitor, see `competitor_radii`."""
+
+    @abstractmethod
+    def _prove(self) -> None:
+        """Compute the proven constants from the weights as they are now."""
+
+    @abstractmethod
+    def _digest(self) -> int:
+        """A positive int32 checksum of everything that the proven constants depend on."""
+
+    def _refine_estimates(self) -> None:
+        """Bring training-time estimates close to the constants that `_prove` would find; cheap."""
+
+    def radius_from_scores(self, scores: Any) -> Any:
+        """Certified radius `[batch]` from the scores `[batch, m + 1]` alone, where the defence allows it.
+
+        Metrics use it, since Keras gives them no inputs.
+        """
+        raise ValueError(
+            f"{type(self).__name__} cannot tell a radius from scores alone; "
+            f"use `metrics` with radius_scale=1 and `certified_radius(x)` for other radii."
+        )
+
+    # The radius.
+
+    @property
+    def epsilon(self) -> Any:
+        """The radius defended at run time, in input units: a scalar float32 variable; assign a number to change it."""
+        return self._epsilon
+
+    @epsilon.setter
+    def epsilon(self, value: float) -> None:
+        self._epsilon.assign(checked_radius(value))
+
+    # Verdicts.
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        training = bool(training)
+        logits = self.network(inputs, training=training)
+        epsilon = ops.convert_to_tensor(self._epsilon)
+        if training:
+            self._proven_for.assign(0)
+            epsilon = epsilon * ops.convert_to_tensor(self.radius_scale)
+        return self.head(logits, self._slack(inputs, logits, epsilon, training), finite_rows(inputs))
+
+    def competitor_radii(self, inputs: Any) -> Any:
+        """`[batch, m]`: radius within which class i provably cannot overtake the predicted class; differentiable in x.
+
+        The largest float32 where i is the predicted class. The certified radius is the smallest entry.
+        """
+        inputs = ops.convert_to_tensor(inputs)
+        return self._radii(inputs, self.network(inputs, training=False))
+
+    def certified_radius(self, inputs: Any) -> Any:
+        """`[batch]` float32: no perturbation of smaller norm changes the predicted class; 0 where nothing is certified.
+
+        Always finite: 0 for inputs that are not, the largest float32 where every perturbation is certified.
+        """
+        inputs = ops.convert_to_tensor(inputs)
+        logits = self.network(inputs, training=False)
+        return self._finite_radius(inputs, logits, self._radii(inputs, logits))
+
+    def availability_radius(self, inputs: Any) -> Any:
+        """`[batch]` float32 `max(r - eps, 0)`: no perturbation of smaller norm can force ⊥.
+
+        The certified radius is 1-Lipschitz while the class holds, so r > 2 eps makes every point within eps certified
+        at eps.
+        """
+        return ops.maximum(self.certified_radius(inputs) - self._epsilon, 0.0)
+
+    def verdicts(self, x: Any, batch_size: int = 256) -> Verdicts:
+        """Judge inputs `[n, ...]`, in batches, and return NumPy arrays.
+
+        Raises:
+            ValueError: when the shape of `x` is not `[n, *input shape]`.
+        """
+        x = np.asarray(x)
+        expected = tuple(self.network.input_shape[1:])
+        if x.ndim != len(expected) + 1 or any(
+            size is not None and size != got for size, got in zip(expected, x.shape[1:], strict=True)
+        ):
+            raise ValueError(f"`x` must have shape [n, {', '.join(map(str, expected))}]. Received: shape {x.shape}")
+        if not len(x):
+            empty = np.zeros(0)
+            return Verdicts(empty.astype(np.int64), empty.astype(bool), empty.astype(np.float32))
+        judge = self._judge()
+        parts = []
+        for start in range(0, len(x), batch_size):
+            batch = np.asarray(x[start : start + batch_size], dtype="float32")
+            # A constant batch shape keeps a compiled function compiled.
+            missing = min(batch_size, len(x)) - len(batch)
+            padded = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), "float32")]) if missing else batch
+            parts.append([ops.convert_to_numpy(part)[: len(batch)] for part in judge(padded)])
+        label, rejected, radius = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return Verdicts(label.astype(np.int64), rejected, radius)
+
+    def deployed(self, inputs: Any) -> dict[str, Any]:
+        """The outputs of a deployed model, computed from proven constants only: the graph that is exported.
+
+        Returns:
+            `label` int64 (-1 = rejected), `rejected` bool, `scores` `[batch, m]`, `scores_with_bottom`
+            `[batch, m + 1]`, `certified_radius` and `availability_radius` `[batch]`.
+
+        Raises:
+            RuntimeError: when the model is not final.
+        """
+        self._require_final("deployed")
+        return self._outputs(inputs, frozen=True)
+
+    def _outputs(self, inputs: Any, frozen: bool) -> dict[str, Any]:
+        logits = self.network(inputs, training=False)
+        epsilon = ops.convert_to_tensor(self._epsilon)
+        slack = self._slack(inputs, logits, epsilon, training=False, frozen=frozen)
+        scores = self.head(logits, slack, finite_rows(inputs))
+        choice = ops.argmax(scores, axis=-1)
+        rejected = ops.equal(choice, self.num_classes)
+        radius = self._finite_radius(inputs, logits, self._radii(inputs, logits, frozen=frozen))
+        return {
+            "label": ops.where(rejected, ops.cast(-1, "int64"), ops.cast(choice, "int64")),
+            "rejected": rejected,
+            "scores": scores[:, : self.num_classes],
+            "scores_with_bottom": scores,
+            "certified_radius": radius,
+            "availability_radius": ops.maximum(radius - epsilon, 0.0),
+        }
+
+    def _finite_radius(self, inputs: Any, logits: Any, radii: Any) -> Any:
+        radius = ops.min(radii, axis=-1)
+        proven = ops.logical_and(finite_rows(inputs), finite_rows(logits))
+        # NaN > 0 is false, so a NaN radius becomes 0.
+        return ops.where(ops.logical_and(proven, radius > 0), ops.minimum(radius, FLOAT_MAX), ops.zeros_like(radius))
+
+    def _judge(self) -> Any:
+        def judge(batch: Any) -> tuple[Any, Any, Any]:
+            outputs = self._outputs(batch, frozen=False)
+            return outputs["label"], outputs["rejected"], outputs["certified_radius"]
+
+        if keras.backend.backend() != "tensorflow":
+            return lambda batch: judge(ops.convert_to_tensor(batch))
+        if self._aside.judge is None:
+            import tensorflow as tf
+
+            self._aside.judge = tf.function(judge, reduce_retracing=True, autograph=False)
+        return self._aside.judge
+
+    # The certificate's state.
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the certificate is proven for the weights as they are now."""
+        with _outside_of_graphs():
+            proven_for = int(ops.convert_to_numpy(self._proven_for))
+            return proven_for != 0 and proven_for == self._digest()
+
+    def finalize(self) -> None:
+        """Replace training-time estimates by proven bounds and freeze them. `fit` ends with it; training thaws it.
+
+        Raises:
+            ValueError: when weights are not finite.
+        """
+        self._prove()
+        self._proven_for.assign(self._digest())
+
+    def _has_bounds(self) -> Any:
+        return ops.not_equal(ops.convert_to_tensor(self._proven_for), 0)
+
+    def _require_final(self, what: str) -> None:
+        if not self.is_final:
+            raise RuntimeError(
+                f"`{what}` needs proven bounds, and this model's rest on training-time estimates or on other weights. "
+                f"Call `model.finalize()` first."
+            )
+
+    def __repr__(self) -> str:
+        state = "final: bounds proven" if self.is_final else "not final: bounds are training-time estimates"
+        return (
+            f"<{type(self).__name__} name={self.name}, classes={self.num_classes}, "
+            f"epsilon={float(ops.convert_to_numpy(self._epsilon)):g} ({self.norm}), {state}>"
+        )
+
+    # Training.
+
+    def compile(
+        self,
+        optimizer: Any = "adam",
+        loss: Any = "crossentropy",
+        metrics: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Configure training as in Keras, with shorthands for the losses and metrics of this package.
+
+        Args:
+            optimizer: as in Keras.
+            loss: `"crossentropy"`, `"trades_kl.1.5"`, `"trades_ce.1"`, `"emma"`, or a Keras loss over m + 1 scores.
+            metrics: `"clean_accuracy"`, `"vra"`, `"rejection_rate"`, `"false_positive_bound"`, or Keras metrics.
+            **kwargs: further arguments of `keras.Model.compile`.
+        """
+        from defended.training.losses import resolve_loss
+        from defended.training.metrics import resolve_metrics
+
+        super().compile(
+            optimizer=optimizer,
+            loss=resolve_loss(loss, self),
+            metrics=resolve_metrics(metrics, self),
+            **kwargs,
+        )
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None:
+            self.optimizer.build(self.trainable_variables)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """`keras.Model.evaluate`; a model that is not final first sharpens its estimates.
+
+        `fit` calls it for validation, so that what is measured each epoch is close to what `finalize` will prove.
+        """
+        if not self.is_final:
+            self._refine_estimates()
+        return super().evaluate(*args, **kwargs)
+
+    def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
+        """`keras.Model.fit`; afterwards the bounds are proven (`finalize`).
+
+        Raises:
+            ValueError: when integer labels lie outside [0, m).
+        """
+        x = self._checked_data(x, y)
+        validation = kwargs.get("validation_data")
+        if isinstance(validation, tuple | list) and len(validation) >= 2:
+            self._checked_data(*validation[:2])
+        elif validation is not None:
+            kwargs["validation_data"] = self._checked_data(validation)
+        self._refine_estimates()
+        history = super().fit(x, y, **kwargs)
+        self.finalize()
+        return history
+
+    def _checked_data(self, x: Any, y: Any = None) -> Any:
+        """`x`, its labels checked: now (arrays) or as they are read (`tf.data`); elsewhere bad labels give NaN."""
+        from defended.training.labels import check_labels, checked_dataset
+
+        if isinstance(y, list | np.ndarray):
+            check_labels(np.asarray(y), self.num_classes)
+        return checked_dataset(x, self.num_classes)
+
+    @property
+    def metrics(self) -> list[Any]:
+        return [*super().metrics, *self._aside.monitors]
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        for metric in self._aside.monitors:
+            metric.update_state(y, y_pred, sample_weight)
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    @contextmanager
+    def _strategy_scope(self) -> Iterator[None]:
+        strategy = getattr(self, "distribute_strategy", None)
+        if strategy is None:
+            yield
+        else:
+            with strategy.scope():
+                yield
+
+    def monitor(self, metrics: list[Any]) -> None:
+        """Measure further metrics in every batch of training and validation; replaces the earlier ones.
+
+        Callbacks use it: metrics that are compiled in cannot be added to later.
+        """
+        self._aside.monitors = metrics
+        self.train_function = self.test_function = None
+
+    # Keras.
+
+    @property
+    def input_shape(self) -> Any:
+        return self.network.input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "network": keras.saving.serialize_keras_object(self.network),
+            "epsilon": float(ops.convert_to_numpy(self._epsilon)),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> DefendedModel:
+        config = dict(config)
+        network = keras.saving.deserialize_keras_object(config.pop("network"), custom_objects=custom_objects)
+        return cls(network, **config)
+
+
+def _outside_of_graphs() -> Any:
+    """Where variables can be read although a function is being traced: `deployed` is traced for export."""
+    if keras.backend.backend() != "tensorflow":
+        return nullcontext()
+    import tensorflow as tf
+
+    return tf.init_scope()

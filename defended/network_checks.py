@@ -1,0 +1,71 @@
+"""What a network must be to be defended, and what a radius must be: refused here with the remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+
+def checked_radius(epsilon: Any) -> float:
+    """`epsilon` as a positive finite number; otherwise `ValueError`."""
+    value = float(epsilon)
+    if not (np.isfinite(value) and value > 0):
+        raise ValueError(f"`epsilon` must be a positive finite number, in input units. Received: epsilon={epsilon!r}")
+    return value
+
+
+def checked_network(model: Any) -> keras.Model:
+    """`model`, if it is a built network with one input and logits `[batch, m]` out in float32 or float64.
+
+    Raises:
+        TypeError: for anything that is not a Keras model.
+        ValueError: naming what is in the way and what to do.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"`network` must be a Keras model, or the input tensor followed by the output tensor of the functional "
+            f"API. Received: {type(model).__name__}"
+        )
+    if hasattr(model, "certified_radius"):
+        raise ValueError(f"`network` is already defended ({model.name!r}). Pass the undefended one: `model.network`.")
+    if not model.built or not getattr(model, "inputs", None):
+        raise ValueError(
+            f"`network` {model.name!r} is not built, or is a subclassed model whose graph cannot be seen. Start a "
+            f"Sequential with `keras.Input(shape)`, call `network.build((None, ...))`, or use the functional API."
+        )
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ValueError(
+            f"`network` must have one input and one output. Received: {len(model.inputs)} inputs and "
+            f"{len(model.outputs)} outputs. Defend a model with a single head: keras.Model(inputs, logits)."
+        )
+    shape = tuple(model.outputs[0].shape)
+    if len(shape) != 2 or shape[-1] is None or shape[-1] < 2:
+        raise ValueError(
+            f"`network` must return logits of shape [batch, m] with m >= 2 classes. Received: output shape {shape}. "
+            f"For two classes use two logits."
+        )
+    _refuse_probabilities(model)
+    for layer in model._flatten_layers():
+        if getattr(layer, "compute_dtype", "float32") not in ("float32", "float64"):
+            raise ValueError(
+                f"Layer {layer.name!r} computes in {layer.compute_dtype}; a certificate needs float32 or float64. "
+                f"Build the network under the dtype policy 'float32'."
+            )
+    return model
+
+
+def _refuse_probabilities(model: Any) -> None:
+    last = model.outputs[0]._keras_history.operation
+    if isinstance(last, keras.Model):
+        _refuse_probabilities(last)
+        return
+    activation = getattr(last, "activation", None)
+    squashing = {"softmax", "sigmoid", "log_softmax", "hard_sigmoid", "sparsemax"}
+    names = {type(last).__name__.lower(), str(getattr(activation, "__name__", "")).lower()}
+    if names & squashing:
+        raise ValueError(
+            f"`network` must return logits, but its last layer {last.name!r} ends in {sorted(names & squashing)[0]}. "
+            f"Remove that activation (`activation=None`); the losses of `defended` expect logits."
+        )

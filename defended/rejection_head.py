@@ -1,0 +1,39 @@
+"""The layer that appends ⊥ to a classifier's logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from defended.margins import bottom_score, finite_rows
+
+
+@keras.saving.register_keras_serializable(package="defended")
+class RejectionHead(keras.layers.Layer):
+    """Append the score of ⊥ to logits (Algorithm 2.1 of Leino et al. 2022).
+
+    Call arguments:
+        logits: `[batch, m]`.
+        slack: `[batch]`, certified slack of each input in units of the logits; positive means certified.
+        valid: `[batch]` bool, optional; False forces ⊥ (used for inputs that are not finite).
+
+    Returns:
+        `[batch, m + 1]`: the logits and, last, `max(logits) - slack`. `argmax` is m exactly where the input is
+        rejected: where the slack is 0, negative or NaN, where a logit is not finite, and where `valid` is False.
+        Rejected rows whose logits are not finite are replaced by zeros with a score of 1 for ⊥, so no NaN leaves the
+        layer.
+    """
+
+    def call(self, logits: Any, slack: Any, valid: Any = None) -> Any:
+        finite = finite_rows(logits)
+        if valid is not None:
+            finite = ops.logical_and(finite, valid)
+        logits = ops.where(finite[:, None], logits, ops.zeros_like(logits))
+        slack = ops.where(finite, slack, -ops.ones_like(slack))
+        bottom = bottom_score(ops.max(logits, axis=-1), slack)
+        return ops.concatenate([logits, bottom[:, None]], axis=-1)
+
+    def compute_output_shape(self, logits_shape: Any, slack_shape: Any = None, valid_shape: Any = None) -> Any:
+        return (*logits_shape[:-1], logits_shape[-1] + 1)

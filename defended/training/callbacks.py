@@ -1,0 +1,175 @@
+"""Callbacks: schedules for the radius and for TRADES, and radius doubling."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from defended._io import atomic_write_text
+from defended.defended_model import DefendedModel
+from defended.training import metrics
+from defended.training.schedules import check_schedule, interpolate
+
+
+class _Scheduled(keras.callbacks.Callback):
+    """Sets a scalar of the model at the start of every epoch, by the epoch's number alone: so `fit` can resume."""
+
+    def __init__(self, schedule: str, start: float, end: float, ramp: float):
+        super().__init__()
+        check_schedule(schedule)
+        if not 0 < ramp <= 1:
+            raise ValueError(f"`ramp` is the share of the epochs spent moving, in (0, 1]. Received: {ramp}")
+        if not (start >= 0 and end >= 0):
+            raise ValueError(f"A schedule's values must not be negative. Received: start={start}, end={end}")
+        self.schedule, self.start, self.end, self.ramp = schedule, float(start), float(end), float(ramp)
+
+    def set_model(self, model: Any) -> None:
+        if not isinstance(model, DefendedModel):
+            raise TypeError(f"{type(self).__name__} works on a `DefendedModel`. Received: {type(model).__name__}")
+        super().set_model(model)
+
+    def value(self, epoch: int, epochs: int) -> float:
+        """The value for an epoch, counted from 0."""
+        moving = max(self.ramp * epochs, 1.0)
+        return interpolate(self.schedule, self.start, self.end, (epoch + 1) / moving)
+
+
+class EpsilonSchedule(_Scheduled):
+    """Move the training radius from a small one to the full one; `model.epsilon` itself stays what is defended.
+
+    Args:
+        schedule: `"fixed"`, `"linear"` or `"log"` (see `schedules.interpolate`).
+        start: training radius of the beginning, as a multiple of `model.epsilon`.
+        end: training radius from the end of the ramp on, as a multiple of `model.epsilon`.
+        ramp: share of the epochs spent moving.
+    """
+
+    def __init__(self, schedule: str = "linear", start: float = 0.0, end: float = 1.0, ramp: float = 0.5):
+        super().__init__(schedule, start, end, ramp)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.model.radius_scale.assign(self.value(epoch, self.params.get("epochs") or 1))
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self.model.radius_scale.assign(1.0)
+
+
+class TradesSchedule(_Scheduled):
+    """Move the weight of the robust term of `losses.Trades`, as a multiple of the loss's own weight.
+
+    Args: as for `EpsilonSchedule`.
+    """
+
+    def __init__(self, schedule: str = "linear", start: float = 0.0, end: float = 1.0, ramp: float = 0.5):
+        super().__init__(schedule, start, end, ramp)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.model.robust_weight_scale.assign(self.value(epoch, self.params.get("epochs") or 1))
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self.model.robust_weight_scale.assign(1.0)
+
+
+class RadiusDoubling(EpsilonSchedule):
+    """Train at 2 eps, defend at eps (section 4.1 of Leino et al. 2022).
+
+    A point certified at 2 eps cannot be degraded within eps. So the training radius goes to 2 eps, while every epoch's
+    validation measures, in the epoch's logs:
+
+    - `val_vra`, `val_vra_2eps`: verified-robust accuracy at eps and at 2 eps;
+    - `val_rejection_rate`: at eps;
+    - `val_fpr_upper`: upper bound on the false positive rate at eps.
+
+    The weights of the epoch with the best `val_vra_2eps` are put back at the end (without validation data: the last
+    ones). The model defends at eps throughout, and `fit` then proves its bounds.
+
+    Args:
+        epsilon: the radius to defend at run time; None keeps `model.epsilon`.
+        schedule: how the training radius reaches 2 eps: `"fixed"`, `"linear"` or `"log"`.
+        start: training radius of the beginning, as a multiple of eps.
+        ramp: share of the epochs spent moving.
+        checkpoint: path of a `.weights.h5` file that holds the best weights so far (beside it, `.json` with their
+            value), so that a run that died goes on with its best. None keeps them in memory only.
+    """
+
+    def __init__(
+        self,
+        epsilon: float | None = None,
+        schedule: str = "linear",
+        *,
+        start: float = 0.0,
+        ramp: float = 0.5,
+        checkpoint: str | os.PathLike[str] | None = None,
+    ):
+        super().__init__(schedule, start=start, end=2.0, ramp=ramp)
+        if checkpoint is not None and not str(checkpoint).endswith(".weights.h5"):
+            raise ValueError(f"`checkpoint` must end in '.weights.h5'. Received: {checkpoint}")
+        self.epsilon = epsilon
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.best: float = -1.0
+        self.best_epoch: int | None = None
+        self._weights: list[np.ndarray[Any, Any]] | None = None
+
+    def set_model(self, model: Any) -> None:
+        super().set_model(model)
+        with model._strategy_scope():
+            monitors: list[Any] = [
+                metrics.VRA(name="vra"),
+                metrics.VRA(2.0, name="vra_2eps"),
+                metrics.RejectionRate(name="rejection_rate"),
+                metrics.FalsePositiveBound(name="fpr_upper"),
+            ]
+        for metric in monitors:
+            metric.attach(model)
+        model.monitor(monitors)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if self.epsilon is not None:
+            self.model.epsilon = self.epsilon
+        self.best, self.best_epoch, self._weights = -1.0, None, None
+        if self.checkpoint is not None and _record(self.checkpoint).exists():
+            record = json.loads(_record(self.checkpoint).read_text())
+            self.best, self.best_epoch = float(record["val_vra_2eps"]), int(record["epoch"])
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        value = (logs or {}).get("val_vra_2eps")
+        if value is None or not value > self.best:
+            return
+        self.best, self.best_epoch = float(value), epoch
+        if self.checkpoint is None:
+            self._weights = self.model.get_weights()
+            return
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.checkpoint.with_name("." + self.checkpoint.name)
+        self.model.save_weights(beside, overwrite=True)
+        os.replace(beside, self.checkpoint)
+        atomic_write_text(_record(self.checkpoint), json.dumps({"epoch": epoch, "val_vra_2eps": self.best}) + "\n")
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self.best_epoch is None:
+            warnings.warn(
+                "RadiusDoubling had no validation data to choose the best epoch by; the last weights are kept. "
+                "Pass `validation_data` or `validation_split` to `fit`.",
+                stacklevel=2,
+            )
+        elif self.checkpoint is not None:
+            self.model.load_weights(self.checkpoint)
+        elif self._weights is not None:
+            self.model.set_weights(self._weights)
+        if self.epsilon is not None:
+            self.model.epsilon = self.epsilon
+        self.model.monitor([])
+        super().on_train_end(logs)
+
+
+def _record(checkpoint: Path) -> Path:
+    return checkpoint.with_suffix(".json")
+
+
+__all__ = ["EpsilonSchedule", "RadiusDoubling", "TradesSchedule"]

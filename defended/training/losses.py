@@ -1,0 +1,143 @@
+"""Losses over m + 1 scores, ⊥ last. Labels are class numbers `[batch]` or probabilities `[batch, m]`."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import keras
+from keras import ops
+
+from defended.training.labels import soft_labels, sparse_labels
+
+_PACKAGE = "defended"
+
+
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class Crossentropy(keras.losses.Loss):
+    """Cross-entropy of the softmax over the m classes and ⊥ (Leino et al. 2021, section 3.3)."""
+
+    def __init__(self, name: str = "crossentropy", **kwargs: Any):
+        super().__init__(name=name, **kwargs)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return _crossentropy(soft_labels(y_true, y_pred.shape[-1] - 1), y_pred)
+
+
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class Trades(keras.losses.Loss):
+    """`CE(y, p) + weight * D(p, q)`, p the softmax without ⊥ and q with it (Leino et al. 2021, section 3.3).
+
+    The first term asks for the right answer, the second for a certified one, right or wrong. For `divergence="kl"` it
+    is `KL(p || q) = -log(1 - q_⊥) = softplus(y_⊥ - logsumexp(y))`; for `"crossentropy"` the cross-entropy of q under p,
+    which also sharpens p.
+
+    Args:
+        weight: lambda, not negative.
+        divergence: `"kl"` or `"crossentropy"`.
+    """
+
+    def __init__(self, weight: float = 1.0, divergence: str = "kl", name: str = "trades", **kwargs: Any):
+        super().__init__(name=name, **kwargs)
+        if divergence not in ("kl", "crossentropy"):
+            raise ValueError(f"`divergence` must be 'kl' or 'crossentropy'. Received: {divergence!r}")
+        if not weight >= 0:
+            raise ValueError(f"`weight` must not be negative. Received: {weight}")
+        self.weight = float(weight)
+        self.divergence = divergence
+        self._model: Any = lambda: None
+
+    def attach(self, model: Any) -> None:
+        """Follow the model's `robust_weight_scale`; `compile` calls it."""
+        self._model = weakref.ref(model)  # Keras saves what an attribute holds
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        logits = y_pred[:, :-1]
+        normaliser = ops.logsumexp(logits, axis=-1)
+        robust = ops.softplus(y_pred[:, -1] - normaliser)
+        if self.divergence == "crossentropy":
+            robust = robust + normaliser - ops.sum(ops.softmax(logits, axis=-1) * logits, axis=-1)
+        weight: Any = self.weight
+        model = self._model()
+        if model is not None:
+            weight = weight * ops.convert_to_tensor(model.robust_weight_scale)
+        return _crossentropy(soft_labels(y_true, logits.shape[-1]), logits) + weight * robust
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "weight": self.weight, "divergence": self.divergence}
+
+
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class EMMA(keras.losses.Loss):
+    """Efficient margin maximisation (Hu et al. 2023, section 4): every rival gets the room it is nearly able to defend.
+
+    Cross-entropy over `y_i + e_i * K_ti` for the true class t, with `e_i = clip((y_t - y_i) / K_ti, eps / 100, eps)`
+    held constant, so that the loss looks past competitors that are out of reach and does not ask for all of eps at
+    once.
+
+    It needs the model's Lipschitz constants for the *true* class: `compile` attaches it.
+    """
+
+    def __init__(self, name: str = "emma", **kwargs: Any):
+        super().__init__(name=name, **kwargs)
+        self._model: Any = lambda: None
+
+    def attach(self, model: Any) -> None:
+        """Read the Lipschitz constants of this model; `compile` calls it."""
+        if not hasattr(model, "lipschitz_rows"):
+            raise ValueError(f"`EMMA` needs a model with Lipschitz constants. Received: {type(model).__name__}")
+        self._model = weakref.ref(model)  # Keras saves what an attribute holds
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        model = self._model()
+        if model is None:
+            raise ValueError("`EMMA` is not attached to a model. Pass it to `model.compile(loss=...)`.")
+        logits = y_pred[:, :-1]
+        labels, valid = sparse_labels(y_true, logits.shape[-1])
+        epsilon = ops.convert_to_tensor(model.epsilon) * ops.convert_to_tensor(model.radius_scale)
+        reach = model.lipschitz_rows(labels)
+        lead = ops.take_along_axis(logits, labels[:, None], axis=-1) - logits
+        radius = ops.clip(lead / ops.maximum(reach, 1e-12), 0.01 * epsilon, epsilon)
+        shifted = logits + ops.stop_gradient(radius) * reach
+        targets = ops.one_hot(labels, logits.shape[-1])
+        # K_tt is 0 but for rounding: the true class itself gets no room.
+        loss = _crossentropy(targets, ops.where(targets > 0, logits, shifted))
+        return ops.where(valid, loss, float("nan"))
+
+
+def resolve_loss(loss: Any, model: Any) -> Any:
+    """A loss from its shorthand, attached to the model.
+
+    `"crossentropy"`, `"trades_kl"`, `"trades_ce"` and `"emma"`, each with an optional `"sparse_"` before it and, for
+    TRADES, a weight behind it (`"trades_kl.1.5"`). Keras's own cross-entropy names mean ours: theirs expect
+    probabilities. Other names and objects are Keras's business.
+    """
+    if isinstance(loss, str):
+        loss = _from_name(loss)
+    if hasattr(loss, "attach"):
+        loss.attach(model)
+    return loss
+
+
+def _from_name(name: str) -> Any:
+    short = name.lower().removeprefix("sparse_").removeprefix("categorical_")
+    if short == "crossentropy":
+        return Crossentropy()
+    if short == "emma":
+        return EMMA()
+    kind, _, weight = short.partition(".")
+    if kind in ("trades", "trades_kl", "trades_ce"):
+        try:
+            value = float(weight or 1.0)
+        except ValueError:
+            raise ValueError(
+                f"`loss={name!r}`: the weight behind the dot must be a number, as in 'trades_kl.1.5'."
+            ) from None
+        return Trades(value, divergence="crossentropy" if kind == "trades_ce" else "kl")
+    return name
+
+
+def _crossentropy(targets: Any, logits: Any) -> Any:
+    """`[batch]`; targets `[batch, k]` for `k <= logits.shape[-1]`, missing columns count as 0."""
+    chosen = ops.sum(targets * logits[:, : targets.shape[-1]], axis=-1)
+    return ops.logsumexp(logits, axis=-1) * ops.sum(targets, axis=-1) - chosen

@@ -1,0 +1,160 @@
+"""Metrics over m + 1 scores, ⊥ last, for `compile` and for callbacks.
+
+A metric with a `radius_scale` other than 1 asks what would hold at `radius_scale * model.epsilon`; it reads radii from
+the model that `compile` attaches it to.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import keras
+from keras import ops
+
+from defended.training.labels import sparse_labels
+
+_PACKAGE = "defended"
+
+
+class _Rate(keras.metrics.Mean):
+    """Mean of a 0/1 value per example."""
+
+    default_name: str
+
+    def __init__(self, radius_scale: float = 1.0, name: str | None = None, **kwargs: Any):
+        if not radius_scale > 0:
+            raise ValueError(f"`radius_scale` must be positive. Received: {radius_scale}")
+        super().__init__(name=name or _scaled_name(self.default_name, radius_scale), **kwargs)
+        self.radius_scale = float(radius_scale)
+        self._model: Any = lambda: None
+
+    def attach(self, model: Any) -> None:
+        """Read radii and epsilon from this model; `compile` calls it."""
+        self._model = weakref.ref(model)  # Keras saves what an attribute holds
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        y_pred = ops.convert_to_tensor(y_pred)
+        values = self.values(ops.convert_to_tensor(y_true), y_pred)
+        super().update_state(ops.cast(values, self.dtype), sample_weight)
+
+    def values(self, y_true: Any, y_pred: Any) -> Any:
+        raise NotImplementedError
+
+    def certified(self, y_pred: Any, radius_scale: float | None = None) -> Any:
+        """`[batch]` bool: answered at `radius_scale * epsilon`."""
+        scale = self.radius_scale if radius_scale is None else radius_scale
+        model = self._model()
+        if model is None:
+            if scale != 1.0:
+                raise ValueError(
+                    f"Metric {self.name!r} with radius_scale={scale} needs the model's radii. Pass it to "
+                    f"`model.compile(metrics=[...])`, or call `metric.attach(model)`."
+                )
+            return ops.argmax(y_pred, axis=-1) != y_pred.shape[-1] - 1
+        # While training, the scores hold ⊥ for the training radius: the radius tells what holds at run time.
+        return model.radius_from_scores(y_pred) > scale * ops.convert_to_tensor(model.epsilon)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "radius_scale": self.radius_scale}
+
+
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class CleanAccuracy(_Rate):
+    """Share of inputs whose largest logit is the label's, ⊥ left aside."""
+
+    default_name = "clean_accuracy"
+
+    def values(self, y_true: Any, y_pred: Any) -> Any:
+        return _correct(y_true, y_pred)
+
+
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class VRA(_Rate):
+    """Verified-robust accuracy: share of inputs answered correctly *and* certified at `radius_scale * epsilon`."""
+
+    default_name = "vra"
+
+    def values(self, y_true: Any, y_pred: Any) -> Any:
+        return ops.logical_and(_correct(y_true, y_pred), self.certified(y_pred))
+
+
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class RejectionRate(_Rate):
+    """Share of inputs that are not certified at `radius_scale * epsilon`."""
+
+    default_name = "rejection_rate"
+
+    def values(self, y_true: Any, y_pred: Any) -> Any:
+        return ops.logical_not(self.certified(y_pred))
+
+
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class FalsePositiveBound(_Rate):
+    """Upper bound on the false positive rate: `1 - |r > 2 s| / |r > s|` at `s = radius_scale * epsilon`.
+
+    Of the inputs that are answered, the share that some perturbation within s *might* push into ⊥: where r > 2 s none
+    can (Leino et al. 2022, section 3.2). 1 where no input is answered, since then nothing is proven.
+    """
+
+    default_name = "false_positive_bound"
+
+    def __init__(self, radius_scale: float = 1.0, name: str | None = None, **kwargs: Any):
+        super().__init__(radius_scale=radius_scale, name=name, **kwargs)
+        self.answered = self.add_variable(shape=(), initializer="zeros", name="answered")
+        self.safe = self.add_variable(shape=(), initializer="zeros", name="safe")
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        y_pred = ops.convert_to_tensor(y_pred)
+        weight = 1.0 if sample_weight is None else ops.reshape(ops.cast(sample_weight, self.dtype), (-1,))
+        for total, scale in ((self.answered, self.radius_scale), (self.safe, 2 * self.radius_scale)):
+            certified = ops.cast(self.certified(y_pred, scale), self.dtype)
+            total.assign_add(ops.sum(certified * weight))
+
+    def result(self) -> Any:
+        answered = ops.convert_to_tensor(self.answered)
+        share = ops.convert_to_tensor(self.safe) / ops.where(answered > 0, answered, ops.ones_like(answered))
+        return 1.0 - ops.where(answered > 0, share, ops.zeros_like(share))
+
+    def reset_state(self) -> None:
+        super().reset_state()
+        self.answered.assign(0.0)
+        self.safe.assign(0.0)
+
+
+_BY_NAME: dict[str, Any] = {
+    "clean_accuracy": CleanAccuracy,
+    "clean_acc": CleanAccuracy,
+    "vra": VRA,
+    "rejection_rate": RejectionRate,
+    "false_positive_bound": FalsePositiveBound,
+    "fpr_upper": lambda: FalsePositiveBound(name="fpr_upper"),
+    # Keras would count answers over m + 1 scores here, which is VRA under another name.
+    "accuracy": lambda: CleanAccuracy(name="accuracy"),
+    "acc": lambda: CleanAccuracy(name="acc"),
+}
+
+
+def resolve_metrics(metrics: Any, model: Any) -> Any:
+    """Metrics from their names, attached to the model; other names and objects are Keras's business."""
+    if metrics is None:
+        return None
+    if isinstance(metrics, dict):
+        return {key: resolve_metrics(value, model) for key, value in metrics.items()}
+    if isinstance(metrics, list | tuple):
+        return [resolve_metrics(value, model) for value in metrics]
+    metric = _BY_NAME[metrics]() if isinstance(metrics, str) and metrics in _BY_NAME else metrics
+    if hasattr(metric, "attach"):
+        metric.attach(model)
+    return metric
+
+
+def _correct(y_true: Any, y_pred: Any) -> Any:
+    m = y_pred.shape[-1] - 1
+    labels, valid = sparse_labels(y_true, m)
+    predicted = ops.cast(ops.argmax(y_pred[:, :m], axis=-1), "int32")
+    return ops.logical_and(predicted == labels, valid)
+
+
+def _scaled_name(name: str, scale: float) -> str:
+    return name if scale == 1.0 else f"{name}_{scale:g}eps"

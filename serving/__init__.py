@@ -1,0 +1,35 @@
+"""Export of a defended model, verified loading of what was exported, and its audit.
+
+path = export(model, "models", name="digits", version=1)
+with load(path) as artefact:
+    artefact.verdicts(x)
+audit(path, x, y, model=model).write("report")
+"""
+
+if __name__ != "defended.serving":
+    raise ImportError(
+        f"`{__name__}` is a part of `defended`: write `from defended import serving` or `import defended.serving`. "
+        "In a clone, install first: pip install -e ."
+    )
+
+# TensorFlow, matplotlib and jinja2 are imported where they are used, so this import stays light.
+from defended.serving.agreement import AgreementError
+from defended.serving.artefact import Artefact, ArtefactError, load
+from defended.serving.audit import audit
+from defended.serving.cpp_loader import CppLoaderError
+from defended.serving.export import export, next_version
+from defended.serving.graph_ops import ForbiddenOpError
+from defended.serving.report import AuditReport
+
+__all__ = [
+    "export",
+    "next_version",
+    "load",
+    "Artefact",
+    "audit",
+    "AuditReport",
+    "AgreementError",
+    "ArtefactError",
+    "CppLoaderError",
+    "ForbiddenOpError",
+]

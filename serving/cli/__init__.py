@@ -1,0 +1,31 @@
+"""The command `defended`: it parses, calls the library and prints.
+
+`setup.py` installs this folder as `defended_cli`, beside `defended` and not below it: importing a module imports its
+parent packages first, and `defended` imports TensorFlow, which takes seconds that a help page and a mistyped option
+should not cost. For the same reason the commands import the library inside their functions.
+"""
+
+if __name__ != "defended_cli":
+    raise ImportError(f"import defended_cli, not {__name__}: setup.py installs serving/cli under that name")
+
+import os
+import sys
+
+from defended_cli.app import app
+from defended_cli.attack import attack
+from defended_cli.audit import audit
+from defended_cli.demo import demo
+from defended_cli.export import export
+from defended_cli.train import train
+
+__all__ = ["app", "main"]
+
+for _command in (demo, train, attack, export, audit):
+    app.command()(_command)
+
+
+def main() -> None:
+    """Run the command; the process leaves with its exit code."""
+    # TensorFlow describes its build and the CPU on every start; warnings of consequence and errors still show.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.exit(app(prog_name="defended"))

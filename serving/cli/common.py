@@ -1,0 +1,92 @@
+"""What several commands share: options, and opening what they name."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from defended import DefendedModel
+
+Data = Annotated[
+    str,
+    typer.Option(
+        help="digits (8x8, from scikit-learn), mnist, fashion_mnist, or a file with x_train, y_train, x_test, y_test.",
+        metavar="NAME|FILE.npz",
+    ),
+]
+Limit = Annotated[int, typer.Option(min=0, help="Use the first so many test points; 0 means all.")]
+ModelFile = Annotated[
+    Path, typer.Argument(metavar="MODEL.keras", help="A defended model, as `defended train` writes it.")
+]
+
+
+def open_model(path: Path) -> DefendedModel:
+    """Load a defended model, or say why the file is none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file. `defended train --out DIR` writes DIR/model.keras.")
+    load_tensorflow()
+    import keras
+
+    from defended import DefendedModel
+
+    model = keras.models.load_model(path)
+    if not isinstance(model, DefendedModel):
+        raise ValueError(
+            f"{path} holds an undefended {type(model).__name__}. Defend it first: "
+            f"defended train --network {path} --epsilon ..."
+        )
+    return model
+
+
+def test_points(data: str, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first `limit` test inputs and labels of a data set, all of them for 0."""
+    load_tensorflow()
+    from defended import datasets
+
+    dataset = datasets.load(data)
+    end = limit or None
+    return dataset.x_test[:end], dataset.y_test[:end]
+
+
+def load_tensorflow() -> None:
+    """Import TensorFlow without what it writes about its build and a missing GPU, unless that is asked for.
+
+    Neither Python's streams nor TF_CPP_MIN_LOG_LEVEL reach those lines: C++ writes them before its log is set up. That
+    variable set to 0 shows them; an import that fails shows them too.
+    """
+    if "tensorflow" in sys.modules:
+        return
+    wanted = os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with contextlib.nullcontext() if wanted else stderr_held_back():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+
+
+@contextlib.contextmanager
+def stderr_held_back() -> Iterator[None]:
+    """Hold back everything that the process writes to file descriptor 2; hand it over if the block fails."""
+    sys.stderr.flush()
+    descriptor = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(descriptor, held.read())
+            raise
+        finally:
+            os.dup2(descriptor, 2)
+            os.close(descriptor)

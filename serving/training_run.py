@@ -1,0 +1,157 @@
+"""One training run in one folder: its settings, its history, its model; started again, it continues."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import keras
+from pydantic import BaseModel, ConfigDict, Field
+
+from defended import DefendedModel, GloroNet, callbacks, datasets, zoo
+from defended._io import atomic_write_text
+
+MODEL = "model.keras"
+HISTORY = "history.csv"
+SETTINGS = "settings.toml"
+_UNFINISHED = "unfinished"
+
+NETWORKS = {"2c2f": zoo.cnn_2c2f, "4c3f": zoo.cnn_4c3f, "dense": zoo.dense_small}
+
+
+class TrainingSettings(BaseModel):
+    """What decides a run's result.
+
+    `epsilon` is the l2 radius defended after training, in input units; with `doubling` the run trains at twice that.
+    `network`, the path of a plain `.keras` classifier with logits out, takes the place of `net`. The learning rate
+    falls linearly to a thousandth over the run. The last `validation_split` of the training data are held out, and
+    choose the best epoch of radius doubling; the test data are left for measuring.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: str = "digits"
+    net: Literal["2c2f", "4c3f", "dense"] = "2c2f"
+    network: str | None = None
+    epsilon: float = Field(default=0.3, gt=0, allow_inf_nan=False)
+    doubling: bool = True
+    epochs: int = Field(default=60, ge=1)
+    batch_size: int = Field(default=128, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    loss: str = "trades_kl.1.5"
+    schedule: Literal["fixed", "linear", "log"] = "linear"
+    validation_split: float = Field(default=0.1, ge=0, lt=1)
+    seed: int = Field(default=0, ge=0)
+
+    def to_toml(self) -> str:
+        """Return the settings as TOML; `defended train --config` reads it back."""
+        # JSON's strings, numbers and booleans are TOML's.
+        return "".join(f"{key} = {json.dumps(value)}\n" for key, value in self.model_dump(exclude_none=True).items())
+
+
+class TrainingRun(NamedTuple):
+    """A finished run: the final model, the data it saw, and the folder that holds them."""
+
+    model: DefendedModel
+    dataset: datasets.Dataset
+    directory: Path
+    was_finished: bool
+
+
+def train(
+    settings: TrainingSettings,
+    directory: str | os.PathLike[str],
+    *,
+    extra_callbacks: Sequence[keras.callbacks.Callback] = (),
+    verbose: int | str = "auto",
+) -> TrainingRun:
+    """Train a GloRo Net as `settings` say, in `directory`; an interrupted run continues, a finished one is loaded.
+
+    The folder gets `settings.toml`, `history.csv` (a row an epoch) and, at the end, `model.keras`. An interrupted run
+    continues after its last whole epoch.
+
+    Raises:
+        ValueError: the folder holds a run with other settings, or the settings fit no network or data.
+        FileNotFoundError: the data or the network are not there.
+    """
+    directory = Path(directory)
+    require_same_settings(directory, settings)
+    dataset = datasets.load(settings.data)
+    if (directory / MODEL).exists():
+        return TrainingRun(keras.models.load_model(directory / MODEL), dataset, directory, was_finished=True)
+    keras.utils.set_random_seed(settings.seed)
+    model = GloroNet(build_network(settings, dataset), epsilon=settings.epsilon)
+    kept = int(len(dataset.x_train) * (1 - settings.validation_split))
+    steps = settings.epochs * math.ceil(kept / settings.batch_size)
+    rate = keras.optimizers.schedules.PolynomialDecay(settings.learning_rate, steps, settings.learning_rate / 1000)
+    model.compile(
+        optimizer=keras.optimizers.Adam(rate), loss=settings.loss, metrics=["clean_accuracy", "vra", "rejection_rate"]
+    )
+    unfinished = directory / _UNFINISHED
+    if settings.doubling:
+        radius = callbacks.RadiusDoubling(schedule=settings.schedule, checkpoint=unfinished / "best.weights.h5")
+    else:
+        radius = callbacks.EpsilonSchedule(schedule=settings.schedule)
+    # Everything that can be wrong with the settings has been seen by now, so no folder is claimed for a mistake.
+    atomic_write_text(directory / SETTINGS, settings.to_toml())
+    history = keras.callbacks.CSVLogger(directory / HISTORY, append=True)
+    try:
+        model.fit(
+            dataset.x_train,
+            dataset.y_train,
+            batch_size=settings.batch_size,
+            epochs=settings.epochs,
+            validation_split=settings.validation_split,
+            # The backup comes last: a run killed among these repeats an epoch, and does not lose the best one.
+            callbacks=[radius, history, keras.callbacks.BackupAndRestore(unfinished / "backup"), *extra_callbacks],
+            verbose=verbose,
+        )
+    finally:
+        if history.csv_file is not None:  # Keras closes it only after a whole training
+            history.csv_file.close()
+    save(model, directory / MODEL)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return TrainingRun(model, dataset, directory, was_finished=False)
+
+
+def require_same_settings(directory: Path, settings: TrainingSettings) -> None:
+    """Raise a ValueError where the folder holds a run with other settings, or a model of another making."""
+    path = directory / SETTINGS
+    if path.exists():
+        there = tomllib.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key, value in settings.model_dump().items() if there.get(key) != value]
+        if changed:
+            what = ", ".join(f"{key} = {there.get(key)!r}" for key in changed)
+            raise ValueError(
+                f"{directory} holds a run with other settings: {what}. Choose another folder for this one."
+            )
+    elif (directory / MODEL).exists():
+        raise ValueError(f"{directory / MODEL} was not made by a training run: choose another folder for this one.")
+
+
+def build_network(settings: TrainingSettings, dataset: datasets.Dataset) -> keras.Model:
+    """Return the untrained network of the settings, for the shape and the classes of the data."""
+    if settings.network is None:
+        return NETWORKS[settings.net](input_shape=dataset.x_train.shape[1:], num_classes=dataset.num_classes)
+    path = Path(settings.network)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file: `network` is the path of a .keras model")
+    network = keras.models.load_model(path, compile=False)
+    if isinstance(network, DefendedModel):
+        raise ValueError(
+            f"{path} is a {type(network).__name__} already; `network` wants the plain classifier, logits out"
+        )
+    return network
+
+
+def save(model: keras.Model, path: Path) -> None:
+    """Save a model so that the path never names half a file."""
+    partial = path.with_name(f".partial-{path.name}")
+    model.save(partial)
+    partial.replace(path)

@@ -1,0 +1,75 @@
+"""Builds the distribution ``keras-defended``: import name ``defended``, command ``defended``.
+
+The repository keeps ``attacks/`` and ``serving/`` beside ``defended/``; as import names they would be too common to
+install, so ``package_dir`` places them below ``defended``. Every subpackage is listed: ``find_packages`` does not
+follow the mapping, and ``tests/test_package.py`` compares this list with the disk.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).resolve().parent
+
+PACKAGES = {
+    "defended": "defended",
+    "defended.gloro": "defended/gloro",
+    "defended.layers": "defended/layers",
+    "defended.training": "defended/training",
+    "defended.attacks": "attacks",
+    "defended.serving": "serving",
+    "defended_cli": "serving/cli",
+}
+
+TEST = ["pytest>=9.0", "pytest-xdist>=3.8", "hypothesis>=6.150", "jax>=0.10"]
+LINT = ["ruff>=0.17", "mypy>=2.4"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"]
+
+
+def read_version() -> str:
+    """Return the version from ``defended/_version.py`` without importing TensorFlow through the package."""
+    text = (ROOT / "defended" / "_version.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__(?:: \w+)? = "([^"]+)"$', text, flags=re.MULTILINE)
+    if match is None:
+        raise RuntimeError('defended/_version.py must hold one line of the form __version__ = "1.2.3"')
+    return match.group(1)
+
+
+setup(
+    name="keras-defended",
+    version=read_version(),
+    description="Certified Keras classifiers that reject, and how far an attacker can degrade them",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=list(PACKAGES),
+    package_dir=PACKAGES,
+    package_data={"defended": ["py.typed"], "defended.serving": ["templates/*.html"]},
+    install_requires=[
+        "tensorflow>=2.21",
+        "keras>=3.15",
+        "numpy>=2.4",
+        "scipy>=1.17",
+        "scikit-learn>=1.9",
+        "typer>=0.29",
+        "rich>=15.0",
+        "jinja2>=3.1",
+        "matplotlib>=3.11",
+        "pydantic>=2.14",
+    ],
+    extras_require={"test": TEST, "lint": LINT, "docs": DOCS, "dev": TEST + LINT + DOCS},
+    entry_points={"console_scripts": ["defended = defended_cli:main"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Security",
+        "Typing :: Typed",
+    ],
+)

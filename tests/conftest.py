@@ -1,0 +1,51 @@
+"""Fixtures shared by all tests: seeds, and real data where environment variables say that it is at hand."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import keras
+import pytest
+
+from defended import datasets
+
+
+@pytest.fixture(autouse=True)
+def seeds():
+    """Every test starts from the same random state, alone or in company."""
+    keras.utils.set_random_seed(20221)
+
+
+def folder_from(variable: str) -> Path:
+    """Return the folder that an environment variable names, or skip the test."""
+    value = os.environ.get(variable)
+    if not value:
+        pytest.skip(f"{variable} is not set: it names a folder of data that a clone does not have")
+    folder = Path(value).resolve()
+    if not folder.is_dir():
+        pytest.fail(f"{variable}={value} is not a directory")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    return folder_from("DEFENDED_DATA")
+
+
+@pytest.fixture(scope="session")
+def reference_dir() -> Path:
+    """Models and results made by other people's code."""
+    return folder_from("DEFENDED_REFERENCE")
+
+
+@pytest.fixture(scope="session")
+def mnist(data_dir):
+    return datasets.load(str(data_dir / "mnist.npz"))
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist(data_dir):
+    return datasets.load(str(data_dir / "fashion_mnist.npz"))

@@ -1,0 +1,95 @@
+"""Susceptibility while training."""
+
+import keras
+import numpy as np
+import pytest
+
+import defended
+from defended.attacks import CertificateDescent, CertificateViolation, DegradationMonitor, susceptibility
+
+KEYS = ("degradation_fpr_lower", "degradation_fpr_upper", "degradation_vra_under_attack")
+QUICK = CertificateDescent(steps=5, batch_size=64)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return defended.datasets.load("digits")
+
+
+def train(digits, callbacks, epochs=3):
+    keras.utils.set_random_seed(7)
+    model = defended.GloroNet(defended.zoo.dense_small(units=16), epsilon=0.2)
+    model.compile("adam", loss="crossentropy")
+    history = model.fit(
+        digits.x_train[:400], digits.y_train[:400], epochs=epochs, batch_size=50, verbose=0, callbacks=callbacks
+    )
+    return model, history.history
+
+
+def test_figures_join_the_history_and_training_is_not_disturbed(digits):
+    x, y = digits.x_test[:60], digits.y_test[:60]
+    monitor = DegradationMonitor(x, y, QUICK, every=2)
+    watched, history = train(digits, [monitor], epochs=4)
+    plain, other = train(digits, [], epochs=4)
+    for one, two in zip(watched.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert history["loss"] == other["loss"]
+    assert sorted(monitor.results) == [1, 3]
+    for key in KEYS:
+        assert len(history[key]) == 2
+        assert all(type(value) is float and 0 <= value <= 1 for value in history[key])
+    assert all(low <= high for low, high in zip(history[KEYS[0]], history[KEYS[1]], strict=True))
+    assert not monitor.results[1]["final"]
+    assert watched.is_final
+
+
+def test_the_last_epoch_agrees_with_a_measurement_afterwards(digits):
+    """The estimates of the last epoch are close to the proven bounds, so the figures are close as well."""
+    x, y = digits.x_test[:60], digits.y_test[:60]
+    monitor = DegradationMonitor(x, y, QUICK)
+    model, history = train(digits, [monitor])
+    after = susceptibility(model, x, y, QUICK)
+    assert monitor.results[2]["vra"]["value"] == pytest.approx(float(after.vra), abs=0.1)
+    assert history["degradation_vra_under_attack"][-1] == pytest.approx(float(after.vra_under_attack), abs=0.1)
+
+
+def test_estimates_that_are_violated_are_a_warning_and_not_the_end(digits):
+    x, y = digits.x_test[:60], digits.y_test[:60]
+
+    def violating(model, x, y):
+        raise CertificateViolation("accepted with another label", np.zeros(1, np.int64), x[:1])
+
+    model = defended.GloroNet(defended.zoo.dense_small(units=16), epsilon=0.1)
+    # Some inputs must be contested, or nothing is attacked.
+    model.epsilon = float(np.median(model.verdicts(x).radius)) / 1.5
+    monitor, logs = DegradationMonitor(x, y, violating), {}
+    monitor.set_model(model)
+    with pytest.warns(UserWarning, match="Epoch 1, degradation not measured: accepted with another label"):
+        monitor.on_epoch_end(0, logs)
+    assert logs == {}
+    model.finalize()
+    with pytest.raises(CertificateViolation):
+        monitor.on_epoch_end(1, logs)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "error", "match"),
+    [
+        ({"every": 0}, ValueError, "`every`"),
+        ({"every": 1.5}, TypeError, "`every`"),
+        ({"batch_size": 0}, ValueError, "`batch_size`"),
+        ({"attack": "pgd"}, TypeError, "`attack`"),
+    ],
+)
+def test_bad_arguments(digits, keywords, error, match):
+    with pytest.raises(error, match=match):
+        DegradationMonitor(digits.x_test, digits.y_test, **keywords)
+
+
+def test_wrong_data_and_wrong_models_fail_before_the_first_epoch(digits):
+    with pytest.raises(ValueError, match="class numbers"):
+        train(digits, [DegradationMonitor(digits.x_test[:10], digits.y_test[:9])])
+    with pytest.raises(ValueError, match="shape"):
+        train(digits, [DegradationMonitor(digits.x_test[:10, :4], digits.y_test[:10])])
+    with pytest.raises(TypeError, match="DefendedModel"):
+        DegradationMonitor(digits.x_test[:10], digits.y_test[:10]).set_model(defended.zoo.dense_small())

@@ -1,0 +1,50 @@
+"""The documentation's code runs, with trainings cut short, and says what the README says."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def blocks(path: str, language: str = "python") -> list[str]:
+    return re.findall(
+        rf"^```{language}\n(.*?)^```$", (ROOT / path).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+
+
+def run(code: str) -> dict[str, object]:
+    """Run code with one epoch for many, so that the test costs its compilations only."""
+    quick = re.sub(r"epochs=\d+", "epochs=1", code)
+    names: dict[str, object] = {}
+    exec(compile(quick, "documentation", "exec"), names)  # noqa: S102  (the project's own text)
+    return names
+
+
+def test_the_readmes_lines_go_the_whole_path(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("README.md")
+    run(code)
+    assert "fpr_upper" in capsys.readouterr().out
+    assert (tmp_path / "models" / "digits" / "1" / "manifest.json").is_file()
+    assert (tmp_path / "audit" / "report.html").is_file()
+    assert len([line for line in code.splitlines() if line and "import" not in line]) <= 10
+
+
+def test_the_home_page_shows_the_readmes_lines():
+    assert blocks("docs/index.md") == blocks("README.md")
+
+
+def test_the_tutorial_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = run("\n".join(blocks("docs/tutorial.md")))
+    assert "final: bounds proven" in capsys.readouterr().out
+    assert names["path"] == Path("models/digits/1")
+    assert (tmp_path / "audit" / "audit.json").is_file()
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_links_into_the_repository_exist(page):
+    targets = re.findall(r"\]\((?!https?://)([^)#]+)", (ROOT / page).read_text(encoding="utf-8"))
+    assert [target for target in targets if not (ROOT / target).exists()] == []

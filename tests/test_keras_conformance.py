@@ -1,0 +1,322 @@
+"""A defended model is a Keras model: it trains, saves, loads, resumes and distributes as Keras users expect."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers, ops
+
+from defended import GloroNet, callbacks, datasets, losses, metrics
+from defended.layers import InvertibleDownsampling, LiResNetBlock, MinMax
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = datasets.load("digits")
+    return data._replace(x_train=data.x_train[:512], y_train=data.y_train[:512])
+
+
+def small(seed=0, epsilon=0.2):
+    keras.utils.set_random_seed(seed)
+    network = keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(16), MinMax(), layers.Dense(10)])
+    return GloroNet(network, epsilon=epsilon)
+
+
+def compiled(loss="crossentropy", **kwargs):
+    model = small()
+    model.compile(keras.optimizers.Adam(3e-3), loss, metrics=["clean_accuracy", "vra"], **kwargs)
+    return model
+
+
+def every_layer():
+    x = keras.Input((8, 8, 1))
+    z = layers.Conv2D(4, 3, strides=2, padding="same", activation="relu")(x)
+    z = LiResNetBlock(3, residual_scale=0.5)(z)
+    z = MinMax()(z)
+    z = layers.Add()([z, layers.Conv2D(4, 3, padding="same")(z)])
+    z = InvertibleDownsampling(2)(z)
+    z = layers.AveragePooling2D(2)(z)
+    z = layers.Reshape((16,))(z)
+    return x, layers.Dense(10)(z)
+
+
+@pytest.mark.parametrize("final", [True, False])
+def test_save_and_load_without_custom_objects(tmp_path, final, digits):
+    inputs, outputs = every_layer()
+    model = GloroNet(inputs, outputs, epsilon=0.07)
+    if final:
+        model.finalize()
+    path = tmp_path / "model.keras"
+    model.save(path)
+    loaded = keras.models.load_model(path)
+    assert isinstance(loaded, GloroNet)
+    assert loaded.is_final is final
+    assert float(loaded.epsilon) == float(model.epsilon)
+    for mine, theirs in zip(model.verdicts(digits.x_test), loaded.verdicts(digits.x_test), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_compiled_model_comes_back_compiled(tmp_path, digits):
+    model = small()
+    model.compile(
+        keras.optimizers.Adam(1e-3),
+        losses.Trades(1.5),
+        metrics=[metrics.VRA(2.0), "rejection_rate", "false_positive_bound", "accuracy"],
+    )
+    model.fit(digits.x_train, digits.y_train, epochs=1, verbose=0)
+    before = model.evaluate(digits.x_test, digits.y_test, verbose=0, return_dict=True)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    after = loaded.evaluate(digits.x_test, digits.y_test, verbose=0, return_dict=True)
+    assert after == pytest.approx(before, rel=1e-6)
+    assert set(after) == {"loss", "vra_2eps", "rejection_rate", "false_positive_bound", "accuracy"}
+    loaded.fit(digits.x_train, digits.y_train, epochs=1, verbose=0)
+    assert loaded.is_final
+
+
+def test_weights_files_round_trip(tmp_path, digits):
+    model = small(0)
+    model.finalize()
+    model.save_weights(tmp_path / "w.weights.h5")
+    other = small(1)
+    other.load_weights(tmp_path / "w.weights.h5")
+    assert other.is_final
+    np.testing.assert_array_equal(other.verdicts(digits.x_test).radius, model.verdicts(digits.x_test).radius)
+
+
+def test_config_and_clone():
+    model = small()
+    clone = GloroNet.from_config(model.get_config())
+    assert clone.get_config() == model.get_config()
+    assert clone.network is not model.network
+    for layer in (MinMax(), InvertibleDownsampling((2, 1)), LiResNetBlock(3, 0.25, use_bias=False)):
+        assert type(layer).from_config(layer.get_config()).get_config() == layer.get_config()
+    for item in (losses.Trades(2.0, "crossentropy"), losses.Crossentropy(), losses.EMMA(), metrics.VRA(2.0)):
+        assert type(item).from_config(item.get_config()).get_config() == item.get_config()
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind"),
+    [
+        ("sparse_crossentropy", "sparse"),
+        ("trades", "column"),
+        ("trades_ce.0.5", "dense"),
+        ("trades_kl.1.5", "dense"),
+        ("trades_kl.1.5", "tf.data"),
+        ("emma", "dense"),
+        ("emma", "tf.data"),
+    ],
+)
+def test_fit_with_every_kind_of_labels(loss, kind, digits):
+    model = compiled(loss)
+    x, y = digits.x_train, digits.y_train
+    if kind == "dense":
+        y = keras.utils.to_categorical(y, 10)
+    if kind == "column":
+        y = y[:, None]
+    if kind == "tf.data":
+        x, y = tf.data.Dataset.from_tensor_slices((x, y)).batch(64), None
+        history = model.fit(x, epochs=2, validation_data=x, shuffle=False, verbose=0).history
+    else:
+        history = model.fit(x, y, epochs=2, validation_split=0.2, verbose=0).history
+    assert history["loss"][1] < history["loss"][0]
+    assert {"clean_accuracy", "vra", "val_vra", "val_clean_accuracy"} <= set(history)
+    assert model.is_final
+
+
+def test_labels_mean_the_same_sparse_and_dense(digits):
+    values = []
+    for y in (digits.y_train, keras.utils.to_categorical(digits.y_train, 10)):
+        model = compiled("trades_kl.1.5")
+        values.append(model.evaluate(digits.x_train, y, verbose=0, return_dict=True))
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+def test_class_and_sample_weights(digits):
+    """A class of weight 0 must not train: its own logit falls."""
+    model = compiled()
+    weights = dict.fromkeys(range(10), 1.0) | {3: 0.0}
+    model.fit(digits.x_train, digits.y_train, epochs=6, class_weight=weights, verbose=0)
+    answers = np.argmax(ops.convert_to_numpy(model.network(digits.x_test)), axis=1)
+    assert np.mean(answers[digits.y_test == 3] == 3) < 0.1
+    assert np.mean(answers[digits.y_test != 3] == digits.y_test[digits.y_test != 3]) > 0.4
+    model.fit(digits.x_train, digits.y_train, sample_weight=np.ones(512), verbose=0)
+
+
+def test_keras_own_losses_and_metrics_work_over_all_scores(digits):
+    model = small()
+    model.finalize()
+    model.compile(
+        "adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["sparse_categorical_accuracy"]
+    )
+    logs = model.evaluate(digits.x_test, digits.y_test, verbose=0, return_dict=True)
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["vra"])
+    ours = model.evaluate(digits.x_test, digits.y_test, verbose=0, return_dict=True)
+    assert ours["loss"] == pytest.approx(logs["loss"], rel=1e-5)
+    assert ours["vra"] == pytest.approx(logs["sparse_categorical_accuracy"])
+
+
+def test_fit_resumes_where_it_was_killed(tmp_path, digits):
+    class Killed(RuntimeError):
+        pass
+
+    class KillAt(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 3:
+                raise Killed
+
+    def run(*extra, backup):
+        model = compiled("trades_kl.1.5")
+        history = model.fit(
+            digits.x_train,
+            digits.y_train,
+            epochs=5,
+            shuffle=False,
+            verbose=0,
+            validation_data=(digits.x_test, digits.y_test),
+            callbacks=[
+                keras.callbacks.BackupAndRestore(backup),
+                callbacks.RadiusDoubling(checkpoint=tmp_path / f"{backup.name}.weights.h5"),
+                callbacks.TradesSchedule("log"),
+                *extra,
+            ],
+        )
+        return model, history.history
+
+    whole, whole_history = run(backup=tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(KillAt(), backup=tmp_path / "killed")
+    resumed, history = run(backup=tmp_path / "killed")
+    assert len(history["loss"]) == 2, "the first three epochs were not run again"
+    np.testing.assert_allclose(history["loss"], whole_history["loss"][3:], rtol=1e-4)
+    np.testing.assert_allclose(
+        resumed.verdicts(digits.x_test).radius, whole.verdicts(digits.x_test).radius, rtol=1e-3, atol=1e-5
+    )
+
+
+def test_a_checkpoint_during_fit_does_not_disturb_training(tmp_path, digits):
+    def weights(*extra):
+        model = compiled("trades_kl.1.5")
+        model.fit(digits.x_train, digits.y_train, epochs=3, shuffle=False, verbose=0, callbacks=list(extra))
+        return model.get_weights()
+
+    saved = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras")
+    for plain, checkpointed in zip(weights(), weights(saved), strict=True):
+        np.testing.assert_array_equal(plain, checkpointed)
+    middle = keras.models.load_model(tmp_path / "1.keras")
+    assert not middle.is_final, "a checkpoint holds the state as it was"
+    middle.finalize()
+    assert middle.is_final
+
+
+def test_metrics_reach_tensorboard(tmp_path, digits):
+    model = compiled()
+    model.fit(
+        digits.x_train,
+        digits.y_train,
+        validation_data=(digits.x_test, digits.y_test),
+        verbose=0,
+        callbacks=[callbacks.RadiusDoubling(), keras.callbacks.TensorBoard(tmp_path)],
+    )
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "validation"))
+    events.Reload()
+    assert {"epoch_vra", "epoch_vra_2eps", "epoch_fpr_upper"} <= set(events.Tags()["tensors"])
+
+
+def test_the_progress_bar_shows_them(capsys, digits):
+    compiled().fit(digits.x_train, digits.y_train, verbose=2)
+    assert "vra: " in capsys.readouterr().out
+
+
+def test_train_on_batch_and_custom_loops(digits):
+    model = compiled()
+    first = model.train_on_batch(digits.x_train, digits.y_train, return_dict=True)["loss"]
+    for _ in range(5):
+        last = model.train_on_batch(digits.x_train, digits.y_train, return_dict=True)["loss"]
+    assert last < first
+    assert not model.is_final, "a loop of one's own ends with `finalize()`"
+    model.finalize()
+    assert model.is_final
+
+
+@pytest.mark.parametrize("jit", [True, False])
+def test_inference_is_the_same_compiled_and_eager(jit, digits):
+    model = small()
+    model.finalize()
+    compiled_call = tf.function(model, jit_compile=jit)
+    np.testing.assert_allclose(compiled_call(digits.x_test[:32]), model(digits.x_test[:32]), rtol=1e-4, atol=1e-5)
+    model.train_on_batch if model.compiled else model.compile()
+    model.fit(digits.x_train, digits.y_train, verbose=0)
+    np.testing.assert_allclose(
+        compiled_call(digits.x_test[:32]), model(digits.x_test[:32]), rtol=1e-4, atol=1e-4,
+        err_msg="a function traced before training sees the certificate of after",
+    )  # fmt: skip
+
+
+def run_script(script, **environment):
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True, text=True, timeout=300, env={**os.environ, **environment}, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+TRAIN = """
+    import keras, numpy as np, defended
+    from keras import layers
+    keras.utils.set_random_seed(0)
+    data = defended.datasets.load("digits")
+    def build():
+        network = keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(4, 3, strides=2, padding="same"),
+            defended.layers.MinMax(), layers.Flatten(), layers.Dense(10)])
+        model = defended.GloroNet(network, epsilon=0.1)
+        model.compile(keras.optimizers.Adam(3e-3), "trades_kl.1", metrics=["clean_accuracy", "vra"])
+        return model
+    def train(model):
+        history = model.fit(data.x_train, data.y_train, batch_size=64, epochs=4, verbose=0,
+            validation_data=(data.x_test, data.y_test), callbacks=[defended.callbacks.RadiusDoubling()]).history
+        assert history["loss"][-1] < history["loss"][0], history
+        assert history["val_clean_accuracy"][-1] > 0.5, history
+        assert {"val_vra_2eps", "val_fpr_upper"} <= set(history)
+        assert model.is_final
+        assert np.isfinite(model.verdicts(data.x_test).radius).all()
+"""
+
+
+def test_mirrored_strategy_on_two_logical_devices():
+    run_script(
+        """
+    import tensorflow as tf
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    assert strategy.num_replicas_in_sync == 2
+    """
+        + TRAIN
+        + """
+    with strategy.scope():
+        model = build()
+    train(model)
+    """
+    )
+
+
+def test_training_on_the_jax_backend():
+    pytest.importorskip("jax", reason="JAX is not installed; the `dev` extra has it")
+    run_script(TRAIN + "    assert keras.backend.backend() == 'jax'\n    train(build())\n", KERAS_BACKEND="jax")
+
+
+def test_a_fresh_process_loads_with_nothing_but_the_import(tmp_path):
+    model = small()
+    model.finalize()
+    model.save(tmp_path / "m.keras")
+    out = run_script(f"import keras, defended; print(keras.models.load_model({str(tmp_path / 'm.keras')!r}))")
+    assert "bounds proven" in out
