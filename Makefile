@@ -50,10 +50,12 @@ clean:
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 $(VENV)/.installed: $(PACKAGING) | $(BIN)/python
+	@echo "Installing into $(VENV); TensorFlow is large, so this takes some minutes ..."
 	$(BIN)/pip install -qq -e .
 	@touch $@
 
 $(VENV)/.installed-dev: $(PACKAGING) | $(BIN)/python
+	@echo "Installing into $(VENV), with the development tools; this takes some minutes ..."
 	$(BIN)/pip install -qq -e ".[dev]"
 	@touch $@ $(VENV)/.installed
 

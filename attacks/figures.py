@@ -158,8 +158,6 @@ class Susceptibility:
         }
         return figures | {name: getattr(self, name).to_dict() for name in RATES}
 
-    to_dict = summary
-
     def to_table(self) -> str:
         """The figures as plain text, one rate a line: percent, interval, counts, meaning."""
         state = "bounds proven" if self.final else "NOT FINAL: bounds are training-time estimates"

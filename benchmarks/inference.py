@@ -32,9 +32,7 @@ CLASSES = (10, 200, 1000)
 
 
 def interleaved(functions: dict[str, Callable[[], Any]], rounds: int, seconds: float = 0.1) -> dict[str, np.ndarray]:
-    """Milliseconds a call, `[rounds]` each; every round runs every function, so drifts of the machine cancel in "
-    "ratios.
-    """
+    """Milliseconds a call, `[rounds]` each; every round runs every function, so that drifts cancel in ratios."""
     repeats = {}
     for name, function in functions.items():
         function()

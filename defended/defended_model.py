@@ -12,6 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from defended.jax_steps import VisibleSteps
 from defended.margins import FLOAT_MAX, finite_rows
 from defended.network_checks import checked_network, checked_radius
 from defended.rejection_head import RejectionHead
@@ -33,16 +34,7 @@ class Verdicts(NamedTuple):
     """`[n]` float32, certified radius in the model's norm; 0 where nothing is certified."""
 
 
-if keras.backend.backend() == "jax":
-    from defended.jax_steps import JaxSteps
-
-    class _Model(JaxSteps, keras.Model):
-        pass
-else:
-    _Model = keras.Model
-
-
-class DefendedModel(_Model):  # type: ignore[misc, valid-type]
+class DefendedModel(VisibleSteps, keras.Model):
     """A classifier that answers only what it can prove (Algorithm 2.1 of Leino et al. 2022).
 
     `model(x)` is `[batch, m + 1]`: the network's logits and, last, the score of ⊥, `top score - certified slack`.
@@ -172,7 +164,10 @@ class DefendedModel(_Model):  # type: ignore[misc, valid-type]
 
         Raises:
             ValueError: when the shape of `x` is not `[n, *input shape]`.
+            RuntimeError: when weights were changed, other than by training, since the bounds were proven.
         """
+        if self._is_stale():
+            self._require_final("verdicts")
         x = np.asarray(x)
         expected = tuple(self.network.input_shape[1:])
         if x.ndim != len(expected) + 1 or any(
@@ -250,6 +245,10 @@ class DefendedModel(_Model):  # type: ignore[misc, valid-type]
         with _outside_of_graphs():
             proven_for = int(ops.convert_to_numpy(self._proven_for))
             return proven_for != 0 and proven_for == self._digest()
+
+    def _is_stale(self) -> bool:
+        """Whether the model takes its bounds for proven, and they are not those of its weights."""
+        return int(ops.convert_to_numpy(self._proven_for)) != 0 and not self.is_final
 
     def finalize(self) -> None:
         """Replace training-time estimates by proven bounds and freeze them. `fit` ends with it; training thaws it.

@@ -10,21 +10,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import keras
 
-class JaxSteps:
-    """Mixed into a `keras.Model` before it; gives the steps' arguments to the variables while a step is traced."""
 
-    def train_step(self, state: Any, data: Any) -> Any:
-        with _filled(self, state):
-            return super().train_step(state, data)  # type: ignore[misc]
+class VisibleSteps:
+    """Mixed into a `keras.Model` before it; on JAX, gives a step's arguments to the variables while it is traced."""
 
-    def test_step(self, state: Any, data: Any) -> Any:
-        with _filled(self, state):
-            return super().test_step(state, data)  # type: ignore[misc]
+    def train_step(self, *arguments: Any) -> Any:
+        """One step of training, as Keras calls it."""
+        with _visible(self, arguments[0]):
+            return super().train_step(*arguments)  # type: ignore[misc]
+
+    def test_step(self, *arguments: Any) -> Any:
+        """One step of evaluation, as Keras calls it."""
+        with _visible(self, arguments[0]):
+            return super().test_step(*arguments)  # type: ignore[misc]
 
 
 @contextmanager
-def _filled(model: Any, state: Any) -> Iterator[None]:
+def _visible(model: Any, state: Any) -> Iterator[None]:
+    if keras.backend.backend() != "jax":
+        yield
+        return
     variables = [*model.trainable_variables, *model.non_trainable_variables]
     before = [variable._value for variable in variables]
     try:

@@ -17,7 +17,7 @@ def checked_radius(epsilon: Any) -> float:
 
 
 def checked_network(model: Any) -> keras.Model:
-    """`model`, if it is a built network with one input and logits `[batch, m]` out in float32 or float64.
+    """`model`, if it is a built network with one input and logits `[batch, m]` out in float32.
 
     Raises:
         TypeError: for anything that is not a Keras model.
@@ -40,6 +40,11 @@ def checked_network(model: Any) -> keras.Model:
             f"`network` must have one input and one output. Received: {len(model.inputs)} inputs and "
             f"{len(model.outputs)} outputs. Defend a model with a single head: keras.Model(inputs, logits)."
         )
+    if None in model.inputs[0].shape[1:]:
+        raise ValueError(
+            f"`network` must have a fixed input shape: Lipschitz constants depend on it. "
+            f"Received: {tuple(model.inputs[0].shape)}. Name every size in `keras.Input`."
+        )
     shape = tuple(model.outputs[0].shape)
     if len(shape) != 2 or shape[-1] is None or shape[-1] < 2:
         raise ValueError(
@@ -48,9 +53,9 @@ def checked_network(model: Any) -> keras.Model:
         )
     _refuse_probabilities(model)
     for layer in model._flatten_layers():
-        if getattr(layer, "compute_dtype", "float32") not in ("float32", "float64"):
+        if getattr(layer, "compute_dtype", "float32") != "float32":
             raise ValueError(
-                f"Layer {layer.name!r} computes in {layer.compute_dtype}; a certificate needs float32 or float64. "
+                f"Layer {layer.name!r} computes in {layer.compute_dtype}; certificates are made for float32. "
                 f"Build the network under the dtype policy 'float32'."
             )
     return model

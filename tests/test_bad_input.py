@@ -63,6 +63,10 @@ CASES = {
     "images out": (lambda: network(layers.Conv2D(3, 1), shape=(4, 4, 1)), "batch, m"),
     "two outputs": (two_outputs, "one output"),
     "two inputs": (two_inputs, "one input"),
+    "open image size": (
+        lambda: network(layers.Conv2D(3, 3), layers.GlobalAveragePooling2D(), shape=(None, None, 1)),
+        "fixed input shape",
+    ),
     "unbuilt": (lambda: keras.Sequential([layers.Dense(3)]), "not built"),
     "subclassed": (Subclassed, "functional API"),
     "nested subclassed": (with_subclassed, "overrides `call`"),
@@ -101,10 +105,11 @@ def test_a_known_name_on_another_function_is_not_believed():
         GloroNet(network(layers.Dense(3, activation=relu), layers.Dense(3)), epsilon=0.1)
 
 
-def test_half_precision_is_refused():
-    net = network(layers.Dense(3, dtype="mixed_float16"))
-    with pytest.raises(ValueError, match="float16"):
-        GloroNet(net, epsilon=0.1)
+def test_other_precisions_are_refused():
+    for dtype in ("mixed_float16", "float64"):
+        net = network(layers.Dense(3, dtype=dtype))
+        with pytest.raises(ValueError, match=r"dtype policy 'float32'"):
+            GloroNet(net, epsilon=0.1)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, -1.0, float("nan"), float("inf")])

@@ -330,6 +330,10 @@ def test_a_changed_weight_cannot_be_deployed():
     model.network.layers[-1].bias.assign(np.ones(3))
     with pytest.raises(RuntimeError, match="other weights"):
         model.deployed(np.zeros((1, 5), "float32"))
+    with pytest.raises(RuntimeError, match="other weights"):
+        model.verdicts(np.zeros((1, 5), "float32"))
+    model.finalize()
+    model.verdicts(np.zeros((1, 5), "float32"))
 
 
 def test_deployed_outputs_agree_with_verdicts():

@@ -14,10 +14,10 @@ from defended_cli.config import Config
 
 def export(
     model: ModelFile,
+    name: Annotated[str, typer.Option(help="The model's name in the server's routes.")],
     to: Annotated[
         Path, typer.Option(metavar="DIR", help="The folder of all models; the artefact is DIR/NAME/VERSION.")
     ] = Path("models"),
-    name: Annotated[str, typer.Option(help="The model's name in the server's routes.")] = "digits",
     version: Annotated[int, typer.Option(min=0, help="A positive number; 0 means the next free one.")] = 0,
     susceptibility: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Figures of `defended attack`, to keep in the manifest.")
