@@ -72,7 +72,7 @@ class DefendedModel(VisibleSteps, keras.Model):
         # 0 while the certificate rests on estimates; afterwards a checksum of the weights that it was proven for.
         self._proven_for = self._scalar("proven_for", 0, dtype="int32")
         # A plain namespace: Keras would track a list of metrics, and save it with the weights.
-        self._aside = SimpleNamespace(monitors=[], judge=None)
+        self._aside = SimpleNamespace(monitors=[], functions={})
         self.built = True
 
     def _scalar(self, name: str, value: float, dtype: str = "float32") -> Any:
@@ -226,16 +226,19 @@ class DefendedModel(VisibleSteps, keras.Model):
 
     def _judge(self) -> Any:
         def judge(batch: Any) -> tuple[Any, Any, Any]:
-            outputs = self._outputs(batch, frozen=False)
+            outputs = self._outputs(ops.convert_to_tensor(batch), frozen=False)
             return outputs["label"], outputs["rejected"], outputs["certified_radius"]
 
-        if keras.backend.backend() != "tensorflow":
-            return lambda batch: judge(ops.convert_to_tensor(batch))
-        if self._aside.judge is None:
-            import tensorflow as tf
+        return self._compiled("judge", judge)
 
-            self._aside.judge = tf.function(judge, reduce_retracing=True, autograph=False)
-        return self._aside.judge
+    def _compiled(self, name: str, function: Any) -> Any:
+        """`function`, or on TensorFlow the graph that was made of it at the first call under this name."""
+        if keras.backend.backend() != "tensorflow":
+            return function
+        import tensorflow as tf
+
+        functions = self._aside.functions
+        return functions.setdefault(name, tf.function(function, reduce_retracing=True, autograph=False))
 
     # The certificate's state.
 

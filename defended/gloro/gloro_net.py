@@ -115,7 +115,7 @@ class GloroNet(DefendedModel):
     def _refine_estimates(self) -> None:
         # One step per batch lags behind quickly changing weights, and fresh iterates point anywhere.
         for _ in range(_REFINING_STEPS):
-            self._graph.estimate(training=True)
+            self._compiled("refine", lambda: self._graph.estimate(training=True))()
 
     def _digest(self) -> int:
         checksum = 1
