@@ -3,8 +3,8 @@
     DEFENDED_DATA=path/to/data python benchmarks/mnist_2c2f.py [--out benchmarks/results/mnist_2c2f] [--quick]
 
 Trains both nets side by side, one core each. First on 57,000 training images, radius and TRADES weight rising over the
-first half; the last 3,000 images choose the best epoch of the doubled net. The doubled net goes on for two shorter
-stages on all 60,000 images, the learning rate back up and the last one with half the TRADES weight. Writes for each net
+first half; the last 3,000 images choose the best epoch of the doubled net. Two shorter stages on all 60,000 images
+follow, the learning rate back up, with the radii and weights that `STAGES` lists. Writes for each net
 its weights (`NAME.keras`), a history of each stage (`NAME.csv`, `NAME_2.csv`, ...), and `results.json` with what holds
 on the 10,000 test images, by proven bounds. A run that was killed goes on where it was, a later stage from its start.
 `--quick` trains a fiftieth of the epochs and tells the minutes taken.
@@ -24,14 +24,18 @@ from typing import Any, NamedTuple
 
 
 class Stage(NamedTuple):
-    """Epochs of Adam, its rate falling linearly from `rate` to 1e-6, with `losses.Trades(weight)`."""
+    """Epochs of Adam, its rate falling linearly from `rate` to 1e-6, with `losses.Trades(weight)` at `radius * eps`."""
 
     epochs: int
+    radius: float
     rate: float = 1e-3
     weight: float = 1.5
 
 
-STAGES = {"eps_0.3": [Stage(100)], "eps_0.3_doubled": [Stage(150), Stage(40), Stage(10, 5e-4, 0.75)]}
+STAGES = {
+    "eps_0.3": [Stage(100, 1.0), Stage(12, 1.1, weight=5.0), Stage(9, 1.5, weight=5.0)],
+    "eps_0.3_doubled": [Stage(150, 2.0), Stage(40, 2.0), Stage(10, 2.0, rate=5e-4, weight=0.75)],
+}
 BATCH = 256
 
 
@@ -42,7 +46,7 @@ def train_stage(name: str, number: int, epochs: int, out: Path, data: Any, model
     import defended
     from defended import callbacks
 
-    stage, doubled = STAGES[name][number], "doubled" in name
+    stage = STAGES[name][number]
     keras.utils.set_random_seed(number)
     images = 57_000 if number == 0 else 60_000
     rate = keras.optimizers.schedules.PolynomialDecay(stage.rate, epochs * math.ceil(images / BATCH), 1e-6)
@@ -59,13 +63,12 @@ def train_stage(name: str, number: int, epochs: int, out: Path, data: Any, model
         doubling = callbacks.RadiusDoubling(checkpoint=work / "best.weights.h5")
         steering = [
             keras.callbacks.BackupAndRestore(work / "backup"),
-            doubling if doubled else callbacks.EpsilonSchedule("linear"),
+            doubling if stage.radius == 2.0 else callbacks.EpsilonSchedule("linear"),
             callbacks.TradesSchedule("linear"),
             keras.callbacks.CSVLogger(history, append=(work / "backup").exists()),
         ]
     else:
-        end = 2.0 if doubled else 1.0
-        steering = [callbacks.EpsilonSchedule("fixed", end=end), keras.callbacks.CSVLogger(history)]
+        steering = [callbacks.EpsilonSchedule("fixed", end=stage.radius), keras.callbacks.CSVLogger(history)]
     x, y = data.x_train[:images], data.y_train[:images]
     model.fit(x, y, batch_size=BATCH, epochs=epochs, verbose=2, callbacks=steering, **options)
 
