@@ -92,16 +92,17 @@ def train(name: str, out: Path, share: float) -> None:
         total += epochs
         finished = out / ".work" / name / f"stage_{number + 1}.keras"
         if finished.exists():
-            model = keras.models.load_model(finished)
+            model = keras.models.load_model(finished, compile=False)
             continue
         train_stage(name, number, epochs, out, data, model)
         model.save(finished, include_optimizer=False)
+    model = keras.models.load_model(finished, compile=False)  # without the optimizer's settings and state
+    model.save(out / f"{name}.keras")
     model.compile(
         metrics=["clean_accuracy", "vra", defended.metrics.VRA(2.0), "rejection_rate", "false_positive_bound"]
     )
     figures = model.evaluate(data.x_test, data.y_test, batch_size=1000, verbose=0, return_dict=True)
     figures.pop("loss")
-    model.save(out / f"{name}.keras", include_optimizer=False)
     (out / ".work" / name / "figures.json").write_text(json.dumps({**figures, "epochs": total}, indent=1))
 
 
