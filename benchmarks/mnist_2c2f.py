@@ -1,4 +1,4 @@
-"""The 2C2F MNIST nets at eps 0.3, trained at eps and with radius doubling: the command behind the committed weights.
+"""The 2C2F MNIST nets at eps 0.3, trained at eps and with radius doubling: the recipe of the committed weights.
 
     DEFENDED_DATA=path/to/data python benchmarks/mnist_2c2f.py [--out benchmarks/results/mnist_2c2f] [--quick]
 

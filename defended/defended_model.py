@@ -235,10 +235,12 @@ class DefendedModel(VisibleSteps, keras.Model):
         """`function`, or on TensorFlow the graph that was made of it at the first call under this name."""
         if keras.backend.backend() != "tensorflow":
             return function
-        import tensorflow as tf
-
         functions = self._aside.functions
-        return functions.setdefault(name, tf.function(function, reduce_retracing=True, autograph=False))
+        if name not in functions:
+            import tensorflow as tf
+
+            functions[name] = tf.function(function, reduce_retracing=True, autograph=False)
+        return functions[name]
 
     # The certificate's state.
 

@@ -114,8 +114,9 @@ class GloroNet(DefendedModel):
 
     def _refine_estimates(self) -> None:
         # One step per batch lags behind quickly changing weights, and fresh iterates point anywhere.
+        step = self._compiled("refine", lambda: self._graph.estimate(training=True))
         for _ in range(_REFINING_STEPS):
-            self._compiled("refine", lambda: self._graph.estimate(training=True))()
+            step()
 
     def _digest(self) -> int:
         checksum = 1
