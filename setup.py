@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent
 PACKAGES = {
     "defended": "defended",
     "defended.gloro": "defended/gloro",
+    "defended.gloro.legacy": "defended/gloro/legacy",
     "defended.layers": "defended/layers",
     "defended.training": "defended/training",
     "defended.attacks": "attacks",

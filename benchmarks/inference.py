@@ -69,10 +69,10 @@ def dense(classes: int) -> defended.GloroNet:
     return model
 
 
-def head(model: defended.GloroNet, logits: Any) -> Callable[[], Any]:
+def head(model: defended.GloroNet, x: Any, logits: Any) -> Callable[[], Any]:
     @tf.function
     def run(logits: Any) -> Any:
-        slack = model._slack(None, logits, model.epsilon, training=False)
+        slack = model._slack(x, logits, model.epsilon, training=False)
         return model.head(logits, slack)
 
     return lambda: run(logits)
@@ -112,7 +112,7 @@ def main() -> None:
 
     print(f"The head alone, {FEATURES} features, batch {BATCH}, against its time at {CLASSES[0]} classes")
     logits = {classes: tf.constant(rng.standard_normal((BATCH, classes)), tf.float32) for classes in CLASSES}
-    functions = {f"  {c} classes: gathered rows of K": head(models[c], logits[c]) for c in CLASSES}
+    functions = {f"  {c} classes: gathered rows of K": head(models[c], x, logits[c]) for c in CLASSES}
     functions |= {f"  {c} classes: a tensor per input": head_per_input(models[c], logits[c]) for c in CLASSES}
     times = interleaved(functions, rounds)
     baseline = times[f"  {CLASSES[0]} classes: gathered rows of K"]

@@ -4,7 +4,7 @@ from defended import datasets, gloro, layers, zoo
 from defended._version import __version__
 from defended.calibration import calibrate_epsilon
 from defended.defended_model import DefendedModel, Verdicts
-from defended.gloro import GloroNet
+from defended.gloro import GloroNet, load_gloronet
 from defended.training import callbacks, losses, metrics
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "datasets",
     "gloro",
     "layers",
+    "load_gloronet",
     "losses",
     "metrics",
     "zoo",

@@ -99,6 +99,18 @@ class DefendedModel(VisibleSteps, keras.Model):
     def _digest(self) -> int:
         """A positive int32 checksum of everything that the proven constants depend on."""
 
+    def _logits(self, inputs: Any, training: bool) -> Any:
+        """The network's logits, `[batch, m]`; a defence may evaluate the network more exactly."""
+        return self.network(inputs, training=training)
+
+    def _valid(self, inputs: Any, training: bool) -> Any:
+        """`[batch]` bool, False where the input is not finite; None where the slack sees to it."""
+        return finite_rows(inputs)
+
+    def _thaw(self) -> None:
+        """Training goes on: nothing is proven of the weights from now on."""
+        self._proven_for.assign(0)
+
     def _refine_estimates(self) -> None:
         """Bring training-time estimates close to the constants that `_prove` would find; cheap."""
 
@@ -127,12 +139,12 @@ class DefendedModel(VisibleSteps, keras.Model):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         training = bool(training)
-        logits = self.network(inputs, training=training)
+        logits = self._logits(inputs, training)
         epsilon = ops.convert_to_tensor(self._epsilon)
         if training:
-            self._proven_for.assign(0)
+            self._thaw()
             epsilon = epsilon * ops.convert_to_tensor(self.radius_scale)
-        return self.head(logits, self._slack(inputs, logits, epsilon, training), finite_rows(inputs))
+        return self.head(logits, self._slack(inputs, logits, epsilon, training), self._valid(inputs, training))
 
     def competitor_radii(self, inputs: Any) -> Any:
         """`[batch, m]`: radius within which class i provably cannot overtake the predicted class; differentiable in x.
@@ -140,7 +152,7 @@ class DefendedModel(VisibleSteps, keras.Model):
         The largest float32 where i is the predicted class. The certified radius is the smallest entry.
         """
         inputs = ops.convert_to_tensor(inputs)
-        return self._radii(inputs, self.network(inputs, training=False))
+        return self._radii(inputs, self._logits(inputs, training=False))
 
     def certified_radius(self, inputs: Any) -> Any:
         """`[batch]` float32: no perturbation of smaller norm changes the predicted class; 0 where nothing is certified.
@@ -148,7 +160,7 @@ class DefendedModel(VisibleSteps, keras.Model):
         Always finite: 0 for inputs that are not, the largest float32 where every perturbation is certified.
         """
         inputs = ops.convert_to_tensor(inputs)
-        logits = self.network(inputs, training=False)
+        logits = self._logits(inputs, training=False)
         return self._finite_radius(inputs, logits, self._radii(inputs, logits))
 
     def availability_radius(self, inputs: Any) -> Any:
@@ -202,10 +214,10 @@ class DefendedModel(VisibleSteps, keras.Model):
         return self._outputs(inputs, frozen=True)
 
     def _outputs(self, inputs: Any, frozen: bool) -> dict[str, Any]:
-        logits = self.network(inputs, training=False)
+        logits = self._logits(inputs, training=False)
         epsilon = ops.convert_to_tensor(self._epsilon)
         slack = self._slack(inputs, logits, epsilon, training=False, frozen=frozen)
-        scores = self.head(logits, slack, finite_rows(inputs))
+        scores = self.head(logits, slack, self._valid(inputs, training=False))
         choice = ops.argmax(scores, axis=-1)
         rejected = ops.equal(choice, self.num_classes)
         radius = self._finite_radius(inputs, logits, self._radii(inputs, logits, frozen=frozen))
@@ -220,7 +232,10 @@ class DefendedModel(VisibleSteps, keras.Model):
 
     def _finite_radius(self, inputs: Any, logits: Any, radii: Any) -> Any:
         radius = ops.min(radii, axis=-1)
-        proven = ops.logical_and(finite_rows(inputs), finite_rows(logits))
+        proven = finite_rows(logits)
+        valid = self._valid(inputs, training=False)
+        if valid is not None:
+            proven = ops.logical_and(proven, valid)
         # NaN > 0 is false, so a NaN radius becomes 0.
         return ops.where(ops.logical_and(proven, radius > 0), ops.minimum(radius, FLOAT_MAX), ops.zeros_like(radius))
 

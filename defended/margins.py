@@ -4,59 +4,116 @@ Throughout, `j = argmax(logits)` is the predicted class, found once and masked b
 classes leaves a competitor with margin 0, and the point is rejected.
 
 Rounding. The functions work in the logits' floating-point type with unit roundoff u = 2^-24 (float32). A margin is one
-subtraction (relative error u), `epsilon * K` one product (u), epsilon itself was rounded once when it was stored (u)
-and the shrinking factor below adds one product (u). `_DOWN = 1 - 8u` outweighs the four, so a positive slack proves
-`y_j - y_i > epsilon * K_ij` for the logits as computed.
+subtraction, the division by K another rounding, the budget's product, sum and rounding to float32 four; epsilon was
+rounded once when it was stored. `_DOWN = 1 - 16u` outweighs them all, so what is certified for the logits and the
+constants as given is certified in real arithmetic.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from keras import ops
 
 FLOAT_MAX = 3.4028234663852886e38
 """Stands for "no finite radius": the largest finite float32."""
 
-_DOWN = 1.0 - 2.0**-21
+_DOWN = 1.0 - 2.0**-20
 _TINY = 2.0**-126  # the smallest normal float32; smaller ones may be flushed to zero
+
+
+class Leader(NamedTuple):
+    """The predicted class of each input, found once."""
+
+    predicted: Any
+    """`[batch]` int32, the index of the largest logit; the first one in a tie."""
+    top: Any
+    """`[batch, 1]`, the largest logit."""
+    rivals: Any
+    """`[batch, m]` bool, True for every other class."""
+
+
+def leader(logits: Any) -> Leader:
+    """The predicted class of logits `[batch, m]`."""
+    top, indices = ops.top_k(logits, 1)
+    indices = ops.cast(indices, "int32")
+    return Leader(indices[:, 0], top, ops.not_equal(ops.arange(logits.shape[-1], dtype="int32"), indices))
 
 
 def predicted_class(logits: Any) -> Any:
     """Index of the largest logit, `[batch]` int32; the first one in a tie."""
-    return ops.cast(ops.argmax(logits, axis=-1), "int32")
+    return leader(logits).predicted
 
 
-def competitor_margins(logits: Any, predicted: Any) -> Any:
-    """`y_j - y_i` for every class i, `[batch, m]`, never above the exact difference; the entry of j itself is 0."""
-    top = ops.take_along_axis(logits, predicted[:, None], axis=-1)
-    return (top - logits) * _DOWN
+def competitor_margins(logits: Any, top: Any) -> Any:
+    """`y_j - y_i` for every class i, `[batch, m]`, never above the exact difference; `top` is y_j, `[batch, 1]`."""
+    # A difference that overflowed would promise more than it is.
+    return ops.minimum(top - logits, FLOAT_MAX) * _DOWN
 
 
-def competitor_radii(logits: Any, lipschitz: Any) -> Any:
+class Budget(NamedTuple):
+    """What float32 evaluation may cost, in units of the radius: tensors `[batch]`, or numbers.
+
+    The error of a difference of logits, at the input and anywhere within r of it, is at most
+    `K_ij * (paid + (growth - 1) * r)`.
+    """
+
+    paid: Any = 0.0
+    growth: Any = 1.0
+    limit: Any = FLOAT_MAX
+    """The largest radius within which nothing overflows; negative where nothing is safe."""
+
+
+def competitor_radii(logits: Any, lipschitz: Any, budget: Budget | None = None, first: Leader | None = None) -> Any:
     """Radius up to which class i provably cannot reach the predicted class j (Leino et al. 2021, section 3).
 
     Args:
         logits: `[batch, m]`.
         lipschitz: `[batch, m]`, row j of K for each input: Lipschitz constants of `y_j - y_i`.
+        budget: what evaluation may err by; None counts the logits as exact.
+        first: `leader(logits)`, where it is known.
 
     Returns:
-        `[batch, m]`: `(y_j - y_i) / K_ij`, rounded down; `FLOAT_MAX` for i = j and for competitors that keep a positive
-        distance everywhere (K_ij = 0); 0 for ties.
+        `[batch, m]`: `((y_j - y_i) / K_ij - paid) / growth`, rounded down; `FLOAT_MAX` for i = j and, without a budget,
+        for competitors that keep a positive distance everywhere (K_ij = 0); 0 or less for ties.
     """
-    predicted = predicted_class(logits)
-    margins = competitor_margins(logits, predicted)
-    moves = lipschitz > 0
-    radii = margins / ops.where(moves, lipschitz, ops.ones_like(lipschitz))
-    radii = ops.where(moves, ops.minimum(radii, FLOAT_MAX), ops.where(margins > 0, FLOAT_MAX, 0.0))
-    return ops.where(_is_predicted(logits, predicted), FLOAT_MAX, radii)
+    first = first or leader(logits)
+    # A constant of 0 becomes the smallest normal number: a tie has radius 0, any distance an enormous one.
+    margins = competitor_margins(logits, first.top)
+    radii = ops.minimum(margins / ops.maximum(lipschitz, _TINY), FLOAT_MAX)
+    if budget is not None:
+        limit = budget.limit[:, None]
+        radii = ops.minimum((radii - budget.paid[:, None]) / budget.growth, limit)
+        # Where nothing is safe, the norm and with it all above may be infinite or not a number.
+        radii = ops.where(limit >= 0, radii, -1.0)
+    return ops.where(first.rivals, radii, FLOAT_MAX)
+
+
+def slack_of_radii(lipschitz: Any, radii: Any, epsilon: Any, first: Leader) -> Any:
+    """`min over i != j of (r_i - epsilon) * K_ij`, `[batch]`, in units of the logits.
+
+    Positive only where every radius exceeds epsilon: so the answer and the radius agree to the last bit. `radii` are
+    those of `competitor_radii`; a constant of 0 counts as the smallest normal number.
+    """
+    slack = (radii - epsilon) * ops.maximum(lipschitz, _TINY)
+    return ops.min(ops.where(first.rivals, slack, FLOAT_MAX), axis=-1)
+
+
+def spent_radius(logits: Any, lipschitz: Any, slack: Any) -> Any:
+    """`[batch]`, the c for which `slack` is `min over i != j of (y_j - y_i) - c * K_ij`, as in `certified_slack`."""
+    first = leader(logits)
+    left = competitor_margins(logits, first.top) - slack[:, None]
+    return ops.min(ops.where(first.rivals, left / ops.maximum(lipschitz, _TINY), FLOAT_MAX), axis=-1)
 
 
 def certified_slack(logits: Any, lipschitz: Any, epsilon: Any) -> Any:
-    """`min over i != j of (y_j - y_i) - epsilon * K_ij`, `[batch]`: positive exactly where the ball is certified."""
-    predicted = predicted_class(logits)
-    slack = competitor_margins(logits, predicted) - epsilon * lipschitz
-    return ops.min(ops.where(_is_predicted(logits, predicted), FLOAT_MAX, slack), axis=-1)
+    """`min over i != j of (y_j - y_i) - epsilon * K_ij`, `[batch]`: positive where the ball is certified.
+
+    The form that training differentiates, with estimates for K.
+    """
+    first = leader(logits)
+    slack = competitor_margins(logits, first.top) - epsilon * lipschitz
+    return ops.min(ops.where(first.rivals, slack, FLOAT_MAX), axis=-1)
 
 
 def bottom_score(top: Any, slack: Any) -> Any:
@@ -72,9 +129,4 @@ def bottom_score(top: Any, slack: Any) -> Any:
 
 def finite_rows(values: Any) -> Any:
     """`[batch]` bool: True where every entry of the row is finite."""
-    finite = ops.isfinite(values)
-    return ops.all(ops.reshape(finite, (ops.shape(finite)[0], -1)), axis=-1)
-
-
-def _is_predicted(logits: Any, predicted: Any) -> Any:
-    return ops.arange(logits.shape[-1], dtype="int32")[None, :] == predicted[:, None]
+    return ops.all(ops.isfinite(values), axis=tuple(range(1, len(values.shape))))

@@ -75,7 +75,7 @@ CASES = {
         "overrides `call`",
     ),
     "subclass of a known layer": (lambda: network(Doubled(3)), "Doubled"),
-    "batch normalisation": (lambda: network(layers.BatchNormalization(), layers.Dense(3)), "batch statistics"),
+    "layer normalisation": (lambda: network(layers.LayerNormalization(), layers.Dense(3)), "statistic of the input"),
     "recurrent": (lambda: network(layers.LSTM(3), layers.Dense(3), shape=(5, 4)), "state"),
     "lambda": (lambda: network(layers.Lambda(lambda v: 9 * v), layers.Dense(3)), "lipschitz_rule"),
     "raw operation": (raw_operation, "keras.layers.Add"),

@@ -44,6 +44,15 @@ def test_the_tutorial_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "audit" / "audit.json").is_file()
 
 
+def test_the_page_on_layer_rules_runs(monkeypatch, capsys):
+    from defended.gloro import rules
+
+    monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
+    names = run("\n".join(blocks("docs/how-to/layer-rules.md")))
+    assert names["model"].certificate_report().layers[0].bound == pytest.approx(2.0)
+    assert "Gate" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
 def test_links_into_the_repository_exist(page):
     targets = re.findall(r"\]\((?!https?://)([^)#]+)", (ROOT / page).read_text(encoding="utf-8"))

@@ -194,8 +194,8 @@ class TestManifest:
     def test_holds_no_variable_that_answering_does_not_read(self, model, exported):
         kept = tf.train.list_variables(str(exported / "variables" / "variables"))
         numbers = sum(int(np.prod(shape)) for name, shape in kept if "OBJECT_GRAPH" not in name)
-        # The network, K [3, 3], epsilon and TensorFlow's save counter; no iterates of the power method.
-        assert numbers <= model.network.count_params() + 9 + 2
+        # The network, K [3, 3], the rounding budget, epsilon, TensorFlow's save counter; no iterates.
+        assert numbers <= model.network.count_params() + 9 + 4 + 2
 
     def test_is_canonical(self, exported):
         text = (exported / "manifest.json").read_text()

@@ -6,16 +6,20 @@ anything but a chain. The last Dense layer is kept apart: its columns give each 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import layers, ops
 
-from defended.gloro.bounds import round_up_to_float32
-from defended.gloro.operators import LinearOperator
+from defended.gloro import rounding
+from defended.gloro.normalisation import fold_normalisation
+from defended.gloro.operators import LinearOperator, in_float64
 from defended.gloro.rules import LipschitzRule, rule_for
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass
@@ -24,6 +28,39 @@ class _Step:
     rule: LipschitzRule
     inputs: tuple[int, ...]
     output: int
+    sizes: tuple[int, int]
+    """Entries of the (first) input and of the output."""
+    shape: tuple[int, ...]
+    """Of the output, without the batch axis."""
+
+
+class LayerBound(NamedTuple):
+    """One line of the certificate: what was proven of a layer."""
+
+    layer: str
+    kind: str
+    """Class of the layer."""
+    method: str
+    bound: float
+    """Upper bound on its Lipschitz constant; of the last layer, on the largest distance between two columns."""
+    slack: float
+    """`bound / lower - 1`, with a lower estimate of the norm by float32 power iteration; 0 for known constants."""
+    roundings: int
+    error: float
+    """Bound on the l2 error of its output at an input of norm `at_norm`, all earlier layers included."""
+
+
+class Proof(NamedTuple):
+    """What holds of a network for its weights as they are, in float64."""
+
+    constant: float
+    """Lipschitz constant of the hidden layers."""
+    margins: Array
+    """`[m, m]`, Lipschitz constants of `y_j - y_i` in real arithmetic; 0 on the diagonal."""
+    errors: tuple[Array, Array]
+    """`[m, m]` c0 and c1: `y_j - y_i` is computed within `c0 + c1 * rho` on inputs of norm at most rho."""
+    limit: float
+    """Largest norm of an input on which nothing can overflow; negative where there is none."""
 
 
 class LipschitzGraph:
@@ -40,20 +77,21 @@ class LipschitzGraph:
         _check_is_graph(network)
         self._steps: list[_Step] = []
         self._shared: dict[tuple[int, tuple[int, ...]], LipschitzRule] = {}
+        self.input_size = math.prod(network.inputs[0].shape[1:])
         self._values = 1  # slot 0 is the input
         self._output = self._trace(network, 0)
         self.num_classes = int(network.outputs[0].shape[-1])
         last = self._steps[-1] if self._steps else None
+        self._all_steps = list(self._steps)
         self.head: layers.Dense | None = None
-        if (
-            last is not None
-            and type(last.layer) is layers.Dense
-            and last.rule.factor == 1.0
-            and last.output == self._output
-        ):
+        if last is not None and type(last.layer) is layers.Dense and last.rule.then is None:
             self.head = last.layer
+            self._head_operator = last.rule.operator
+            self._head_roundings = last.rule.roundings
             self._steps.pop()
             self._output = last.inputs[0]
+        self._fold_normalisations()
+        self._blocked = [step for step in self._all_steps if _parts(step.layer) > 1]
 
     @property
     def operators(self) -> list[LinearOperator]:
@@ -81,17 +119,107 @@ class LipschitzGraph:
 
     def bound(self) -> float:
         """Proven upper bound on the constant of the hidden layers, for the weights as they are now."""
-        norms: dict[int, float] = {}
-        values = {0: 1.0}
+        return self.prove().constant
+
+    def prove(self, report: list[LayerBound] | None = None, at_norm: float = 0.0) -> Proof:
+        """Bound the network for its weights as they are now.
+
+        Args:
+            report: filled with a line for each layer.
+            at_norm: the input's norm for which the report states errors.
+
+        Raises:
+            ValueError: for a layer whose weights are not finite, naming it.
+        """
+        norms: dict[int, tuple[float, float]] = {}
+        constants = {0: 1.0}
+        values = {0: rounding.of_input(self.input_size)}
+        sums = []
+        for step in self._all_steps:
+            _check_is_plain(step.layer)
         for step in self._steps:
-            operator = step.rule.operator
-            if operator is not None and id(operator) not in norms:
-                try:
-                    norms[id(operator)] = operator.bound()
-                except ValueError as error:
-                    raise ValueError(f"Layer {step.layer.name!r} cannot be bounded: {error}") from None
-            values[step.output] = step.rule.bound([values[slot] for slot in step.inputs], norms.get(id(operator)))
-        return values[self._output]
+            operator, alone = step.rule.operator, step.rule.alone
+            sources = [values[slot] for slot in step.inputs]
+            try:
+                if operator is not None and id(operator) not in norms:
+                    norms[id(operator)] = operator.bound(), operator.bound_of_magnitudes()
+                pair = norms.get(id(operator))
+                norm = pair[0] if pair else None
+                constants[step.output] = step.rule.bound([constants[slot] for slot in step.inputs], norm)
+                values[step.output] = step.rule.evaluated(sources, step.sizes, pair)
+                if alone is not None and alone.operator is not None:
+                    magnitudes = alone.operator.bound_of_magnitudes()
+                    sums.append(alone.evaluated(sources, step.sizes, (magnitudes, magnitudes)).terms)
+            except ValueError as error:
+                raise ValueError(f"Layer {step.layer.name!r} cannot be bounded: {error}") from None
+            if report is not None:
+                report.append(_line(step, norm, values[step.output], at_norm))
+        constant, value = constants[self._output], values[self._output]
+        head = self.head
+        if head is None:
+            m = self.num_classes
+            margins = np.sqrt(2.0) * (1 - np.eye(m)) * (1 + 2.0**-51) * constant
+            errors = tuple(np.sqrt(2.0) * (1 + 2.0**-51) * part * np.ones((m, m)) for part in value.error)
+            terms: list[Array] = []
+        else:
+            margins, errors, terms = self._prove_head(head, constant, value)
+            if report is not None:
+                worst = max(float(np.max(errors[0] + errors[1] * at_norm)), 0.0)
+                distance = float(np.max(margins)) / constant if constant else 0.0
+                method = "distances of columns"
+                report.append(LayerBound(head.name, "Dense", method, distance, 0.0, self._head_roundings, worst))
+        limit = rounding.largest_norm([value.terms for value in values.values()] + sums + terms)
+        return Proof(constant, margins, (errors[0], errors[1]), limit)
+
+    def _prove_head(
+        self, head: Any, constant: float, value: rounding.Evaluated
+    ) -> tuple[Array, tuple[Array, Array], list[Array]]:
+        from scipy.spatial.distance import cdist
+
+        kernel = in_float64(head.kernel).T
+        bias = np.abs(in_float64(head.bias)) if head.use_bias else np.zeros(len(kernel))
+        largest = float(np.max(np.abs(kernel), initial=0.0))
+        if not np.isfinite(largest + bias.max()):
+            raise ValueError(
+                f"Layer {head.name!r} cannot be bounded: the weights are not all finite. "
+                f"Restore them from a checkpoint before certifying."
+            )
+        exponent = int(np.frexp(largest)[1]) if largest else 0
+        scaled = np.ldexp(kernel, -exponent)
+        size = kernel.shape[1]
+        # Differences of float32 numbers are exact or rounded once in float64, then squares are added.
+        up = 1 + (size + 8) * 2.0**-53
+        distances = np.ldexp(cdist(scaled, scaled) * up, exponent)
+        sums = np.ldexp(cdist(np.abs(scaled), -np.abs(scaled)) * up, exponent)
+        gamma = rounding.gamma(self._head_roundings)
+        computed = value.magnitude + value.error
+        biases = bias[:, None] + bias[None, :]
+        errors = []
+        for part, (error, norm) in enumerate(zip(value.error, computed, strict=True)):
+            flushed = rounding.TINY * (2 * size**0.5 * norm + (1 - part) * (6 * (size + 1) + size**0.5 * sums))
+            terms = sums * norm + (1 - part) * biases
+            errors.append((distances * error + gamma * terms + flushed) * (1 + 2.0**-48))
+        # A single logit's terms are at most those of its pair with itself.
+        diagonal = np.diag(sums).max()
+        sums_of_logits = diagonal * computed + rounding.affine(2 * bias.max())
+        return distances * constant * (1 + 2.0**-51), (errors[0], errors[1]), [sums_of_logits]
+
+    def evaluate(self, inputs: Any) -> Any:
+        """Logits `[batch, m]` at inference, the long inner products of Dense layers in blocks.
+
+        Equal to the network's own up to rounding, with a far smaller proven error: it grows with the longest chain of
+        additions.
+        """
+        values: dict[int, Any] = {0: inputs}
+        for step in self._all_steps:
+            sources = [values[slot] for slot in step.inputs]
+            values[step.output] = _evaluate(step.layer, sources[0] if len(sources) == 1 else sources)
+        return values[self._all_steps[-1].output if self._all_steps else 0]
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether `evaluate` differs from the network's own forward pass."""
+        return bool(self._blocked)
 
     def estimate_rows(self, predicted: Any, training: bool) -> Any:
         """Rows K_j of the class-by-class matrix for predicted classes `[batch]`: `[batch, m]`, differentiable.
@@ -111,27 +239,20 @@ class LipschitzGraph:
         # The floor keeps the root's gradient finite; at equal columns it is far below any margin that matters.
         return constant * ops.sqrt(ops.maximum(distances, 1e-12 * ops.stop_gradient(scale) + 1e-36))
 
-    def bound_matrix(self) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """The matrix K, `[m, m]` float32: proven float64 bounds, rounded upwards; 0 on the diagonal."""
-        constant = self.bound()
-        m = self.num_classes
-        if self.head is None:
-            distances = np.sqrt(2.0) * (1 - np.eye(m)) * (1 + 2.0**-51)
-        else:
-            from scipy.spatial.distance import cdist
-
-            columns = keras.ops.convert_to_numpy(self.head.kernel).astype(np.float64).T
-            largest = float(np.max(np.abs(columns), initial=0.0))
-            if not np.isfinite(largest):
-                raise ValueError(
-                    f"Layer {self.head.name!r} cannot be bounded: the weights are not all finite. "
-                    f"Restore them from a checkpoint before certifying."
-                )
-            exponent = int(np.frexp(largest)[1]) if largest else 0
-            scaled = np.ldexp(columns, -exponent)
-            # Differences of float32 numbers are exact or rounded once in float64, then d squares are added.
-            distances = np.ldexp(cdist(scaled, scaled) * (1 + (columns.shape[1] + 8) * 2.0**-53), exponent)
-        return round_up_to_float32(distances * constant * (1 + 2.0**-51))
+    def _fold_normalisations(self) -> None:
+        """Merge each normalisation into the linear layer whose only consumer it is."""
+        consumers: dict[int, int] = {self._output: 1}
+        for step in self._steps:
+            for slot in step.inputs:
+                consumers[slot] = consumers.get(slot, 0) + 1
+        makers = {step.output: step for step in self._steps}
+        for step in self._steps:
+            maker = makers.get(step.inputs[0])
+            if type(step.layer) is not layers.BatchNormalization or maker is None or consumers[maker.output] > 1:
+                continue
+            folded = fold_normalisation(maker.rule, step.layer, step.shape)
+            if folded is not None:
+                maker.rule, step.rule = folded
 
     def _trace(self, network: Any, source: int) -> int:
         """Append the steps that compute `network`'s output from the value in slot `source`; the slot of the output."""
@@ -150,15 +271,24 @@ class LipschitzGraph:
             inputs = tuple(visit(source) for source in sources)
             if isinstance(operation, keras.Model):
                 _check_is_graph(operation)
+                if len(operation.outputs) != 1:
+                    raise ValueError(
+                        f"Model {operation.name!r} inside the network has {len(operation.outputs)} outputs; only "
+                        f"nested models with a single one are supported. Use its layers instead."
+                    )
                 result = self._trace(operation, inputs[0])
             else:
-                shape = tuple(sources[0].shape[1:])
+                shapes = [tuple(source.shape[1:]) for source in sources]
+                _check_does_not_broadcast(operation, shapes)
+                shape = shapes[0]
                 key = (id(operation), shape)
                 if key not in self._shared:
-                    self._shared[key] = rule_for(operation, shape)
+                    rule = rule_for(operation, shape)
+                    self._shared[key] = rule.settle(operation, shapes)
                 result = self._values
                 self._values += 1
-                self._steps.append(_Step(operation, self._shared[key], inputs, result))
+                sizes = math.prod(shape), math.prod(tensor.shape[1:])
+                self._steps.append(_Step(operation, self._shared[key], inputs, result, sizes, tuple(tensor.shape[1:])))
             known[id(tensor)] = result
             return result
 
@@ -174,3 +304,56 @@ def _check_is_graph(network: Any) -> None:
             f"Model {network.name!r} ({type(network).__name__}) overrides `call`, so it may do more than its layers "
             f"show. Build it with `keras.Sequential` or the functional API."
         )
+
+
+def _check_does_not_broadcast(layer: Any, shapes: list[tuple[int, ...]]) -> None:
+    """Refuse sums of different shapes: an entry that is added to many others moves all of them."""
+    if isinstance(layer, layers.Add | layers.Subtract | layers.Average) and len(set(shapes)) > 1:
+        raise ValueError(
+            f"Layer {layer.name!r} ({type(layer).__name__}) broadcasts its inputs, of shapes {shapes}, which enlarges "
+            f"distances by an unknown factor. Bring them to one shape first."
+        )
+
+
+def _check_is_plain(layer: Any) -> None:
+    if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
+        raise ValueError(
+            f"Layer {layer.name!r} has low-rank or quantised weights; certificates are made for plain float32 kernels. "
+            f"Merge the low-rank weights, as saving and loading does, or defend the network that was not quantised."
+        )
+
+
+def _parts(layer: Any) -> int:
+    """Blocks in which a layer's inner products are evaluated."""
+    return rounding.blocks(int(layer.kernel.shape[0])) if type(layer) is layers.Dense else 1
+
+
+def _evaluate(layer: Any, inputs: Any) -> Any:
+    """A layer at inference."""
+    parts = _parts(layer)
+    if parts == 1:
+        return layer(inputs, training=False) if layer._call_has_training_arg else layer(inputs)
+    kernel = ops.convert_to_tensor(layer.kernel)
+    size = -(-kernel.shape[0] // parts)
+    total = ops.matmul(inputs[..., :size], kernel[:size])
+    for start in range(size, kernel.shape[0], size):
+        total = total + ops.matmul(inputs[..., start : start + size], kernel[start : start + size])
+    if layer.use_bias:
+        total = total + layer.bias
+    return total if layer.activation is None else layer.activation(total)
+
+
+def _line(step: _Step, norm: float | None, value: rounding.Evaluated, at_norm: float) -> LayerBound:
+    rule, operator = step.rule, step.rule.operator
+    bound = rule.bound([1.0], norm) if len(step.inputs) == 1 else rule.factor
+    method, slack = "closed form", 0.0
+    if operator is not None:
+        method = operator.method
+        lower = operator.lower_estimate()
+        slack = max((norm or 0.0) / lower - 1, 0.0) if lower else 0.0
+    elif type(step.layer) is layers.BatchNormalization:
+        method = "folded into the layer before"
+    elif len(step.inputs) > 1:
+        method = {"sum": "branches add", "mean": "branches average", "hypot": "root of the sum of squares"}[rule.merge]
+    error = float(value.error[0] + value.error[1] * at_norm)
+    return LayerBound(step.layer.name, type(step.layer).__name__, method, bound, slack, rule.roundings, error)

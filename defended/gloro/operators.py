@@ -2,6 +2,8 @@
 
 `estimate` is one power-iteration step on a persistent iterate and may be low; it is what training differentiates.
 `bound` is proven and is what a finalized model uses.
+
+Weights reach an operator as a `Kernel`: a tensor for training, and float64 arrays for proofs.
 """
 
 from __future__ import annotations
@@ -10,19 +12,89 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
-from defended.gloro.bounds import bound_conv2d_norm, bound_matrix_norm
+from defended.gloro.bounds import (
+    EXACT_SIZE,
+    bound_conv2d_norm,
+    bound_matrix_norm,
+    bound_nonnegative_conv2d_norm,
+    bound_nonnegative_norm,
+    conv2d_norm_method,
+)
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def in_float64(variable: Any) -> Array:
+    """The exact value of a float32 variable in float64."""
+    return ops.convert_to_numpy(variable).astype(np.float64)
+
+
+def without_overflow(magnitudes: Array) -> Array:
+    """`magnitudes` of products that float32 forms of weights alone.
+
+    Raises:
+        ValueError: when one is so large that a float32 result may be infinite.
+    """
+    if not np.all(magnitudes <= 2.0**126):
+        raise ValueError("products of its weights may overflow. Bring its factors to a common scale.")
+    return magnitudes
+
+
+class Kernel:
+    """A kernel that may be computed from several variables.
+
+    Args:
+        tensor: returns it as a float32 tensor, differentiable in the variables.
+        exact: returns it in float64, each entry within `2^-49` of its `magnitude`; None: the tensor itself is exact.
+        magnitude: returns float64 entries never below those of `exact` nor below the sum of the magnitudes of the terms
+            that make an entry up; None: the magnitudes of `exact`.
+        roundings: how many float32 operations lie between the variables and an entry of the tensor.
+    """
+
+    def __init__(
+        self,
+        tensor: Callable[[], Any],
+        exact: Callable[[], Array] | None = None,
+        magnitude: Callable[[], Array] | None = None,
+        roundings: int = 0,
+    ):
+        self.tensor = tensor
+        self.computed = exact is not None
+        self.exact = exact or (lambda: in_float64(tensor()))
+        self.magnitude = magnitude or (lambda: np.abs(self.exact()))
+        self.roundings = roundings
+
+    def scaled(self, scale: Kernel) -> Kernel:
+        """The kernel times a factor for each output channel, as normalisation behind a layer has it."""
+        return Kernel(
+            lambda: self.tensor() * scale.tensor(),
+            lambda: self.exact() * scale.exact(),
+            lambda: without_overflow(self.magnitude() * scale.magnitude() * (1 + 2.0**-50)),
+        )
 
 
 class LinearOperator(ABC):
     """A linear map on arrays of `input_shape` (no batch axis)."""
 
+    kernel: Kernel
     input_shape: tuple[int, ...]
+    fan_in: int
+    """The number of products in an entry of the output."""
     iterate: Any = None
     """The persistent iterate, `[1, *input_shape]`, a unit vector; made by the model that owns the operator."""
+
+    @property
+    @abstractmethod
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the output, without the batch axis."""
+
+    @property
+    @abstractmethod
+    def method(self) -> str:
+        """How `bound` finds its value, in words."""
 
     @abstractmethod
     def apply(self, inputs: Any) -> Any:
@@ -35,6 +107,21 @@ class LinearOperator(ABC):
     @abstractmethod
     def bound(self) -> float:
         """Proven upper bound on the norm, from the weights as they are now."""
+
+    @abstractmethod
+    def bound_of_magnitudes(self) -> float:
+        """Proven upper bound on the norm of the map whose kernel is the magnitudes of this one's."""
+
+    def lower_estimate(self, steps: int = 60) -> float:
+        """`|A v|` after some steps of power iteration from a fixed random start: at most the norm, but for rounding."""
+        start = np.random.default_rng(0).standard_normal((1, *self.input_shape)).astype("float32")
+        vector, norm = ops.convert_to_tensor(start), ops.convert_to_tensor(0.0)
+        for _ in range(steps):
+            vector = vector / ops.maximum(_norm(vector), _TINY)
+            image = self.apply(vector)
+            norm = _norm(image)
+            vector = self.adjoint(image / ops.maximum(norm, _TINY))
+        return float(norm)
 
     def estimate(self, training: bool) -> Any:
         """`|A v|` for the iterate v, differentiable in the weights; a *lower* estimate of the norm.
@@ -53,20 +140,35 @@ class LinearOperator(ABC):
 
 
 class DenseOperator(LinearOperator):
-    """`x -> x W` for the kernel `[d, k]` that `kernel()` returns."""
+    """`x -> x W` for a kernel `[d, k]`, at each of `places`: the axes before the last one."""
 
-    def __init__(self, kernel: Callable[[], Any]):
+    def __init__(self, kernel: Kernel, places: tuple[int, ...] = ()):
         self.kernel = kernel
-        self.input_shape = (int(kernel().shape[0]),)
+        self.fan_in, units = (int(side) for side in kernel.tensor().shape)
+        # The same map acts at every place, so its norm is found on a single one.
+        self.input_shape = (self.fan_in,)
+        self._output_shape = (*places, units)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        return self._output_shape
+
+    @property
+    def method(self) -> str:
+        small = min(self.kernel.tensor().shape) <= EXACT_SIZE
+        return "float64 decomposition" if small else "Gram iteration"
 
     def apply(self, inputs: Any) -> Any:
-        return ops.matmul(inputs, self.kernel())
+        return ops.matmul(inputs, self.kernel.tensor())
 
     def adjoint(self, outputs: Any) -> Any:
-        return ops.matmul(outputs, ops.transpose(self.kernel()))
+        return ops.matmul(outputs, ops.transpose(self.kernel.tensor()))
 
     def bound(self) -> float:
-        return bound_matrix_norm(keras.ops.convert_to_numpy(self.kernel()))
+        return bound_matrix_norm(self.kernel.exact()) + _excess(self)
+
+    def bound_of_magnitudes(self) -> float:
+        return bound_nonnegative_norm(self.kernel.magnitude())
 
 
 class Conv2DOperator(LinearOperator):
@@ -77,43 +179,61 @@ class Conv2DOperator(LinearOperator):
 
     def __init__(
         self,
-        kernel: Callable[[], Any],
+        kernel: Kernel,
         input_shape: tuple[int, ...],
         strides: tuple[int, int] = (1, 1),
         padding: str = "valid",
         dilation: tuple[int, int] = (1, 1),
         groups: int = 1,
     ):
-        self._kernel = kernel
+        self.kernel = kernel
         self.input_shape = input_shape
         self.strides, self.padding = strides, padding
         self.groups = groups
-        taps = [int(side) for side in kernel().shape[:2]]
+        shape = [int(side) for side in kernel.tensor().shape]
+        taps = shape[:2]
+        self.fan_in = shape[0] * shape[1] * shape[2]
+        self._channels = shape[3]
         # Row k of `spread` puts tap k at its dilated place.
         self._spread = None
         if dilation != (1, 1):
             self._spread = [np.eye((n - 1) * d + 1)[::d].astype("float32") for n, d in zip(taps, dilation, strict=True)]
         self.taps = [(n - 1) * d + 1 for n, d in zip(taps, dilation, strict=True)]
 
-    def kernel(self) -> Any:
-        """The equivalent dense kernel `[kh, kw, c_in, c_out]`."""
-        kernel = self._kernel()
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        sides = zip(self.input_shape[:2], self.taps, self.strides, strict=True)
+        same = self.padding == "same"
+        return (*(-(-(n if same else n - taps + 1) // stride) for n, taps, stride in sides), self._channels)
+
+    def _dense(self, kernel: Any, xp: Any) -> Any:
+        """The equivalent dense kernel `[kh, kw, c_in, c_out]`; `xp` is `keras.ops` or NumPy."""
         if self._spread is not None:
-            kernel = ops.einsum("ka,lb,klio->abio", *self._spread, kernel)
+            kernel = xp.einsum("ka,lb,klio->abio", *self._spread, kernel)
         if self.groups > 1:
             per_in, per_out = kernel.shape[2], kernel.shape[3] // self.groups
             blocks = np.kron(np.eye(self.groups), np.ones((per_in, per_out))).astype("float32")
-            kernel = ops.tile(kernel, (1, 1, self.groups, 1)) * blocks
+            kernel = xp.tile(kernel, (1, 1, self.groups, 1)) * blocks
         return kernel
 
+    @property
+    def method(self) -> str:
+        shape = (*self.taps, self.input_shape[2], self._channels)
+        return conv2d_norm_method(shape, self.input_shape[:2], self.strides, self.padding)
+
     def apply(self, inputs: Any) -> Any:
-        return ops.conv(inputs, self.kernel(), strides=self.strides, padding=self.padding, data_format="channels_last")
+        kernel = self._dense(self.kernel.tensor(), ops)
+        return ops.conv(inputs, kernel, strides=self.strides, padding=self.padding, data_format="channels_last")
 
     def adjoint(self, outputs: Any) -> Any:
         # A transposed `valid` convolution reaches every position of the padded input that some tap reads; the padding
         # is cut off and positions behind the last tap, which nothing reads, are filled with zeros.
         full = ops.conv_transpose(
-            outputs, self.kernel(), strides=self.strides, padding="valid", data_format="channels_last"
+            outputs,
+            self._dense(self.kernel.tensor(), ops),
+            strides=self.strides,
+            padding="valid",
+            data_format="channels_last",
         )
         for axis in (1, 2):
             size, taps, stride = self.input_shape[axis - 1], self.taps[axis - 1], self.strides[axis - 1]
@@ -130,8 +250,50 @@ class Conv2DOperator(LinearOperator):
         return full
 
     def bound(self) -> float:
-        kernel = keras.ops.convert_to_numpy(self.kernel())
-        return bound_conv2d_norm(kernel, self.input_shape[:2], self.strides, self.padding)
+        kernel = self._dense(self.kernel.exact(), np)
+        return bound_conv2d_norm(kernel, self.input_shape[:2], self.strides, self.padding) + _excess(self)
+
+    def bound_of_magnitudes(self) -> float:
+        return bound_nonnegative_conv2d_norm(self._dense(self.kernel.magnitude(), np), self.strides)
+
+
+class ChannelScale(LinearOperator):
+    """`x -> s * x` with a factor for each channel; its norm is the largest factor."""
+
+    fan_in = 1
+
+    def __init__(self, scale: Kernel, input_shape: tuple[int, ...]):
+        self.kernel = scale
+        self.input_shape = input_shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        return self.input_shape
+
+    @property
+    def method(self) -> str:
+        return "largest factor"
+
+    def apply(self, inputs: Any) -> Any:
+        return inputs * self.kernel.tensor()
+
+    def adjoint(self, outputs: Any) -> Any:
+        return self.apply(outputs)
+
+    def estimate(self, training: bool) -> Any:
+        """The norm itself: it needs no iterate."""
+        return ops.max(ops.abs(self.kernel.tensor()))
+
+    def bound(self) -> float:
+        return self.bound_of_magnitudes()
+
+    def bound_of_magnitudes(self) -> float:
+        return float(self.kernel.magnitude().max()) * (1 + 2.0**-50)
+
+
+def _excess(operator: LinearOperator) -> float:
+    """What the float64 rounding of a computed kernel may add to its norm."""
+    return operator.bound_of_magnitudes() * 2.0**-48 if operator.kernel.computed else 0.0
 
 
 _TINY = 2.0**-100

@@ -1,4 +1,4 @@
-"""What each layer does to distances: a registry of rules, keyed by exact class.
+"""What a layer does to distances: rules, and their registry, keyed by exact class.
 
 A rule turns a layer into a `LipschitzRule`: how the constants of its inputs combine into the constant of its output. A
 subclass that overrides `call` must not inherit its parent's bound, so a class that is not registered itself is refused.
@@ -11,40 +11,137 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers, ops
 
-from defended.gloro.bounds import average_pooling_norm, max_pooling_overlap
-from defended.gloro.operators import Conv2DOperator, DenseOperator, LinearOperator
-from defended.layers import InvertibleDownsampling, LiResNetBlock, MinMax
+from defended.gloro import rounding
+from defended.gloro.operators import LinearOperator
 
 Shape = tuple[int, ...]
 
 
 class LipschitzRule:
-    """`output constant = factor * (norm of the operator) * combine(input constants)`.
+    """What one layer does to distances, and how exactly float32 computes it.
+
+    `output constant = factor * (norm of the operator) * combine(input constants)`.
 
     Args:
-        factor: a constant bound, such as an activation's.
+        factor: a constant bound, such as an activation's; or a function without arguments that returns it, for the
+            weights as they are (a float, or a tensor that training may differentiate).
         operator: the layer's trainable linear map, if any.
         merge: how several inputs combine: `"sum"` (added), `"mean"` (averaged) or `"hypot"` (concatenated: the root of
             the sum of squares). One input passes unchanged.
+        offset: l2 norm of the layer's value at zero (for an operator: its bias), a float or a function that returns it.
+            None: it is computed from the layer.
+        at_zero: magnitude of a single entry at zero, for functions of single entries.
+        roundings: float32 operations on the way to an output entry, those of the operator included; 0 for layers that
+            only move, compare or drop entries. The default suits a few operations on single entries. An entry z counts
+            as computed within `gamma(roundings) * (factor * |z| + at_zero + absolute)`; see `defended.gloro.rounding`.
+        absolute: see `roundings`.
+        of_terms: the error is relative to the sums that the input was added up from, which a compiler may merge with
+            this layer (normalisation).
+        then: what follows within the same layer, such as the rule of its `activation=`.
+        alone: the rule of a linear layer without the factors that were merged into `operator` from the normalisation
+            behind it: float32 computes its values first.
+        scale: the largest of those factors, see `rounding.linear`.
     """
 
-    def __init__(self, factor: float = 1.0, operator: LinearOperator | None = None, merge: str = "sum"):
-        self.factor = factor
+    def __init__(
+        self,
+        factor: float | Callable[[], Any] = 1.0,
+        operator: LinearOperator | None = None,
+        merge: str = "sum",
+        *,
+        offset: float | Callable[[], float] | None = None,
+        at_zero: float = 0.0,
+        roundings: int = 8,
+        absolute: float = 0.0,
+        of_terms: bool = False,
+        then: LipschitzRule | None = None,
+        alone: LipschitzRule | None = None,
+        scale: Callable[[], float] = lambda: 1.0,
+    ):
+        if merge not in ("sum", "mean", "hypot"):
+            raise ValueError(f"`merge` must be 'sum', 'mean' or 'hypot'. Received: {merge!r}")
+        self._factor = factor
+        self._offset = offset
         self.operator = operator
         self.merge = merge
+        self.at_zero = at_zero
+        self.roundings, self.absolute, self.of_terms = roundings, absolute, of_terms
+        self.then = then
+        self.alone, self._scale = alone, scale
+
+    @property
+    def factor(self) -> float:
+        """The constant factor for the weights as they are, at least 0.
+
+        Raises:
+            ValueError: when it is negative or not a number.
+        """
+        value = float(self._factor()) if callable(self._factor) else self._factor
+        if not value >= 0:
+            raise ValueError(f"its Lipschitz constant is {value}, which is not a constant that bounds anything.")
+        return value
+
+    @property
+    def offset(self) -> float:
+        """Norm of the value at zero, for the weights as they are."""
+        return float(self._offset()) if callable(self._offset) else float(self._offset or 0.0)
+
+    def settle(self, layer: Any, input_shapes: Sequence[Shape]) -> LipschitzRule:
+        """The rule itself; an offset that was left open is from now on computed from the layer."""
+        if self._offset is None:
+            zeros = [np.zeros((1, *shape), "float32") for shape in input_shapes]
+
+            def offset() -> float:
+                value = ops.convert_to_numpy(layer(zeros if len(zeros) > 1 else zeros[0])).astype(np.float64)
+                return float(np.linalg.norm(value)) * 1.01  # by far more than its evaluation errs
+
+            self._offset = offset
+        if self.then is not None:
+            output = tuple(layer.compute_output_shape((1, *input_shapes[0])))[1:]
+            self.then.settle(getattr(layer, "activation", layer), [output])
+        return self
 
     def estimate(self, inputs: Sequence[Any], norm: Any = None) -> Any:
         """The constant of the output as a tensor; `norm` is the operator's, where there is one."""
         result = self._merged(inputs, ops.sqrt)
-        result = result if self.factor == 1.0 else self.factor * result
-        return result if norm is None else norm * result
+        if callable(self._factor):
+            result = ops.cast(ops.convert_to_tensor(self._factor()), "float32") * result
+        elif self._factor != 1.0:
+            result = self._factor * result
+        result = result if norm is None else norm * result
+        return result if self.then is None else self.then.estimate([result])
 
     def bound(self, inputs: Sequence[float], norm: float | None = None) -> float:
         """The proven constant of the output, rounded upwards; `norm` is a bound on the operator's."""
         result = self._merged(inputs, math.sqrt) * self.factor * (1.0 if norm is None else norm)
-        return result * (1 + 2.0**-52 * (len(inputs) + 4))
+        result *= 1 + 2.0**-52 * (len(inputs) + 4)
+        return result if self.then is None else self.then.bound([result])
+
+    def evaluated(
+        self,
+        inputs: Sequence[rounding.Evaluated],
+        sizes: tuple[int, int],
+        norms: tuple[float, float] | None = None,
+    ) -> rounding.Evaluated:
+        """Bounds on the output's magnitude and on the error of its float32 evaluation.
+
+        Args:
+            inputs: the same of each input.
+            sizes: entries of the (first) input and of the output.
+            norms: bounds on the norms of the operator and of that of the weights' magnitudes.
+        """
+        value = rounding.merged(inputs, self.merge)
+        if self.operator is not None and norms is not None:
+            products = self.operator.fan_in
+            value = rounding.linear(value, *norms, self.offset, self.roundings, products, sizes, self._scale())
+        elif (factor := self.factor) != 1.0 or self.offset or self.at_zero or self.roundings:
+            root = sizes[1] ** 0.5
+            offset, absolute = self.offset + self.at_zero * root, self.absolute * root
+            value = rounding.function(value, factor, offset, self.roundings, sizes[1], absolute, self.of_terms)
+        return value if self.then is None else self.then.evaluated([value], (sizes[1], sizes[1]))
 
     def _merged(self, inputs: Sequence[Any], root: Callable[[Any], Any]) -> Any:
         if len(inputs) == 1:
@@ -56,10 +153,10 @@ class LipschitzRule:
 
 _RULES: dict[type, Callable[[Any, Shape], LipschitzRule]] = {}
 
-_ACTIVATIONS: dict[str, float] = {
-    "linear": 1.0, "relu": 1.0, "relu6": 1.0, "leaky_relu": 1.0, "elu": 1.0, "softplus": 1.0, "tanh": 1.0,
-    "softsign": 1.0, "sigmoid": 0.25, "hard_tanh": 1.0, "hard_sigmoid": 1.0 / 6.0 * (1 + 2.0**-50), "soft_shrink": 1.0,
-}  # fmt: skip
+
+def exact_rule(factor: Any = 1.0, **options: Any) -> LipschitzRule:
+    """A rule without rounding and with value 0 at 0, unless the options say otherwise."""
+    return LipschitzRule(factor, **{"offset": 0.0, "roundings": 0, **options})
 
 
 def lipschitz_rule(
@@ -89,12 +186,21 @@ def known_layers() -> list[str]:
 
 
 def rule_for(layer: Any, input_shape: Shape) -> LipschitzRule:
-    """The rule of a layer that was built.
+    """The rule of a layer that was built: the registered one, or the layer's own `lipschitz_bound()`.
 
     Raises:
-        ValueError: for a layer without a rule, naming it and the remedy.
+        ValueError: for a layer without a rule, naming it and the remedy; for one with both.
     """
     rule = _RULES.get(type(layer))
+    # Only a method of the very class counts: a subclass that overrides `call` must not inherit its parent's bound.
+    own = vars(type(layer)).get("lipschitz_bound")
+    if rule is not None and own is not None:
+        raise ValueError(
+            f"Layer {layer.name!r} ({type(layer).__name__}) has a registered rule and a `lipschitz_bound()` of its "
+            f"own. Remove one: two would be ambiguous."
+        )
+    if own is not None:
+        return LipschitzRule(layer.lipschitz_bound)
     if rule is None:
         raise ValueError(
             f"Layer {layer.name!r} ({type(layer).__name__}) has no known Lipschitz constant, so nothing behind it can "
@@ -103,134 +209,11 @@ def rule_for(layer: Any, input_shape: Shape) -> LipschitzRule:
     return rule(layer, input_shape)
 
 
-def activation_factor(layer: Any) -> float:
-    """Lipschitz constant of a layer's `activation=`.
-
-    Raises:
-        ValueError: for an activation without a known constant.
-    """
-    activation = layer.activation
-    if activation is None:
-        return 1.0
-    name = getattr(activation, "__name__", type(activation).__name__)
-    # A user's own function may bear a known name: the object must be Keras's.
-    if isinstance(activation, keras.layers.Layer):
-        rule = rule_for(activation, ())
-        if rule.operator is None:
-            return rule.factor
-    elif name in _ACTIVATIONS and activation is keras.activations.get(name):
-        return _ACTIVATIONS[name]
-    raise ValueError(
-        f"Layer {layer.name!r} ({type(layer).__name__}) has the activation {name!r}, whose Lipschitz constant is not "
-        f"known. Use one of {', '.join(sorted(_ACTIVATIONS))}, or `MinMax` as a layer of its own."
-    )
-
-
 def _remedy(layer: Any) -> str:
-    if isinstance(layer, layers.BatchNormalization):
-        return "Leave normalisation out: it rescales by batch statistics while training."
     if not isinstance(layer, keras.layers.Layer):
         return "Write the operation as a layer, such as `keras.layers.Add()` in place of `x + y`."
     if isinstance(layer, layers.RNN):
         return "Layers with a state have no constant over a single input."
-    return "Replace it, or register a rule with `@defended.gloro.lipschitz_rule`."
-
-
-def _channels_last(layer: Any) -> None:
-    if getattr(layer, "data_format", "channels_last") != "channels_last":
-        raise ValueError(
-            f"Layer {layer.name!r} ({type(layer).__name__}) uses data_format={layer.data_format!r}. "
-            f"Only 'channels_last' is supported: rebuild the network with it."
-        )
-
-
-def _does_not_expand(layer: Any, shape: Shape) -> LipschitzRule:
-    return LipschitzRule()
-
-
-for _cls in (
-    layers.Identity, layers.Flatten, layers.Reshape, layers.Permute, layers.Dropout, layers.ZeroPadding2D,
-    layers.Cropping2D, MinMax, InvertibleDownsampling,
-):  # fmt: skip
-    lipschitz_rule(_cls)(_does_not_expand)
-
-
-@lipschitz_rule(layers.ReLU)
-def _relu(layer: Any, shape: Shape) -> LipschitzRule:
-    # A threshold above 0 makes the function jump.
-    if float(layer.threshold) != 0.0:
-        raise ValueError(
-            f"Layer {layer.name!r} (ReLU) has threshold={layer.threshold}; only 0 is continuous. Set it to 0."
-        )
-    return LipschitzRule(factor=max(1.0, abs(float(layer.negative_slope))))
-
-
-@lipschitz_rule(layers.LeakyReLU)
-def _leaky_relu(layer: Any, shape: Shape) -> LipschitzRule:
-    return LipschitzRule(factor=max(1.0, abs(float(layer.negative_slope))))
-
-
-@lipschitz_rule(layers.Activation)
-def _activation(layer: Any, shape: Shape) -> LipschitzRule:
-    return LipschitzRule(factor=activation_factor(layer))
-
-
-@lipschitz_rule(layers.Dense)
-def _dense(layer: Any, shape: Shape) -> LipschitzRule:
-    return LipschitzRule(activation_factor(layer), DenseOperator(lambda: ops.convert_to_tensor(layer.kernel)))
-
-
-@lipschitz_rule(layers.Conv2D)
-def _conv2d(layer: Any, shape: Shape) -> LipschitzRule:
-    _channels_last(layer)
-    operator = Conv2DOperator(
-        lambda: ops.convert_to_tensor(layer.kernel),
-        shape, layer.strides, layer.padding, layer.dilation_rate, layer.groups,
-    )  # fmt: skip
-    return LipschitzRule(activation_factor(layer), operator)
-
-
-@lipschitz_rule(LiResNetBlock)
-def _liresnet_block(layer: Any, shape: Shape) -> LipschitzRule:
-    return LipschitzRule(operator=Conv2DOperator(lambda: layer.kernel, shape, padding="same"))
-
-
-@lipschitz_rule(layers.AveragePooling2D)
-def _average_pooling(layer: Any, shape: Shape) -> LipschitzRule:
-    _channels_last(layer)
-    sides = zip(shape[:2], layer.pool_size, layer.strides, strict=True)
-    return LipschitzRule(math.prod(average_pooling_norm(*side, layer.padding) for side in sides) * (1 + 2.0**-51))
-
-
-@lipschitz_rule(layers.GlobalAveragePooling2D)
-def _global_average_pooling(layer: Any, shape: Shape) -> LipschitzRule:
-    _channels_last(layer)
-    return LipschitzRule((shape[0] * shape[1]) ** -0.5 * (1 + 2.0**-51))
-
-
-@lipschitz_rule(layers.MaxPooling2D)
-def _max_pooling(layer: Any, shape: Shape) -> LipschitzRule:
-    _channels_last(layer)
-    sides = zip(shape[:2], layer.pool_size, layer.strides, strict=True)
-    overlap = math.prod(max_pooling_overlap(*side, layer.padding) for side in sides)
-    return LipschitzRule(math.sqrt(overlap) * (1 + 2.0**-51))
-
-
-@lipschitz_rule(layers.Add)
-def _add(layer: Any, shape: Shape) -> LipschitzRule:
-    return LipschitzRule(merge="sum")
-
-
-@lipschitz_rule(layers.Subtract)
-def _subtract(layer: Any, shape: Shape) -> LipschitzRule:
-    return LipschitzRule(merge="sum")
-
-
-@lipschitz_rule(layers.Average)
-def _average(layer: Any, shape: Shape) -> LipschitzRule:
-    return LipschitzRule(merge="mean")
-
-
-@lipschitz_rule(layers.Concatenate)
-def _concatenate(layer: Any, shape: Shape) -> LipschitzRule:
-    return LipschitzRule(merge="hypot")
+    if isinstance(layer, layers.LayerNormalization | layers.GroupNormalization | layers.UnitNormalization):
+        return "It divides by a statistic of the input, which may be 0: use `BatchNormalization` or none."
+    return "Replace it, register a rule with `@defended.gloro.lipschitz_rule`, or give the class a `lipschitz_bound()`."

@@ -59,7 +59,7 @@ class LiResNetBlock(keras.layers.Layer):
         self.bias = self.add_weight(name="bias", shape=(channels,), initializer="zeros") if self.use_bias else None
         identity = np.zeros((*self.kernel_size, channels, channels), dtype="float32")
         identity[self.kernel_size[0] // 2, self.kernel_size[1] // 2] = np.eye(channels)
-        self._identity = identity
+        self.identity = identity
 
     @property
     def kernel(self) -> Any:
@@ -67,7 +67,7 @@ class LiResNetBlock(keras.layers.Layer):
         branch = self.residual_scale * ops.convert_to_tensor(self.branch_kernel)
         if self.affine is not None:
             branch = branch * ops.convert_to_tensor(self.affine)
-        return branch + self._identity
+        return branch + self.identity
 
     def call(self, inputs: Any) -> Any:
         outputs = ops.conv(inputs, self.kernel, strides=1, padding="same", data_format="channels_last")

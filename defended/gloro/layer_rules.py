@@ -1,0 +1,191 @@
+"""The rules of Keras's layers and of this package's own; importing the module registers them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from defended.gloro import rounding
+from defended.gloro.bounds import average_pooling_norm, max_pooling_overlap
+from defended.gloro.operators import Conv2DOperator, DenseOperator, Kernel, LinearOperator, in_float64, without_overflow
+from defended.gloro.rules import LipschitzRule, Shape, exact_rule, lipschitz_rule, rule_for
+from defended.layers import InvertibleDownsampling, LiResNetBlock, MinMax
+
+_EXP: dict[str, Any] = {"roundings": rounding.ELEMENTARY, "absolute": 1.0}
+_ACTIVATIONS: dict[str, LipschitzRule | None] = {
+    "linear": None, "relu": exact_rule(), "relu6": exact_rule(), "hard_tanh": exact_rule(),
+    "leaky_relu": exact_rule(roundings=1), "soft_shrink": exact_rule(roundings=1),
+    "softsign": exact_rule(roundings=3), "elu": exact_rule(**_EXP), "tanh": exact_rule(**_EXP),
+    "softplus": exact_rule(at_zero=math.log(2) * (1 + 2.0**-50), **_EXP),
+    "sigmoid": exact_rule(0.25, at_zero=0.5, **_EXP),
+    "hard_sigmoid": exact_rule(1.0 / 6.0 * (1 + 2.0**-50), at_zero=0.5, roundings=4, absolute=0.5),
+}  # fmt: skip
+
+
+def activation_rule(layer: Any) -> LipschitzRule | None:
+    """The rule of a layer's `activation=`; None where there is none.
+
+    Raises:
+        ValueError: for an activation without a known constant.
+    """
+    activation = layer.activation
+    if activation is None:
+        return None
+    name = getattr(activation, "__name__", type(activation).__name__)
+    # A user's own function may bear a known name: the object must be Keras's.
+    if isinstance(activation, keras.layers.Layer):
+        rule = rule_for(activation, ())
+        if rule.operator is None:
+            return rule
+    elif name in _ACTIVATIONS and activation is keras.activations.get(name):
+        return _ACTIVATIONS[name]
+    raise ValueError(
+        f"Layer {layer.name!r} ({type(layer).__name__}) has the activation {name!r}, whose Lipschitz constant is not "
+        f"known. Use one of {', '.join(sorted(_ACTIVATIONS))}, or `MinMax` as a layer of its own."
+    )
+
+
+def _channels_last(layer: Any) -> None:
+    if getattr(layer, "data_format", "channels_last") != "channels_last":
+        raise ValueError(
+            f"Layer {layer.name!r} ({type(layer).__name__}) uses data_format={layer.data_format!r}. "
+            f"Only 'channels_last' is supported: rebuild the network with it."
+        )
+
+
+def _does_not_expand(layer: Any, shape: Shape) -> LipschitzRule:
+    return exact_rule()
+
+
+for _cls in (
+    layers.Identity, layers.Flatten, layers.Reshape, layers.Permute, layers.Dropout, layers.ZeroPadding2D,
+    layers.Cropping2D, MinMax, InvertibleDownsampling,
+):  # fmt: skip
+    lipschitz_rule(_cls)(_does_not_expand)
+
+
+@lipschitz_rule(layers.ReLU)
+def _relu(layer: Any, shape: Shape) -> LipschitzRule:
+    # A threshold above 0 makes the function jump.
+    if float(layer.threshold) != 0.0:
+        raise ValueError(
+            f"Layer {layer.name!r} (ReLU) has threshold={layer.threshold}; only 0 is continuous. Set it to 0."
+        )
+    return _sloped(layer.negative_slope)
+
+
+@lipschitz_rule(layers.LeakyReLU)
+def _leaky_relu(layer: Any, shape: Shape) -> LipschitzRule:
+    return _sloped(layer.negative_slope)
+
+
+def _sloped(slope: Any) -> LipschitzRule:
+    # The slope itself is rounded to float32, then multiplied.
+    slope = abs(float(slope))
+    return exact_rule(max(1.0, slope * (1 + 2.0**-50)), roundings=2 if slope else 0)
+
+
+@lipschitz_rule(layers.Activation)
+def _activation(layer: Any, shape: Shape) -> LipschitzRule:
+    return activation_rule(layer) or exact_rule()
+
+
+def linear_rule(operator: LinearOperator, bias: Callable[[], Any] | None, roundings: int, then: Any) -> LipschitzRule:
+    """The rule of a linear map with a bias `[channels]`, spread over all places of the output."""
+
+    def offset() -> float:
+        if bias is None:
+            return 0.0
+        places = math.prod(operator.output_shape) / operator.output_shape[-1]
+        return float(np.linalg.norm(bias()) * places**0.5) * (1 + 2.0**-40)
+
+    return exact_rule(operator=operator, offset=offset, roundings=roundings, then=then)
+
+
+def _kernel(layer: Any) -> Kernel:
+    # Read anew each time: Keras replaces the variable where a layer is adapted or quantised.
+    return Kernel(lambda: ops.convert_to_tensor(layer.kernel))
+
+
+def _bias(layer: Any) -> Callable[[], Any] | None:
+    return (lambda: in_float64(layer.bias)) if layer.use_bias else None
+
+
+@lipschitz_rule(layers.Dense)
+def _dense(layer: Any, shape: Shape) -> LipschitzRule:
+    operator = DenseOperator(_kernel(layer), shape[:-1])
+    roundings = rounding.roundings_of_sum(operator.fan_in, rounding.blocks(operator.fan_in))
+    return linear_rule(operator, _bias(layer), roundings, activation_rule(layer))
+
+
+@lipschitz_rule(layers.Conv2D)
+def _conv2d(layer: Any, shape: Shape) -> LipschitzRule:
+    _channels_last(layer)
+    operator = Conv2DOperator(_kernel(layer), shape, layer.strides, layer.padding, layer.dilation_rate, layer.groups)
+    return linear_rule(operator, _bias(layer), rounding.roundings_of_sum(operator.fan_in), activation_rule(layer))
+
+
+@lipschitz_rule(LiResNetBlock)
+def _liresnet_block(layer: Any, shape: Shape) -> LipschitzRule:
+    def branch() -> Any:
+        scale = 1.0 if layer.affine is None else in_float64(layer.affine)
+        return layer.residual_scale * in_float64(layer.branch_kernel) * scale
+
+    def magnitude() -> Any:
+        scale = 1.0 if layer.affine is None else np.maximum(np.abs(in_float64(layer.affine)), 1.0)
+        # No product of some of the three factors, in whatever order they are taken, passes this.
+        factors = max(abs(layer.residual_scale), 1.0) * np.maximum(np.abs(in_float64(layer.branch_kernel)), 1.0) * scale
+        # gamma(4) of the last term outweighs products that are flushed to zero.
+        return (np.abs(branch()) + layer.identity + 2.0**-100 * without_overflow(factors)) * (1 + 2.0**-50)
+
+    kernel = Kernel(lambda: layer.kernel, lambda: branch() + layer.identity, magnitude, roundings=4)
+    operator = Conv2DOperator(kernel, shape, padding="same")
+    return linear_rule(operator, _bias(layer), rounding.roundings_of_sum(operator.fan_in) + kernel.roundings, None)
+
+
+@lipschitz_rule(layers.AveragePooling2D)
+def _average_pooling(layer: Any, shape: Shape) -> LipschitzRule:
+    _channels_last(layer)
+    sides = zip(shape[:2], layer.pool_size, layer.strides, strict=True)
+    norm = math.prod(average_pooling_norm(*side, layer.padding) for side in sides) * (1 + 2.0**-51)
+    return exact_rule(norm, roundings=math.prod(layer.pool_size) + 2)
+
+
+@lipschitz_rule(layers.GlobalAveragePooling2D)
+def _global_average_pooling(layer: Any, shape: Shape) -> LipschitzRule:
+    _channels_last(layer)
+    places = shape[0] * shape[1]
+    return exact_rule(places**-0.5 * (1 + 2.0**-51), roundings=places + 2)
+
+
+@lipschitz_rule(layers.MaxPooling2D)
+def _max_pooling(layer: Any, shape: Shape) -> LipschitzRule:
+    _channels_last(layer)
+    sides = zip(shape[:2], layer.pool_size, layer.strides, strict=True)
+    overlap = math.prod(max_pooling_overlap(*side, layer.padding) for side in sides)
+    return exact_rule(math.sqrt(overlap) * (1 + 2.0**-51))
+
+
+@lipschitz_rule(layers.Add)
+def _add(layer: Any, shape: Shape) -> LipschitzRule:
+    return exact_rule(merge="sum")
+
+
+@lipschitz_rule(layers.Subtract)
+def _subtract(layer: Any, shape: Shape) -> LipschitzRule:
+    return exact_rule(merge="sum")
+
+
+@lipschitz_rule(layers.Average)
+def _average(layer: Any, shape: Shape) -> LipschitzRule:
+    return exact_rule(merge="mean")
+
+
+@lipschitz_rule(layers.Concatenate)
+def _concatenate(layer: Any, shape: Shape) -> LipschitzRule:
+    return exact_rule(merge="hypot")

@@ -1,0 +1,88 @@
+"""Batch normalisation at inference: `x -> s * x + t`, folded into the linear layer before it where there is one."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+from keras import layers, ops
+
+from defended.gloro import rounding
+from defended.gloro.layer_rules import linear_rule
+from defended.gloro.operators import ChannelScale, Conv2DOperator, DenseOperator, Kernel, in_float64, without_overflow
+from defended.gloro.rules import LipschitzRule, Shape, exact_rule, lipschitz_rule
+
+
+@lipschitz_rule(layers.BatchNormalization)
+def _batch_normalization(layer: Any, shape: Shape) -> LipschitzRule:
+    """With the statistics of training, as at inference: `x -> s * x + t`, a factor and a shift for each channel."""
+    _check_normalises_channels(layer, shape)
+    operator = ChannelScale(normalisation_scale(layer), shape)
+    return linear_rule(operator, lambda: normalisation_shift(layer), rounding.NORMALISATION, None)
+
+
+def _check_normalises_channels(layer: Any, shape: Shape) -> None:
+    if layer.axis not in (-1, len(shape)):
+        raise ValueError(
+            f"Layer {layer.name!r} (BatchNormalization) normalises axis {layer.axis}; only the last one, the channels, "
+            f"is supported. Build it with axis=-1."
+        )
+
+
+def normalisation_scale(layer: Any) -> Kernel:
+    """The factor of each channel, `gamma / sqrt(moving_variance + epsilon)`."""
+
+    def tensor() -> Any:
+        scale = ops.rsqrt(ops.convert_to_tensor(layer.moving_variance) + layer.epsilon)
+        return scale * ops.convert_to_tensor(layer.gamma) if layer.scale else scale
+
+    def exact() -> Any:
+        variance = in_float64(layer.moving_variance) + layer.epsilon
+        if not np.all((variance > 2.0**-100) & (variance < 2.0**126)):
+            raise ValueError(
+                f"the moving variance of {layer.name!r} is not positive, or near the ends of float32's range. Restore "
+                f"it from a checkpoint before certifying, and leave `epsilon` at Keras's default."
+            )
+        return (in_float64(layer.gamma) if layer.scale else 1.0) / np.sqrt(variance)
+
+    def magnitude() -> Any:
+        # gamma(NORMALISATION) of the floor outweighs a factor that is flushed to zero.
+        return without_overflow(np.maximum(np.abs(exact()) * (1 + 2.0**-50), 2.0**-100))
+
+    return Kernel(tensor, exact, magnitude)
+
+
+def normalisation_shift(layer: Any) -> Any:
+    """Magnitudes, per channel, that bound the shift and the terms it is computed from: `|beta| + |mean * s|`."""
+    shift = np.abs(in_float64(layer.moving_mean)) * normalisation_scale(layer).magnitude()
+    return shift + np.abs(in_float64(layer.beta)) if layer.center else shift
+
+
+def fold_normalisation(rule: LipschitzRule, layer: Any, shape: Shape) -> tuple[LipschitzRule, LipschitzRule] | None:
+    """Rules of a linear layer and of the normalisation that follows it, their factors merged into one operator.
+
+    The norm of the scaled map is smaller than the product of the norms. None where `rule` is not one of a linear layer.
+    """
+    operator = rule.operator
+    if not isinstance(operator, DenseOperator | Conv2DOperator) or rule.then is not None or rule.factor != 1.0:
+        return None
+    _check_normalises_channels(layer, shape)
+    scaled = copy.copy(operator)
+    scaled.kernel = operator.kernel.scaled(normalisation_scale(layer))
+    largest = normalisation_scale(layer).magnitude
+    first = exact_rule(
+        operator=scaled,
+        offset=lambda: rule.offset * float(largest().max()),
+        roundings=rule.roundings,
+        alone=rule,
+        scale=lambda: max(1.0, float(largest().max())),
+    )
+    places = math.prod(shape) / shape[-1]
+    second = exact_rule(
+        offset=lambda: float(np.linalg.norm(normalisation_shift(layer)) * places**0.5) * (1 + 2.0**-40),
+        roundings=rounding.NORMALISATION,
+        of_terms=True,
+    )
+    return first, second

@@ -1,0 +1,154 @@
+"""How far a float32 evaluation can stray from the network's exact values, proven layer by layer.
+
+Notation: u = 2^-24 is float32's unit roundoff, `gamma_n = n u / (1 - n u)`. An inner product of n terms, added in any
+order and with or without fused multiply-add, is off by at most `gamma_n |a|^T |b|` (Higham 2002, section 3.1), and by a
+multiple of the smallest normal number where results or operands are flushed to zero.
+
+Every bound is a function of the input's norm rho and stands as a pair `(c0, c1)` for `c0 + c1 * rho`, both positive, so
+one proof serves every input. All of it is float64; the factor `_UP` at each step outweighs float64's own rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+UNIT_ROUNDOFF = 2.0**-24
+TINY = 2.0**-126
+"""The smallest normal float32; kernels may flush smaller numbers to zero."""
+
+LARGEST = 2.0**112
+"""No sum may pass this on any input that is answered. Averages, of up to 2^14 values or over windows of up to 2^28
+entries, add first and divide then: their sums do not overflow either."""
+
+BLOCK = 128
+"""Longer inner products of Dense layers are evaluated in blocks of at most this many terms."""
+
+ELEMENTARY = 16
+"""Units of roundoff, relative to `1 + |z|`, that exp, tanh and their kin are *assumed* to keep at argument z."""
+
+NORMALISATION = 20
+"""Roundings of batch normalisation at inference, the reciprocal root and its merging into a kernel included."""
+
+_UP = 1 + 2.0**-44
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def affine(constant: float = 0.0, slope: float = 0.0) -> Array:
+    """The bound `constant + slope * rho`."""
+    return np.array([constant, slope])
+
+
+def gamma(roundings: float) -> float:
+    """`n u / (1 - n u)`; infinite where n u >= 1 proves nothing."""
+    product = roundings * UNIT_ROUNDOFF
+    return product / (1 - product) if product < 1 else float("inf")
+
+
+def blocks(terms: int) -> int:
+    """In how many blocks an inner product of a Dense layer is evaluated: equal ones, if nearly as few can be had."""
+    if terms <= 2 * BLOCK:
+        return 1
+    fewest = -(-terms // BLOCK)
+    return next((parts for parts in range(fewest, 2 * fewest) if terms % parts == 0), fewest)
+
+
+def roundings_of_sum(terms: int, parts: int = 1) -> int:
+    """Roundings on the way of a product through a sum of `terms`, in `parts` blocks, and through adding the bias."""
+    return -(-terms // parts) + parts
+
+
+class Evaluated(NamedTuple):
+    """Bounds on one value of the network, as functions of the input's norm."""
+
+    magnitude: Array
+    """l2 norm of the exact value."""
+    error: Array
+    """l2 distance of the computed value from the exact one."""
+    terms: Array
+    """l2 norm of the sums of magnitudes that the value was added up from, which no partial sum exceeds."""
+
+
+def of_input(size: int) -> Evaluated:
+    """The input itself: float32 numbers, of which kernels may flush the smallest to zero."""
+    norm = affine(slope=1.0)
+    return Evaluated(norm, affine(TINY * size**0.5), norm)
+
+
+def merged(values: Sequence[Evaluated], merge: str) -> Evaluated:
+    """Several values added (`"sum"`), averaged (`"mean"`) or concatenated (`"hypot"`)."""
+    if len(values) == 1:
+        return values[0]
+    parts = [np.stack(part) for part in zip(*values, strict=True)]
+    if merge == "hypot":
+        # |(a + b rho, c + d rho)| <= |(a, c)| + |(b, d)| rho.
+        return Evaluated(*(np.sqrt(np.sum(part**2, axis=0)) * _UP for part in parts))
+    share = 1 / len(values) if merge == "mean" else 1.0
+    magnitude, error, _ = (np.sum(part, axis=0) * share * _UP for part in parts)
+    terms = magnitude + error
+    return Evaluated(magnitude, (error + gamma(len(values) + 1) * terms) * _UP, terms)
+
+
+def linear(
+    value: Evaluated,
+    norm: float,
+    norm_of_magnitudes: float,
+    bias: float,
+    roundings: int,
+    products: int,
+    sizes: tuple[int, int],
+    scale: float = 1.0,
+) -> Evaluated:
+    """A linear map and its bias, evaluated as inner products.
+
+    Args:
+        value: the input.
+        norm: bound on the map's norm.
+        norm_of_magnitudes: the same for the map of the weights' magnitudes.
+        bias: norm of the bias.
+        roundings: operations between a weight and the output.
+        products: products in an entry of the output; each of them, and each sum, may be flushed to zero.
+        sizes: entries of the input and of the output.
+        scale: at least 1 and at least the largest factor that the map holds and float32 applies only to its results.
+    """
+    computed = value.magnitude + value.error
+    terms = (norm_of_magnitudes * computed + affine(bias)) * _UP
+    flushed = TINY * (
+        sizes[1] ** 0.5 * affine(3.0 * (products + roundings + 1) * scale)
+        + norm_of_magnitudes * affine(sizes[0] ** 0.5)
+        + (sizes[0] * sizes[1]) ** 0.5 * scale * computed
+    )
+    return Evaluated(
+        (norm * value.magnitude + affine(bias)) * _UP,
+        (norm * value.error + gamma(roundings) * terms + flushed) * _UP,
+        terms,
+    )
+
+
+def function(
+    value: Evaluated, factor: float, offset: float, roundings: float, size: int, absolute: float, of_terms: bool = False
+) -> Evaluated:
+    """A function with Lipschitz constant `factor` and norm `offset` at 0.
+
+    Its evaluation is within `gamma(roundings) * (factor * t + offset + absolute)` of its exact value at the computed
+    argument, with t the norm of that argument or, `of_terms`, of the sums it was added up from. All norms are l2.
+    """
+    argument = value.terms if of_terms else value.magnitude + value.error
+    computed = (factor * argument + affine(offset + absolute)) * _UP
+    flushed = affine(TINY * roundings * size**0.5)
+    return Evaluated(
+        (factor * value.magnitude + affine(offset)) * _UP,
+        (factor * value.error + gamma(roundings) * computed + flushed) * _UP,
+        computed,
+    )
+
+
+def largest_norm(terms: Sequence[Array]) -> float:
+    """Up to which input norm no sum passes `LARGEST`; negative where none is safe."""
+    limit = LARGEST
+    for constant, slope in terms:
+        limit = min(limit, (LARGEST - constant) / max(slope, TINY)) if constant < LARGEST else -1.0
+    return limit if np.isfinite(limit) else -1.0

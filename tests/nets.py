@@ -1,0 +1,92 @@
+"""Small networks of every kind of layer, with random weights of any scale, for the tests that search."""
+
+import keras
+import numpy as np
+from keras import layers
+
+from defended.layers import InvertibleDownsampling, LiResNetBlock, MinMax
+
+SCALES = (1e-30, 1e-10, 1.0, 1e10, 1e30)
+
+
+def sequential(shape, *body):
+    return keras.Sequential([keras.Input(shape), *body])
+
+
+def branches():
+    x = keras.Input((4, 4, 2))
+    a = layers.Conv2D(4, 3, padding="same")(x)
+    b = layers.Conv2D(4, 1, activation="leaky_relu")(x)
+    difference = layers.Subtract()([layers.Add()([a, b]), a])
+    joined = layers.Concatenate()([layers.Average()([difference, a, b]), x])
+    return keras.Model(x, layers.Dense(3)(layers.Flatten()(joined)))
+
+
+def nested():
+    inner = sequential((6,), layers.Dense(6), MinMax())
+    x = keras.Input((6,))
+    return keras.Model(x, layers.Dense(3)(inner(inner(x))))
+
+
+NETWORKS = {
+    "linear": lambda: sequential((32,), layers.Dense(4)),
+    "dense": lambda: sequential(
+        (5,), layers.Dense(8), MinMax(), layers.Dense(8, activation="relu", use_bias=False), layers.Dense(3)
+    ),
+    "blocks": lambda: sequential((300,), layers.Dense(6), layers.LeakyReLU(3.0), layers.Dense(3)),
+    "blocks in the head": lambda: sequential((600,), layers.Dense(3)),
+    "conv": lambda: sequential(
+        (5, 5, 2), layers.ZeroPadding2D(1), layers.Conv2D(4, 3, strides=2, padding="same"), MinMax(),
+        layers.Conv2D(4, 2, groups=2), layers.ReLU(), layers.Flatten(), layers.Dense(3),
+    ),
+    "dilation": lambda: sequential(
+        (6, 5, 2), layers.Conv2D(4, 2, dilation_rate=2), layers.Cropping2D(((0, 1), (1, 0))),
+        layers.Conv2D(2, 2, dilation_rate=2, padding="same"), layers.Flatten(),
+        layers.Dense(4, activation="hard_sigmoid"), layers.Dense(3, activation="hard_tanh"),
+    ),
+    "pooling": lambda: sequential(
+        (5, 5, 2), layers.AveragePooling2D(3, 2, "same"), layers.MaxPooling2D(2, 1, "same"), layers.Flatten(),
+        layers.Dense(3),
+    ),
+    "no dense head": lambda: sequential((4, 4, 2), layers.Conv2D(3, 3), layers.GlobalAveragePooling2D()),
+    "liresnet": lambda: sequential(
+        (4, 4, 2), InvertibleDownsampling(2), LiResNetBlock(3, 0.3), MinMax(), LiResNetBlock(1, use_affine=False),
+        layers.Flatten(), layers.Dense(3),
+    ),
+    "normalisation folded": lambda: sequential(
+        (4, 4, 2), layers.Conv2D(4, 3), layers.BatchNormalization(), layers.ReLU(), layers.Flatten(), layers.Dense(6),
+        layers.BatchNormalization(center=False), MinMax(), layers.Dense(3),
+    ),
+    "normalisation": lambda: sequential(
+        (6,), layers.Dense(6), MinMax(), layers.BatchNormalization(), layers.ReLU(max_value=2.0), layers.Dense(3)
+    ),
+    "places": lambda: sequential(
+        (6,), layers.Reshape((3, 2)), layers.Dense(4, activation="soft_shrink"), layers.Permute((2, 1)),
+        layers.Flatten(), layers.Activation("relu6"), layers.Dense(3),
+    ),
+    "branches": branches,
+    "nested": nested,
+}  # fmt: skip
+
+
+def randomised(network, rng, scale=1.0):
+    """Normal weights times `scale`; `"mixed"` draws a scale for each variable. Variances are positive."""
+    for variable in network.variables:
+        if "seed" in variable.path:
+            continue
+        factor = rng.choice(SCALES) if scale == "mixed" else scale
+        value = rng.standard_normal(variable.shape) * factor
+        variable.assign((np.abs(value) if "moving_variance" in variable.path else value).astype("float32"))
+    return network
+
+
+def set_weights(layer, *values):
+    layer.set_weights([np.asarray(value, "float32") for value in values])
+
+
+def any_inputs(rng, shape):
+    """Inputs of all magnitudes: usual, large, tiny, subnormal, zero, mixed, and with a large common offset."""
+    normal = rng.standard_normal
+    parts = [normal((2, *shape)) * scale for scale in (1.0, 1e4, 1e15, 1e30, 1e-20, 1e-39)]
+    mixed = normal((2, *shape)) * 10.0 ** rng.integers(-35, 10, (2, *shape))
+    return np.concatenate([*parts, mixed, np.zeros((1, *shape)), 1e4 + normal((1, *shape))]).astype("float32")

@@ -1,0 +1,523 @@
+"""An attempt to break the certificate: no float32 input in a certified ball may get another answer.
+
+Distances are exact: a point counts only where its distance, computed in float64 with a margin, is within the radius.
+"""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from exact import BITS, exact_logits, exactly
+from keras import layers
+from nets import NETWORKS, any_inputs, randomised, sequential, set_weights
+
+from defended import GloroNet
+from defended.gloro import gloro_net, graph, layer_rules, operators, rules
+from defended.layers import MinMax
+from defended.margins import FLOAT_MAX, Budget, Leader, competitor_radii, leader
+
+
+def finalized(network, epsilon=1e-6, **options):
+    model = GloroNet(network, epsilon=epsilon, **options)
+    model.finalize()
+    return model
+
+
+# The search.
+
+
+def near_the_boundary(model, n, rng, offset=0.0):
+    """Inputs at distances from the decision boundary that range over six orders of magnitude, and a few others."""
+    shape = model.input_shape[1:]
+    column = (-1, *[1] * len(shape))
+    one, other = (offset + rng.standard_normal((2, n, *shape))).astype("float32")
+    low, high = np.zeros(n), np.ones(n)
+    classify = tf.function(lambda x: tf.argmax(model._logits(x, training=False), axis=1), autograph=False)
+    answer = classify(one).numpy()
+    for _ in range(30):
+        middle = (low + high) / 2
+        point = one + middle.reshape(column) * (other - one)
+        same = classify(point.astype("float32")).numpy() == answer
+        low, high = np.where(same, middle, low), np.where(same, high, middle)
+    back = 10.0 ** rng.uniform(-6, 0, n) * rng.choice([1, -1], n)
+    return (one + (low * (1 - back)).reshape(column) * (other - one)).astype("float32")
+
+
+def steepest(model, x, answer):
+    """For each rival the direction, for the activations at x, in which it gains most on the answer."""
+    directions = []
+    for rival in range(model.num_classes):
+        point = tf.convert_to_tensor(x)
+        with tf.GradientTape() as tape:
+            tape.watch(point)
+            logits = model._logits(point, training=False)
+            gap = logits[:, rival] - tf.gather(logits, answer, batch_dims=1)
+        directions.append(tape.gradient(gap, point).numpy())
+    return directions
+
+
+def directions_from(model, x, answer, rng, count):
+    """Steepest, along single coordinates, along x itself and random ones: `[k, n, d]` unit vectors in float64."""
+    flat = x.reshape(len(x), -1)
+    found = [part.reshape(flat.shape) for part in steepest(model, x, answer)]
+    peaks = [np.where(np.abs(part) == np.abs(part).max(axis=1, keepdims=True), part, 0) for part in found]
+    dense = rng.standard_normal((count, *flat.shape))
+    sparse = dense[: count // 2] * (rng.random((count // 2, *flat.shape)) < 0.1)
+    found = np.concatenate([np.stack([*found, *peaks, flat, -flat]).astype("float64"), dense, sparse])
+    size = np.abs(found).max(axis=2, keepdims=True)
+    found /= np.where(size > 0, size, 1)
+    length = np.linalg.norm(found, axis=2, keepdims=True)
+    return found / np.where(length > 0, length, 1)
+
+
+def on_the_sphere(x, directions, radii):
+    """Float32 points `[k, n, d]` at the radius in these directions, drawn inwards until they are within it."""
+    start = x.reshape(len(x), -1).astype("float64")
+    share = np.ones((*directions.shape[:2], 1))
+    for pull in 2.0 ** np.arange(-25, 0, 3):
+        with np.errstate(over="ignore"):
+            points = (start + share * radii[:, None] * directions).astype("float32")
+            distance = np.linalg.norm(points.astype("float64") - start, axis=2) * (1 + 1e-12)
+        outside = ~(distance <= radii)
+        if not outside.any():
+            break
+        share[outside] *= 1 - pull
+    return points, distance <= radii
+
+
+def violations(model, x, rng, shares=(1.0, 0.9999999, 0.9, 0.3), count=12):
+    """How many points of certified balls get another answer, and how many points were tried.
+
+    The radius is `certified_radius`, and for answers the model's epsilon too.
+    """
+    shape = model.input_shape[1:]
+    x = np.concatenate([x, any_inputs(rng, shape)])
+    radii = np.asarray(model.certified_radius(x)).astype("float64")
+    x, radii = x[radii > 0], radii[radii > 0]
+    if not len(x):
+        return 0, 0
+    classify = tf.function(lambda x: model._logits(x, training=False), autograph=False, reduce_retracing=True)
+    logits = classify(x).numpy()
+    answer = logits.argmax(axis=1)
+    broken, tried = int(not_strictly(logits, answer).sum()), len(x)
+    directions = directions_from(model, x, answer, rng, count)
+    for share in shares:
+        points, inside = on_the_sphere(x, directions, share * radii)
+        for some, valid in zip(np.array_split(points, 4), np.array_split(inside, 4), strict=True):
+            logits = classify(some.reshape(-1, *shape)).numpy()
+            wrong = not_strictly(logits, np.tile(answer, len(some))).reshape(valid.shape)
+            broken += int((wrong & valid).sum())
+            tried += int(valid.sum())
+    return broken, tried
+
+
+def not_strictly(logits, answer):
+    """Where the answer's logit is not above all others, or some logit is no number."""
+    top = np.take_along_axis(logits, answer[:, None], axis=1)
+    return np.sum(top > logits, axis=1) < logits.shape[1] - 1
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_point_of_a_certified_ball_gets_another_answer(name):
+    rng = np.random.default_rng(10)
+    network, total = NETWORKS[name](), 0
+    for scale in (0.3, 1e-8, 1e8, "mixed"):
+        try:
+            model = finalized(randomised(network, rng, scale))
+        except ValueError:  # products of its weights may overflow
+            continue
+        broken, tried = violations(model, near_the_boundary(model, 200, rng), rng)
+        assert broken == 0, scale
+        total += tried
+    assert total > 15_000
+
+
+def collinear(rng, d):
+    """Classes whose columns differ by a millionth, so that K_ij is tiny and rounding is not."""
+    column = rng.standard_normal((d, 1))
+    return column + 1e-6 * rng.standard_normal((d, 4)), rng.standard_normal(4) * 1e-6
+
+
+def equal_columns(rng, d):
+    kernel = rng.standard_normal((d, 4))
+    kernel[:, 1] = kernel[:, 0]
+    return kernel, [0, 1e-7, 0, 0]
+
+
+def huge_bias(rng, d):
+    return rng.standard_normal((d, 4)), 1e6 + rng.standard_normal(4)
+
+
+LINEAR = {
+    "plain": lambda rng, d: (rng.standard_normal((d, 4)), rng.standard_normal(4)),
+    "collinear": collinear, "equal columns": equal_columns, "huge bias": huge_bias,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LINEAR)
+@pytest.mark.parametrize(("d", "offset"), [(2, 0), (2, 1e4), (64, 1), (512, 0), (512, 1e4)])
+def test_linear_classifiers_attain_their_constants_and_hold(kind, d, offset):
+    """K is attained along `w_i - w_j`, so the certificate has nothing to spare but what it pays for rounding."""
+    rng = np.random.default_rng(11)
+    network = sequential((d,), layers.Dense(4))
+    set_weights(network.layers[0], *LINEAR[kind](rng, d))
+    model = finalized(network)
+    kernel = exactly(np.asarray(network.layers[0].kernel))
+    squares = ((kernel[:, :, None] - kernel[:, None, :]) ** 2).sum(axis=0)
+    assert np.all(exactly(model.margin_lipschitz) ** 2 >= squares), "no constant is below the exact one"
+    broken, tried = violations(model, near_the_boundary(model, 60 if d > 64 else 400, rng, offset), rng)
+    assert broken == 0
+    assert tried > 60
+
+
+def test_without_the_budget_rounding_really_flips_answers():
+    """The search has teeth: near 1e4 it breaks a certificate that counts logits as exact, and not the one that pays."""
+    network = sequential((512,), layers.Dense(2))
+    kernel = np.random.default_rng(12).standard_normal((512, 2))
+    kernel -= kernel.mean(axis=0)
+    set_weights(network.layers[0], 1 + 0.1 * kernel, [0, 0])
+    across = (kernel[:, 0] - kernel[:, 1]) / np.linalg.norm(kernel[:, 0] - kernel[:, 1])
+    broken, tried, flipped = [], [], []
+    for counted in (False, True):
+        rng = np.random.default_rng(13)
+        model = finalized(network, epsilon=0.05, rounding=counted)
+        x = near_the_boundary(model, 300, rng, offset=1e4)
+        far = (x[:100] + np.linspace(-300, 300, 100)[:, None] * across).astype("float32")
+        x = np.concatenate([x, far])
+        found = violations(model, x, rng)
+        broken.append(found[0])
+        tried.append(found[1])
+        # Two answers to points that are within epsilon of each other.
+        verdicts = model.verdicts(x)
+        x, label = x[~verdicts.rejected], verdicts.label[~verdicts.rejected]
+        points, inside = on_the_sphere(x, directions_from(model, x, label, rng, 8), np.full(len(x), 0.05))
+        again = model.verdicts(points.reshape(-1, 512), batch_size=4096).label.reshape(inside.shape)
+        flipped.append(int(np.sum((again >= 0) & (again != label) & inside)))
+    assert broken[0] > 100
+    assert flipped[0] > 10
+    assert broken[1] == flipped[1] == 0
+    assert tried[1] > 5000
+
+
+# The certificate in exact arithmetic.
+
+
+def exact_margins(model, x, answer):
+    values = exact_logits(model.network, x)
+    return np.take_along_axis(values, answer[:, None], axis=1) - values
+
+
+def assert_exactly_certified(model, x, answer, radii):
+    """`y_j - y_i > K_ij r` in exact arithmetic for every rival, with the deployed constants."""
+    needed = exactly(constants_of(model)[answer]) * exactly(radii)[:, None] >> BITS
+    rivals = np.arange(model.num_classes) != answer[:, None]
+    assert np.all((exact_margins(model, x, answer) > needed)[rivals])
+
+
+def constants_of(model):
+    """K; a constant above float32's range counts as the largest number, with which nothing is certified either."""
+    return np.minimum(model.margin_lipschitz, np.float32(FLOAT_MAX))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_certified_radius_and_every_constant_is_an_exact_one(name):
+    """Exact margins exceed K r, and no exact secant is steeper than K, at all scales and without any tolerance."""
+    rng = np.random.default_rng(14)
+    network, certified = NETWORKS[name](), 0
+    for scale in (1.0, 1e-10, 1e10, "mixed"):
+        try:
+            model = finalized(randomised(network, rng, scale))
+        except ValueError:
+            continue
+        x = np.concatenate([near_the_boundary(model, 12, rng), any_inputs(rng, model.input_shape[1:])])
+        radii = np.asarray(model.certified_radius(x))
+        answer = np.asarray(model._logits(x, training=False)).argmax(axis=1)
+        some = radii > 0
+        certified += some.sum()
+        if some.any():
+            assert_exactly_certified(model, x[some], answer[some], radii[some])
+        one = np.concatenate([x[:4]] * 3)
+        steps = [10.0**power * rng.standard_normal((4, *x.shape[1:])) for power in (-3, 0, 3)]
+        other = (one + np.concatenate(steps)).astype("float32")
+        change = exact_logits(network, one) - exact_logits(network, other)
+        change = change[:, :, None] - change[:, None, :]
+        distance = ((exactly(one) - exactly(other)) ** 2).reshape(len(one), -1).sum(axis=1)[:, None, None]
+        # Pooling and normalisation are rounded down to multiples of 2^-1024.
+        steep = np.abs(change) - (1 << (BITS // 2)) > isqrt(exactly(constants_of(model)) ** 2 * distance >> 2 * BITS)
+        assert not np.any(steep & (constants_of(model) < FLOAT_MAX))
+    assert certified > 10
+
+
+isqrt = np.frompyfunc(lambda value: math.isqrt(int(value)), 1, 1)
+
+
+def test_no_overflow_hides_in_an_answer():
+    """ReLU, MinMax and pooling swallow infinities: with weights and inputs up to 1e38 all that is answered is exact."""
+    rng = np.random.default_rng(22)
+    answers = 0
+    for name, make in NETWORKS.items():
+        for _ in range(2):
+            network = randomised(make(), rng, 10.0 ** rng.uniform(0, 14))
+            kernel = network.trainable_variables[0]
+            kernel.assign(np.asarray(kernel) * 10.0 ** rng.uniform(0, 20, kernel.shape))
+            try:
+                model = finalized(network)
+            except ValueError:  # products of its weights may overflow
+                continue
+            x = rng.standard_normal((36, *model.input_shape[1:])) * 10.0 ** np.linspace(-30, 38.4, 36).reshape(
+                -1, *[1] * len(model.input_shape[1:])
+            )
+            x = np.clip(x, -FLOAT_MAX, FLOAT_MAX).astype("float32")
+            verdicts = model.verdicts(x)
+            assert np.isfinite(verdicts.radius).all(), name
+            some = verdicts.radius > 0
+            answers += some.sum()
+            if some.any():
+                answer = np.asarray(model._logits(x[some], training=False)).argmax(axis=1)
+                assert_exactly_certified(model, x[some], answer, verdicts.radius[some])
+    assert answers > 100
+
+
+# What no rule describes.
+
+
+def broadcast(merge):
+    x = keras.Input((4,))
+    return keras.Model(x, layers.Dense(2)(merge()([x, layers.Dense(1)(x)])))
+
+
+def second_output():
+    x = keras.Input((4,))
+    inner = keras.Model(x, [layers.Dense(4)(x), layers.Dense(4)(x)])
+    x = keras.Input((4,))
+    return keras.Model(x, layers.Dense(2)(inner(x)[1]))
+
+
+@pytest.mark.parametrize("merge", [layers.Add, layers.Subtract, layers.Average])
+def test_sums_that_broadcast_are_refused(merge):
+    """An entry that is added to four others moves all of them: the sum of the constants is too small."""
+    with pytest.raises(ValueError, match=r"broadcasts its inputs, of shapes \[\(4,\), \(1,\)\]"):
+        GloroNet(broadcast(merge), epsilon=0.1)
+
+
+def test_a_nested_model_with_two_outputs_is_refused():
+    with pytest.raises(ValueError, match="has 2 outputs"):
+        GloroNet(second_output(), epsilon=0.1)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_low_rank_weights_are_not_certified_as_the_kernel_alone(layer):
+    network = sequential((4,), layers.Dense(4), MinMax(), layers.Dense(2))
+    model = finalized(network)
+    network.layers[layer].enable_lora(2)
+    network.layers[layer].lora_kernel_b.assign(np.full((2, network.layers[layer].units), 50.0))
+    assert not model.is_final
+    with pytest.raises(ValueError, match="low-rank or quantised"):
+        model.finalize()
+
+
+def test_quantised_weights_are_not_certified():
+    network = sequential((4,), layers.Dense(4), MinMax(), layers.Dense(2))
+    model = finalized(network)
+    for layer in (network.layers[0], network.layers[2]):
+        layer.quantize("int8")
+    with pytest.raises(ValueError, match="low-rank or quantised"):
+        model.finalize()
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_radii_are_rounded_down_whatever_the_numbers(wide, compiled):
+    """`y_j - y_i >= K (paid + growth r)` exactly: over all of float32's range, and where the two nearly cancel."""
+    rng = np.random.default_rng(15)
+    n = 10_000
+
+    def power(low, high, *shape):
+        return (10.0 ** rng.uniform(low, high, shape)).astype("float32")
+
+    if wide:
+        logits = power(-37, 38.5, n, 3) * rng.choice([-1, 1], (n, 3)).astype("float32")
+        constants, paid = power(-37.9, 30, n, 3), power(-37, 10, n)
+    else:
+        logits = power(-3, 3, n, 1) * (1 - rng.choice([0, 1, 1, 1], (n, 3)) * power(-8, 0, n, 3)).astype("float32")
+        constants = power(-3, 3, n, 3)
+        margin = logits.max(axis=1, keepdims=True) - logits
+        paid = np.where(margin > 0, margin / constants, 1e9).min(axis=1) * (1 - power(-7.5, -0.1, n))
+    budget = Budget(paid.astype("float32"), np.float32(1.001), power(0, 38, n))
+    function = tf.function(lambda *x: competitor_radii(*x, budget), autograph=False, jit_compile=compiled)
+    radii = np.asarray(function(logits, constants))
+    answer = logits.argmax(axis=1)
+    certified = (radii > 0) & (np.arange(3) != answer[:, None])
+    assert certified.sum() > n
+    values = exactly(logits)
+    margin = np.take_along_axis(values, answer[:, None], axis=1) - values
+    spent = exactly(budget.paid)[:, None] + (exactly(budget.growth) * exactly(np.where(certified, radii, 0)) >> BITS)
+    assert np.all((margin >= exactly(constants) * spent >> BITS)[certified])
+
+
+# One unit in the last place after the other.
+
+
+@pytest.mark.parametrize(
+    ("name", "offset"), [("linear", 0), ("linear", 1e3), ("dense", 0), ("conv", 0), ("liresnet", 0)]
+)
+def test_verdicts_agree_with_radii_ulp_by_ulp(name, offset):
+    """Across the edge between an answer and a rejection: answered points exceed epsilon and are exactly certified."""
+    rng = np.random.default_rng(16)
+    model = finalized(randomised(NETWORKS[name](), rng))
+    x = near_the_boundary(model, 200, rng, offset)
+    radii = np.asarray(model.certified_radius(x))
+    model.epsilon = float(np.median(radii[radii > 0]))
+    judge = tf.function(model.deployed, autograph=False)
+    answered = judge(x)["label"].numpy() >= 0
+    inner, outer = x[answered][:6].copy(), x[~answered][:6].copy()
+    for _ in range(60):
+        middle = inner / 2 + outer / 2
+        kept = (judge(middle)["label"].numpy() >= 0).reshape(-1, *[1] * (x.ndim - 1))
+        inner, outer = np.where(kept, middle, inner), np.where(kept, outer, middle)
+    crossings = 0
+    for start in inner:
+        walk = np.repeat(start[None], 4001, axis=0)
+        column = walk.reshape(len(walk), -1)[:, rng.integers(start.size)]
+        column[:] = (column.view("int32") + np.arange(-2000, 2001, dtype="int32")).view("float32")
+        crossings += check_verdicts(model, judge, walk)
+    assert crossings > 0, "the walks cross the edge"
+
+
+def check_verdicts(model, judge, x):
+    """Verdicts against radii; returns how many neighbouring points have different verdicts."""
+    outputs = {key: value.numpy() for key, value in judge(x).items()}
+    answered, epsilon = outputs["label"] >= 0, np.float32(model.epsilon)
+    beyond = outputs["certified_radius"] > epsilon
+    assert not np.any(answered & ~beyond)
+    # A slack below the resolution of the scores may reject, too.
+    scores = outputs["scores"]
+    answer = scores.argmax(axis=1)
+    slack = (outputs["certified_radius"] - epsilon) * model.margin_lipschitz[answer].max(axis=1)
+    assert np.all(answered | ~beyond | (slack <= 2.0**-20 * np.abs(scores).max(axis=1)))
+    edge = np.flatnonzero(answered[1:] != answered[:-1])
+    near = np.unique(np.clip(np.concatenate([edge, edge + 1])[:16], 0, len(x) - 1))
+    near = near[answered[near]]
+    if len(near):
+        assert_exactly_certified(model, x[near], answer[near], np.full(len(near), epsilon))
+    return len(edge)
+
+
+@pytest.mark.parametrize("name", ["linear", "dense", "conv", "normalisation folded"])
+def test_epsilon_one_ulp_on_either_side_of_the_radius(name):
+    rng = np.random.default_rng(17)
+    model = finalized(randomised(NETWORKS[name](), rng))
+    x = near_the_boundary(model, 40, rng)
+    judge = tf.function(model.deployed, autograph=False)
+    radii = judge(x)["certified_radius"].numpy()
+    for i in np.flatnonzero(radii > 0)[:12]:
+        for toward, steps in ((np.inf, (0, 1, 2)), (0, (1, 2, 2**12))):
+            for count in steps:
+                epsilon = (radii[i].view("int32") + (count if toward else -count)).view("float32")
+                model.epsilon.assign(epsilon)
+                label = judge(x[i : i + 1])["label"].numpy()[0]
+                assert toward == 0 or label == -1, "a ball that is not larger than its radius is not certified"
+                assert count != 2**12 or label >= 0, "5e-4 below it, it is"
+                if label >= 0:
+                    assert_exactly_certified(model, x[i : i + 1], np.array([label]), np.array([epsilon]))
+
+
+# Faults that other implementations have.
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Tripled(keras.layers.Layer):
+    def call(self, inputs):
+        return 3 * inputs
+
+
+def scaled_dense(scale):
+    network = sequential((6,), layers.Dense(6, use_bias=False), MinMax(), layers.Dense(3, use_bias=False))
+    rng = np.random.default_rng(18)
+    for layer in (network.layers[0], network.layers[2]):
+        set_weights(layer, scale * np.linalg.qr(rng.standard_normal((6, 6)))[0][:, : layer.units])
+    return network
+
+
+def tied():
+    network = sequential((6,), layers.Dense(3))
+    kernel = np.random.default_rng(19).standard_normal((6, 3))
+    kernel[:, 1] = kernel[:, 0]
+    set_weights(network.layers[0], kernel, [1, 1, 0])
+    return network
+
+
+def with_layer(layer):
+    network = sequential((6,), layers.Dense(6, use_bias=False), layer, layers.Dense(3))
+    set_weights(network.layers[0], np.eye(6))
+    return network
+
+
+def with_activation():
+    network = sequential((6,), layers.Dense(6, activation=layers.LeakyReLU(negative_slope=5.0)), layers.Dense(3))
+    set_weights(network.layers[0], np.eye(6), np.zeros(6))
+    return network
+
+
+def residual():
+    x = keras.Input((6,))
+    half = layers.Dense(6, use_bias=False)
+    network = keras.Model(x, layers.Dense(3)(layers.Add()([x, half(x)])))
+    set_weights(half, 0.5 * np.eye(6))
+    return network
+
+
+def product(self, inputs, root):
+    return np.prod(inputs) if len(inputs) > 1 else inputs[0]
+
+
+def one_step_of_power_iteration(self):
+    return self.lower_estimate(steps=1)
+
+
+def shrunk(true):
+    return lambda matrix: true(matrix) * true(matrix) / (true(matrix) + 1e-4)
+
+
+def vanishing(true):
+    return lambda matrix: true(matrix) if true(matrix) > 1e-2 else 1e-12
+
+
+BOUND = operators.bound_matrix_norm
+FAULTS = {
+    "tied logits are certified": (
+        tied, gloro_net, "leader", lambda logits: Leader(*leader(logits)[:2], logits < leader(logits).top)
+    ),
+    "an epsilon in the normalisation": (lambda: scaled_dense(1e-4), operators, "bound_matrix_norm", shrunk(BOUND)),
+    "tiny weights certify all": (lambda: scaled_dense(1e-3), operators, "bound_matrix_norm", vanishing(BOUND)),
+    "unknown layers count as 1": (
+        lambda: with_layer(Tripled()), graph, "rule_for",
+        lambda layer, shape: rules.exact_rule() if type(layer) is Tripled else rules.rule_for(layer, shape),
+    ),
+    "the activation is ignored": (with_activation, layer_rules, "activation_rule", lambda layer: None),
+    "branches are multiplied": (residual, rules.LipschitzRule, "_merged", product),
+    "power iteration as a bound": (
+        lambda: with_layer(layers.Dense(6, kernel_initializer=keras.initializers.RandomNormal(seed=1))),
+        operators.DenseOperator, "bound", one_step_of_power_iteration,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_search_finds_the_faults_of_other_implementations(name, monkeypatch):
+    """Planted here, each is found; without it the network is refused or nothing is found."""
+    make, owner, attribute, fault = FAULTS[name]
+
+    def search():
+        rng = np.random.default_rng(20)
+        return violations(finalized(make()), rng.standard_normal((300, 6)).astype("float32"), rng)
+
+    if "unknown" in name:
+        with pytest.raises(ValueError, match="no known Lipschitz constant"):
+            search()
+    else:
+        assert search()[0] == 0
+    monkeypatch.setattr(owner, attribute, fault)
+    assert search()[0] > 0
