@@ -188,7 +188,7 @@ def test_the_estimate_is_homogeneous_down_to_tiny_weights(scale):
 
 @pytest.mark.parametrize("distance", [0.0, 1e-300, 1e-60, 1e-20])
 def test_matrices_near_the_identity_are_bounded(distance):
-    """LAPACK's solver for a single eigenvalue gives up on a third of them, such as residual blocks with tiny weights."""
+    """LAPACK's solver for a single eigenvalue gives up on a third of them: residual blocks with tiny weights."""
     for _ in range(20):
         assert 1.0 <= bound_matrix_norm(np.eye(32) + distance * RNG.standard_normal((32, 32))) <= 1 + 1e-8
 
