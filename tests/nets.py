@@ -2,8 +2,10 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers
 
+from defended import GloroNet
 from defended.layers import InvertibleDownsampling, LiResNetBlock, MinMax
 
 SCALES = (1e-30, 1e-10, 1.0, 1e10, 1e30)
@@ -90,3 +92,26 @@ def any_inputs(rng, shape):
     parts = [normal((2, *shape)) * scale for scale in (1.0, 1e4, 1e15, 1e30, 1e-20, 1e-39)]
     mixed = normal((2, *shape)) * 10.0 ** rng.integers(-35, 10, (2, *shape))
     return np.concatenate([*parts, mixed, np.zeros((1, *shape)), 1e4 + normal((1, *shape))]).astype("float32")
+
+
+def finalized(network, epsilon=1e-6, **options):
+    model = GloroNet(network, epsilon=epsilon, **options)
+    model.finalize()
+    return model
+
+
+def near_the_boundary(model, n, rng, offset=0.0):
+    """Inputs at distances from the decision boundary that range over six orders of magnitude, and a few others."""
+    shape = model.input_shape[1:]
+    column = (-1, *[1] * len(shape))
+    one, other = (offset + rng.standard_normal((2, n, *shape))).astype("float32")
+    low, high = np.zeros(n), np.ones(n)
+    classify = tf.function(lambda x: tf.argmax(model._logits(x, training=False), axis=1), autograph=False)
+    answer = classify(one).numpy()
+    for _ in range(30):
+        middle = (low + high) / 2
+        point = one + middle.reshape(column) * (other - one)
+        same = classify(point.astype("float32")).numpy() == answer
+        low, high = np.where(same, middle, low), np.where(same, high, middle)
+    back = 10.0 ** rng.uniform(-6, 0, n) * rng.choice([1, -1], n)
+    return (one + (low * (1 - back)).reshape(column) * (other - one)).astype("float32")
