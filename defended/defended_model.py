@@ -166,8 +166,9 @@ class DefendedModel(VisibleSteps, keras.Model):
     def availability_radius(self, inputs: Any) -> Any:
         """`[batch]` float32 `max(r - eps, 0)`: no perturbation of smaller norm can force ⊥.
 
-        The certified radius is 1-Lipschitz while the class holds, so r > 2 eps makes every point within eps certified
-        at eps.
+        In real arithmetic: the certified radius is 1-Lipschitz while the class holds, so r > 2 eps makes every point
+        within eps certified at eps. The float32 radius may fall faster by what rounding costs; a wrong *answer* stays
+        impossible.
         """
         return ops.maximum(self.certified_radius(inputs) - self._epsilon, 0.0)
 

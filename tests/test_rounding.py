@@ -108,7 +108,7 @@ def hidden_overflow_in_an_average():
 
 def hidden_overflow_in_a_window():
     network = sequential(
-        (32, 32, 1),
+        (16, 16, 1),
         layers.Conv2D(2, 1, use_bias=False),
         layers.GlobalAveragePooling2D(),
         layers.ReLU(),
@@ -116,7 +116,7 @@ def hidden_overflow_in_a_window():
     )
     set_weights(network.layers[0], [[[[-1e30, 1e10]]]])
     set_weights(network.layers[3], np.eye(2), [1, 0])
-    return network, np.stack([np.full((32, 32, 1), 1e6), np.full((32, 32, 1), -1e6)])
+    return network, np.stack([np.full((16, 16, 1), 3e6), np.full((16, 16, 1), -3e6)])
 
 
 def flushed_factor(residual_scale, branch, affine):
@@ -290,10 +290,10 @@ def test_a_long_sum_is_evaluated_in_blocks():
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    """Three networks, inputs, and their logits and verdicts by every way of evaluating them."""
+    """Two networks, inputs, and their logits and verdicts by every way of evaluating them."""
     folder = tmp_path_factory.mktemp("evaluations")
     found = {}
-    for name in ("conv", "normalisation folded", "blocks"):
+    for name in ("normalisation folded", "blocks"):
         rng = np.random.default_rng(3)
         model = GloroNet(randomised(NETWORKS[name](), rng), epsilon=1e-3)
         model.finalize()
@@ -347,7 +347,7 @@ def evaluations(model, x, folder, name):
     return found
 
 
-@pytest.mark.parametrize("name", ["conv", "normalisation_folded", "blocks"])
+@pytest.mark.parametrize("name", ["normalisation_folded", "blocks"])
 def test_evaluations_never_contradict_each_other(evaluated, name):
     """Where two answer, they answer the same; and each is within the proven error of the exact logits."""
     model, x, ways = evaluated[name]

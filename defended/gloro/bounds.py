@@ -246,7 +246,7 @@ def _bound_largest_eigenvalue(gram: Array) -> float:
     return _bound_by_gram_iteration(gram)
 
 
-def _bound_by_gram_iteration(gram: Array, steps: int = 8) -> float:
+def _bound_by_gram_iteration(gram: Array, steps: int = 13) -> float:
     """Gram iteration with Frobenius rescaling (Delattre et al. 2023), its rounding errors carried along.
 
     `R_{k+1} = R_k^2 / |R_k^2|_F`. The Frobenius norm bounds the last spectral norm, and backwards

@@ -64,7 +64,7 @@ class GloroNet(DefendedModel):
         "Norms are proven in float64 and rounded upwards. The network is evaluated in IEEE float32: inner products in "
         "any order, with or without fused multiply-add, subnormal numbers kept or flushed; no TF32, bfloat16 or half "
         "precision, and no convolution by Winograd's or Fourier's method. Where exp, tanh and their kin occur, they "
-        "are within 16 units of roundoff relative to 1 + |z|.",
+        "are within 16 units of roundoff relative to 1 + L |z|, with L their Lipschitz constant.",
     )
 
     def __init__(

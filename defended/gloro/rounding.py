@@ -27,7 +27,7 @@ BLOCK = 128
 """Longer inner products of Dense layers are evaluated in blocks of at most this many terms."""
 
 ELEMENTARY = 16
-"""Units of roundoff, relative to `1 + |z|`, that exp, tanh and their kin are *assumed* to keep at argument z."""
+"""Units of roundoff, relative to `1 + L |z|`, that exp, tanh and their kin are *assumed* to keep at z."""
 
 NORMALISATION = 20
 """Roundings of batch normalisation at inference, the reciprocal root and its merging into a kernel included."""
