@@ -14,9 +14,11 @@ from defended.gloro.certificate import NO_BUDGET, CertificateReport, rounding_bu
 from defended.gloro.graph import LipschitzGraph
 from defended.margins import (
     Budget,
+    Leader,
     certified_slack,
     competitor_radii,
     leader,
+    predicted_class,
     slack_of_radii,
     spent_radius,
 )
@@ -143,17 +145,19 @@ class GloroNet(DefendedModel):
         return self._graph.evaluate(inputs)
 
     def _slack(self, inputs: Any, logits: Any, epsilon: Any, training: bool, frozen: bool = False) -> Any:
-        first = leader(logits)
-        rows = self.lipschitz_rows(first.predicted, training=training, frozen=frozen)
         if training:
-            return certified_slack(logits, rows, epsilon)
-        radii = competitor_radii(logits, rows, self._rounding_of(inputs), first)
+            return certified_slack(logits, self.lipschitz_rows(predicted_class(logits), training=True), epsilon)
+        first, rows, radii = self._certify(inputs, logits, frozen)
         return slack_of_radii(rows, radii, epsilon, first)
 
     def _radii(self, inputs: Any, logits: Any, frozen: bool = False) -> Any:
+        return self._certify(inputs, logits, frozen)[2]
+
+    def _certify(self, inputs: Any, logits: Any, frozen: bool) -> tuple[Leader, Any, Any]:
+        """The predicted class, its row of K and the radii against each competitor."""
         first = leader(logits)
         rows = self.lipschitz_rows(first.predicted, frozen=frozen)
-        return competitor_radii(logits, rows, self._rounding_of(inputs), first)
+        return first, rows, competitor_radii(logits, rows, self._rounding_of(inputs), first)
 
     def _valid(self, inputs: Any, training: bool) -> Any:
         # At inference, an input whose norm is not finite has no radius.
@@ -168,7 +172,7 @@ class GloroNet(DefendedModel):
     def radius_from_scores(self, scores: Any) -> Any:
         """Certified radius `[batch]` from scores `[batch, m + 1]`: what rounding costs is read off the score of ⊥."""
         logits = scores[:, : self.num_classes]
-        rows = self.lipschitz_rows(leader(logits).predicted)
+        rows = self.lipschitz_rows(predicted_class(logits))
         _, t1, growth, _ = ops.unstack(ops.convert_to_tensor(self._budget))
         slack = ops.max(logits, axis=-1) - scores[:, self.num_classes]
         paid = spent_radius(logits, rows, slack * growth) - growth * ops.convert_to_tensor(self._epsilon)

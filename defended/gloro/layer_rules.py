@@ -171,21 +171,11 @@ def _max_pooling(layer: Any, shape: Shape) -> LipschitzRule:
     return exact_rule(math.sqrt(overlap) * (1 + 2.0**-51))
 
 
-@lipschitz_rule(layers.Add)
-def _add(layer: Any, shape: Shape) -> LipschitzRule:
-    return exact_rule(merge="sum")
+def _merges(how: str) -> Callable[[Any, Shape], LipschitzRule]:
+    return lambda layer, shape: exact_rule(merge=how)
 
 
-@lipschitz_rule(layers.Subtract)
-def _subtract(layer: Any, shape: Shape) -> LipschitzRule:
-    return exact_rule(merge="sum")
-
-
-@lipschitz_rule(layers.Average)
-def _average(layer: Any, shape: Shape) -> LipschitzRule:
-    return exact_rule(merge="mean")
-
-
-@lipschitz_rule(layers.Concatenate)
-def _concatenate(layer: Any, shape: Shape) -> LipschitzRule:
-    return exact_rule(merge="hypot")
+for _cls, _how in (
+    (layers.Add, "sum"), (layers.Subtract, "sum"), (layers.Average, "mean"), (layers.Concatenate, "hypot"),
+):  # fmt: skip
+    lipschitz_rule(_cls)(_merges(_how))
