@@ -1,15 +1,17 @@
 """Certified run-time defences for Keras: classifiers that prove their answers and reject what they cannot prove."""
 
-from defended import datasets, gloro, layers, zoo
+from defended import datasets, gloro, layers, smoothing, zoo
 from defended._version import __version__
 from defended.calibration import calibrate_epsilon
 from defended.defended_model import DefendedModel, Verdicts
 from defended.gloro import GloroNet, load_gloronet
+from defended.smoothing import SmoothedNet
 from defended.training import callbacks, losses, metrics
 
 __all__ = [
     "DefendedModel",
     "GloroNet",
+    "SmoothedNet",
     "Verdicts",
     "__version__",
     "calibrate_epsilon",
@@ -20,5 +22,6 @@ __all__ = [
     "load_gloronet",
     "losses",
     "metrics",
+    "smoothing",
     "zoo",
 ]

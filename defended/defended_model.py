@@ -34,6 +34,17 @@ class Verdicts(NamedTuple):
     """`[n]` float32, certified radius in the model's norm; 0 where nothing is certified."""
 
 
+class Judgement(NamedTuple):
+    """What a defence found about a batch in one evaluation; tensors."""
+
+    scores: Any
+    """`[batch, m + 1]`, ⊥ last."""
+    radius: Any
+    """`[batch]` float32, finite, 0 where nothing is certified."""
+    details: dict[str, Any] = {}
+    """Further outputs of the deployed model, `[batch, ...]` each, by their names in `DefendedModel.details`."""
+
+
 class DefendedModel(VisibleSteps, keras.Model):
     """A classifier that answers only what it can prove (Algorithm 2.1 of Leino et al. 2022).
 
@@ -57,6 +68,10 @@ class DefendedModel(VisibleSteps, keras.Model):
 
     certificate_method: str
     certificate_assumptions: tuple[str, ...]
+    details: tuple[str, ...] = ()
+    """Names of further outputs of `deployed`, which the artefact's audit signature gives too."""
+    is_sampled: bool = False
+    """Whether a verdict is drawn at random: the same input may be judged differently the next time."""
 
     def __init__(
         self, network: Any, outputs: Any = None, *, epsilon: float, norm: str, name: str | None = None, **kwargs: Any
@@ -181,12 +196,7 @@ class DefendedModel(VisibleSteps, keras.Model):
         """
         if self._is_stale():
             self._require_final("verdicts")
-        x = np.asarray(x)
-        expected = tuple(self.network.input_shape[1:])
-        if x.ndim != len(expected) + 1 or any(
-            size is not None and size != got for size, got in zip(expected, x.shape[1:], strict=True)
-        ):
-            raise ValueError(f"`x` must have shape [n, {', '.join(map(str, expected))}]. Received: shape {x.shape}")
+        x = self._checked_inputs(x)
         if not len(x):
             empty = np.zeros(0)
             return Verdicts(empty.astype(np.int64), empty.astype(bool), empty.astype(np.float32))
@@ -194,19 +204,30 @@ class DefendedModel(VisibleSteps, keras.Model):
         parts = []
         for start in range(0, len(x), batch_size):
             batch = np.asarray(x[start : start + batch_size], dtype="float32")
-            # A constant batch shape keeps a compiled function compiled.
+            # A constant batch shape keeps a compiled function compiled; NaN is rejected, whatever else a defence does.
             missing = min(batch_size, len(x)) - len(batch)
-            padded = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), "float32")]) if missing else batch
+            filling = np.full((missing, *batch.shape[1:]), np.nan, "float32")
+            padded = np.concatenate([batch, filling]) if missing else batch
             parts.append([ops.convert_to_numpy(part)[: len(batch)] for part in judge(padded)])
         label, rejected, radius = (np.concatenate(part) for part in zip(*parts, strict=True))
         return Verdicts(label.astype(np.int64), rejected, radius)
+
+    def _checked_inputs(self, x: Any) -> Array:
+        """`x` as an array `[n, *input shape]`; otherwise `ValueError`."""
+        x = np.asarray(x)
+        expected = tuple(self.network.input_shape[1:])
+        if x.ndim != len(expected) + 1 or any(
+            size is not None and size != got for size, got in zip(expected, x.shape[1:], strict=True)
+        ):
+            raise ValueError(f"`x` must have shape [n, {', '.join(map(str, expected))}]. Received: shape {x.shape}")
+        return x
 
     def deployed(self, inputs: Any) -> dict[str, Any]:
         """The outputs of a deployed model, computed from proven constants only: the graph that is exported.
 
         Returns:
             `label` int64 (-1 = rejected), `rejected` bool, `scores` `[batch, m]`, `scores_with_bottom`
-            `[batch, m + 1]`, `certified_radius` and `availability_radius` `[batch]`.
+            `[batch, m + 1]`, `certified_radius` and `availability_radius` `[batch]`, and what `details` names.
 
         Raises:
             RuntimeError: when the model is not final.
@@ -214,21 +235,26 @@ class DefendedModel(VisibleSteps, keras.Model):
         self._require_final("deployed")
         return self._outputs(inputs, frozen=True)
 
-    def _outputs(self, inputs: Any, frozen: bool) -> dict[str, Any]:
+    def _judgement(self, inputs: Any, frozen: bool) -> Judgement:
+        """Scores and radius of one evaluation, so that they agree; `frozen` reads proven constants only."""
         logits = self._logits(inputs, training=False)
         epsilon = ops.convert_to_tensor(self._epsilon)
         slack = self._slack(inputs, logits, epsilon, training=False, frozen=frozen)
         scores = self.head(logits, slack, self._valid(inputs, training=False))
+        return Judgement(scores, self._finite_radius(inputs, logits, self._radii(inputs, logits, frozen=frozen)))
+
+    def _outputs(self, inputs: Any, frozen: bool) -> dict[str, Any]:
+        scores, radius, details = self._judgement(inputs, frozen)
         choice = ops.argmax(scores, axis=-1)
         rejected = ops.equal(choice, self.num_classes)
-        radius = self._finite_radius(inputs, logits, self._radii(inputs, logits, frozen=frozen))
         return {
             "label": ops.where(rejected, ops.cast(-1, "int64"), ops.cast(choice, "int64")),
             "rejected": rejected,
             "scores": scores[:, : self.num_classes],
             "scores_with_bottom": scores,
             "certified_radius": radius,
-            "availability_radius": ops.maximum(radius - epsilon, 0.0),
+            "availability_radius": ops.maximum(radius - ops.convert_to_tensor(self._epsilon), 0.0),
+            **details,
         }
 
     def _finite_radius(self, inputs: Any, logits: Any, radii: Any) -> Any:

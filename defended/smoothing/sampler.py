@@ -1,0 +1,237 @@
+"""Votes of a network under Gaussian noise, drawn inside one TensorFlow graph, until a gate has seen enough."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from defended.margins import finite_rows
+from defended.smoothing.gate import Gate
+
+
+class Sampled(NamedTuple):
+    """What one run of sampling found for each input."""
+
+    counts: Any
+    """`[batch, m]` int32, the votes of the draws that decided; those of the selection are not among them."""
+    drawn: Any
+    """`[batch]` int32, how many draws that were; a draw whose logits are not finite votes for nobody."""
+    margin: Any
+    """`[batch]` int32, votes for the candidate beyond those that would just not answer; positive: answer."""
+    radius: Any
+    """`[batch]` float32, proven; 0 where sampling was given up early, and where the input is not finite."""
+    samples_used: Any
+    """`[batch]` int32, all draws, selection included; 0 where the input is not finite."""
+
+
+class Sampler:
+    """CERTIFY's sampling (Cohen et al. 2019), chunk by chunk, on the inputs that are still undecided.
+
+    One call draws one stream of noise, which all its inputs share; each guarantee is about one input. The loops
+    run inside the graph: counts never leave the device before the end.
+
+    Args:
+        network: logits `[batch, m]` out.
+        sigma: standard deviation of the noise.
+        selection_samples: draws that choose the candidate class; they do not count towards its proof.
+        max_batch: the most rows in one evaluation of the network, as a function that is asked when a graph is made.
+        precision: the type that the network computes in.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        sigma: float,
+        selection_samples: int,
+        max_batch: Callable[[], int],
+        precision: str = "float32",
+    ):
+        self.network = network
+        self.sigma = sigma
+        self.selection_samples = selection_samples
+        self.max_batch = max_batch
+        self.precision = precision
+        self.num_classes = int(network.outputs[0].shape[-1])
+        points = tf.TensorSpec([None, *network.input_shape[1:]], tf.float32)
+        # Made once, since a graph evaluates the network in several places.
+        self.chunk = tf.function(self._count_chunk, input_signature=[points, points], autograph=False)
+
+    def decide(self, inputs: Any, seed: Any, gate: Gate) -> Sampled:
+        """Choose a candidate for each input, and sample until the gate decides on it.
+
+        Args:
+            inputs: `[batch, ...]` float32.
+            seed: `[2]` int32, names the stream of noise.
+            gate: thresholds and radii; constants of the graph.
+        """
+        checkpoints, answer, futile, radius, offset = (tf.constant(part) for part in gate)
+        batch, last = tf.shape(inputs)[0], len(gate.checkpoints) - 1
+        rows = tf.cast(tf.where(finite_rows(inputs))[:, 0], tf.int32)
+        points = tf.gather(inputs, rows)
+        selected, step = self._votes(points, self.selection_samples, seed, tf.constant(0))
+        nothing = tf.zeros([batch], tf.int32)
+        found = Sampled(
+            tf.zeros([batch, selected.shape[-1]], tf.int32), nothing, nothing, tf.zeros([batch]), nothing
+        )
+
+        def body(
+            look: Any, step: Any, rows: Any, points: Any, candidate: Any, counts: Any, found: Sampled
+        ) -> tuple[Any, ...]:
+            before = tf.where(look > 0, checkpoints[tf.maximum(look - 1, 0)], 0)
+            votes, step = self._votes(points, checkpoints[look] - before, seed, step)
+            counts += votes
+            own = tf.gather(counts, candidate, batch_dims=1)
+            answered = own >= answer[look]
+            decided = answered | (own <= futile[look])
+            known = answered | (look == last)
+            # Elsewhere the table has no entry.
+            proven = tf.where(known, tf.gather(radius, tf.where(known, offset[look] + own, 0)), 0.0)
+            drawn = tf.fill(tf.shape(own), checkpoints[look])
+            now = Sampled(counts, drawn, own - answer[look] + 1, proven, drawn + self.selection_samples)
+            done, going = tf.where(decided), tf.where(~decided)[:, 0]
+            # A list of indices, since `tensor_scatter_nd_update` takes one.
+            places = tf.gather_nd(rows, done)[:, None]
+            found = Sampled(
+                *(
+                    tf.tensor_scatter_nd_update(old, places, tf.gather_nd(new, done))
+                    for old, new in zip(found, now, strict=True)
+                )
+            )
+            kept = (tf.gather(part, going) for part in (rows, points, candidate, counts))
+            return look + 1, step, *kept, found
+
+        state = (
+            tf.constant(0), step, rows, points, tf.argmax(selected, axis=-1, output_type=tf.int32),
+            tf.zeros_like(selected), found,
+        )  # fmt: skip
+        some, scalar = tf.TensorShape([None]), tf.TensorShape([])
+        shapes = (
+            scalar, scalar, some, tf.TensorShape([None, *points.shape[1:]]), some, selected.shape,
+            Sampled(*(part.shape for part in found)),
+        )  # fmt: skip
+        *_, found = tf.while_loop(
+            lambda look, step, rows, *_: (look <= last) & (tf.size(rows) > 0),
+            body, state, shape_invariants=shapes, parallel_iterations=1,
+        )  # fmt: skip
+        return found
+
+    def count(self, inputs: Any, number: int, seed: Any) -> Any:
+        """`[batch, m]` int32 votes of `number` draws; none for inputs that are not finite."""
+        votes, _ = self._votes(inputs, number, seed, tf.constant(0))
+        return tf.where(finite_rows(inputs)[:, None], votes, 0)
+
+    def noise(self, count: Any, seed: Any) -> Any:
+        """`[count, *input shape]` float32, independent normal numbers; a function of the seed, `[2]` int32."""
+        normal = tensorflow_probability().distributions.Normal(0.0, self.sigma)
+        return normal.sample(tf.stack([count, *self.network.input_shape[1:]]), seed=seed)
+
+    def logits(self, points: Any) -> Any:
+        """The network's logits in inference mode and in this sampler's precision, given as float32."""
+        with evaluated_in(self.network, self.precision):
+            return tf.cast(self.network(points, training=False), tf.float32)
+
+    def _votes(self, points: Any, number: Any, seed: Any, step: Any) -> tuple[Any, Any]:
+        """Votes `[batch, m]` int32 of `number` draws, in chunks, and the number of the next chunk of the stream."""
+        limit = self.max_batch()
+        batch = tf.shape(points)[0]
+        chunk = tf.maximum(1, limit // tf.maximum(batch, 1))
+
+        def body(drawn: Any, step: Any, counts: Any) -> tuple[Any, Any, Any]:
+            size = tf.minimum(chunk, number - drawn)
+            noise = self.noise(size, tf.random.fold_in(seed, step))
+            return drawn + size, step + 1, counts + self._in_slices(points, noise, limit)
+
+        state = (tf.constant(0), step, tf.zeros([batch, self.num_classes], tf.int32))
+        shapes = (tf.TensorShape([]), tf.TensorShape([]), tf.TensorShape([None, self.num_classes]))
+        _, step, counts = tf.while_loop(
+            lambda drawn, *_: (drawn < number) & (batch > 0),
+            body, state, shape_invariants=shapes, parallel_iterations=1,
+        )  # fmt: skip
+        return counts, step
+
+    def _in_slices(self, points: Any, noise: Any, limit: int) -> Any:
+        """Votes of every point under every noise, at most `limit` rows at a time (at least one point's)."""
+        batch = tf.shape(points)[0]
+        width = tf.maximum(1, limit // tf.shape(noise)[0])
+
+        def body(first: Any, votes: Any) -> tuple[Any, Any]:
+            part = self.chunk(points[first : first + width], noise)
+            return first + width, tf.concat([votes, part], axis=0)
+
+        # Slices only where there are more points than the budget has rows.
+        shapes = (tf.TensorShape([]), tf.TensorShape([None, self.num_classes]))
+        return tf.cond(
+            width >= batch,
+            lambda: self.chunk(points, noise),
+            lambda: tf.while_loop(
+                lambda first, votes: first < batch,
+                body,
+                (tf.constant(0), tf.zeros([0, self.num_classes], tf.int32)),
+                shape_invariants=shapes,
+                parallel_iterations=1,
+            )[1],
+        )
+
+    def _count_chunk(self, points: Any, noise: Any) -> Any:
+        shape, (batch, draws) = list(points.shape[1:]), (tf.shape(points)[0], tf.shape(noise)[0])
+        noisy = tf.reshape(points[:, None] + noise[None], [batch * draws, *shape])
+        logits = self.logits(noisy)
+        votes = tf.one_hot(tf.argmax(logits, axis=-1, output_type=tf.int32), self.num_classes, dtype=tf.int32)
+        # Logits that are not finite vote for no class.
+        votes *= tf.cast(finite_rows(logits), tf.int32)[:, None]
+        return tf.reduce_sum(tf.reshape(votes, [batch, draws, self.num_classes]), axis=1)
+
+
+def fresh_seed() -> Any:
+    """`[2]` int32 from the system's entropy at every run, in Python, in graphs and in exported artefacts.
+
+    The operation has no seed to be set, so neither `keras.utils.set_random_seed` nor a copy of an artefact can make
+    two processes draw the same noise; and no state, so there is nothing to restore from a checkpoint.
+    """
+    return tf.raw_ops.NonDeterministicInts(shape=[2], dtype=tf.int32)
+
+
+def seed_of(seed: int, inputs: Any) -> Any:
+    """`[2]` int32, a function of the number `seed` and of the content of `inputs`: for experiments that must repeat."""
+    bits = tf.reshape(tf.bitcast(inputs, tf.int32), [-1])
+    # Odd factors, so that every bit of every entry counts; sums of int32 wrap around.
+    factors = 2 * tf.range(tf.size(bits)) * 40503 + 1
+    return tf.random.fold_in(tf.constant([seed & 0x7FFFFFFF, seed >> 31], tf.int32), tf.reduce_sum(bits * factors))
+
+
+@contextmanager
+def evaluated_in(network: keras.Model, precision: str) -> Iterator[None]:
+    """Let a float32 network compute in another type while it is traced; its weights stay float32."""
+    if precision == "float32":
+        yield
+        return
+    layers = [layer for layer in network._flatten_layers() if hasattr(layer, "dtype_policy")]
+    before = [layer.dtype_policy for layer in layers]
+    try:
+        for layer in layers:
+            layer.dtype_policy = keras.DTypePolicy(f"mixed_{precision}")
+        yield
+    finally:
+        for layer, policy in zip(layers, before, strict=True):
+            layer.dtype_policy = policy
+
+
+def tensorflow_probability() -> Any:
+    """The module, imported at the first use: it takes seconds that only smoothing needs."""
+    with warnings.catch_warnings():
+        # It asks for versions through distutils, which is deprecated.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import tensorflow_probability as tfp
+    return tfp
+
+
+def standard_noise(shape: tuple[int, ...], seed: int) -> np.ndarray[Any, Any]:
+    """Fixed standard normal numbers, float32: common random numbers for estimates."""
+    normal = tensorflow_probability().distributions.Normal(0.0, 1.0)
+    return np.asarray(normal.sample(shape, seed=np.array([seed, 0], np.int32)))

@@ -1,0 +1,398 @@
+"""SmoothedNet: randomized smoothing as a Keras model that rejects (Cohen, Rosenfeld, Kolter 2019)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from defended.defended_model import DefendedModel, Judgement
+from defended.margins import FLOAT_MAX, leader
+from defended.smoothing.bounds import (
+    MAX_SAMPLES,
+    binomial_p_value,
+    checked_alpha,
+    radius_ceiling,
+    smallest_samples,
+)
+from defended.smoothing.budget import rows_at_once
+from defended.smoothing.deterministic import require_deterministic
+from defended.smoothing.gate import Gate, fixed_gate
+from defended.smoothing.sequential import sequential_gate
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_GATES = {"fixed": fixed_gate, "sequential": sequential_gate}
+_PRECISIONS = ("float32", "bfloat16", "float16")
+# Of the noise that estimates of the radius share; nothing that is certified depends on it.
+_ESTIMATE_SEED = 20190211
+
+
+@keras.saving.register_keras_serializable(package="defended")
+class SmoothedNet(DefendedModel):
+    """A classifier that answers with the majority of its network's votes under Gaussian noise, where that is proven.
+
+    The smoothed classifier is `g(x) = argmax over c of P(network(x + sigma * N) = c)`. CERTIFY: `selection_samples` draws
+    choose a candidate class; further draws bound its probability from below by p, at confidence 1 - alpha; the certified
+    l2 radius is `R = sigma * Phi^-1(p)`. The model answers the candidate where `R > epsilon`, and rejects otherwise;
+    p <= 1/2, which is CERTIFY's abstention, has radius 0.
+
+    **Guarantee.** For each input on its own: with probability at least 1 - alpha over the noise, an answer is g(x), and
+    g does not change within the radius given (theorem 1 of the paper). Another call draws other noise and may answer
+    where this one rejected, or reject where this one answered.
+
+    `model(x)` is `[batch, m + 1]`: the classes' shares of the votes, and for ⊥ the share that the leader had to exceed.
+    They have no gradient. `competitor_radii` has one, and is an estimate.
+
+    `mode="fixed"` is the paper's procedure: `samples` draws for each input. `mode="sequential"` looks earlier, by a
+    confidence sequence that holds at alpha whenever it stops (`defended.smoothing.sequential`): easy inputs take a
+    hundred draws, inputs near the threshold all `samples`. Its radius is what was proven when it stopped, just above
+    epsilon or more; an input that was given up early has radius 0. Measure radii and availability in mode `"fixed"`.
+
+    The network needs no rule and no bound: any one will do that computes a function of its input. Batch normalisation
+    and dropout act as at inference. Train it under the same noise, or its votes will be scattered.
+
+    Args:
+        network: a built Keras model with one input and logits `[batch, m]` out.
+        epsilon: the l2 radius defended at run time, in input units; positive.
+        sigma: standard deviation of the noise, in the same units; positive.
+        samples: draws that bound the candidate's probability, n; in mode `"sequential"` at most so many.
+        selection_samples: draws that choose the candidate, n0.
+        alpha: probability of a wrong certificate, for each answer.
+        mode: `"fixed"` or `"sequential"`.
+        seed: None draws fresh entropy at every call, as service needs it. A number makes the noise of a call a function
+            of it and of the content of the batch, so that an experiment repeats to the bit. An export is always fresh.
+        max_batch: the most rows in one evaluation of the network, its memory budget; None for 512 on a CPU, and for what
+            the device is found to like on a GPU.
+        precision: `"float32"`, or `"bfloat16"` or `"float16"` to evaluate the network in. The noise is drawn and added in
+            float32 all the same. What is certified is then the network in that precision, another one than in float32:
+            figures of the one do not hold for the other.
+        attack_samples: draws behind `competitor_radii`.
+
+    Raises:
+        ValueError: for an argument out of range; samples that can never certify epsilon at alpha (the message says how
+            many could); a network that is random or depends on the rest of the batch at inference.
+        RuntimeError: when Keras does not run on TensorFlow.
+
+    Example:
+        >>> model = SmoothedNet(network, epsilon=0.25, sigma=0.25, mode="sequential")
+        >>> model.verdicts(x_test).rejected.mean()
+    """
+
+    details = ("samples_used",)
+    is_sampled = True
+
+    def __init__(
+        self,
+        network: Any,
+        epsilon: float,
+        sigma: float,
+        samples: int = 100_000,
+        selection_samples: int = 100,
+        alpha: float = 0.001,
+        *,
+        mode: str = "fixed",
+        seed: int | None = None,
+        max_batch: int | None = None,
+        precision: str = "float32",
+        attack_samples: int = 32,
+        name: str | None = None,
+        **kwargs: Any,
+    ):
+        if keras.backend.backend() != "tensorflow":
+            raise RuntimeError(
+                f"Smoothing samples with TensorFlow Probability, and Keras runs on {keras.backend.backend()!r}. Set the "
+                f"variable KERAS_BACKEND=tensorflow before Keras is imported; a saved network can be loaded there."
+            )
+        sigma = float(sigma)
+        if not (np.isfinite(sigma) and sigma > 0):
+            raise ValueError(f"`sigma` must be a positive finite number, in input units. Received: sigma={sigma!r}")
+        self.sigma = sigma
+        self.alpha = checked_alpha(alpha)
+        self.samples = _whole("samples", samples, 1, MAX_SAMPLES)
+        self.selection_samples = _whole("selection_samples", selection_samples, 1, MAX_SAMPLES)
+        self.attack_samples = _whole("attack_samples", attack_samples, 1, MAX_SAMPLES)
+        self.max_batch = None if max_batch is None else _whole("max_batch", max_batch, 1, MAX_SAMPLES)
+        self.seed = None if seed is None else _whole("seed", seed, 0, 2**62)
+        if mode not in _GATES:
+            raise ValueError(f"`mode` must be 'fixed' or 'sequential'. Received: {mode!r}")
+        if precision not in _PRECISIONS:
+            raise ValueError(f"`precision` must be one of {', '.join(_PRECISIONS)}. Received: {precision!r}")
+        self.mode, self.precision = mode, precision
+        super().__init__(network, epsilon=epsilon, norm="l2", name=name, **kwargs)
+        self.supports_jit = False  # the loop's shapes follow what is still undecided
+        self._make_gate(float(ops.convert_to_numpy(self._epsilon)))
+        require_deterministic(self.network)
+
+        from defended.smoothing.sampler import Sampler
+
+        self._aside.sampler = Sampler(self.network, sigma, self.selection_samples, self._rows_at_once, precision)
+
+    # What the noise can prove.
+
+    @property
+    def radius_ceiling(self) -> float:
+        """`sigma * Phi^-1(alpha^(1/n))`, the largest radius that any input can have; alpha/2 in mode `"sequential"`."""
+        return radius_ceiling(self.sigma, self.samples, self._final_alpha)
+
+    @property
+    def _final_alpha(self) -> float:
+        return self.alpha / 2 if self.mode == "sequential" else self.alpha
+
+    @property
+    def gate(self) -> Gate:
+        """The thresholds and radii in use, see `defended.smoothing.Gate`; computed anew when `epsilon` is assigned."""
+        return self._aside.gate
+
+    @property
+    def epsilon(self) -> Any:
+        """The radius defended at run time, in input units: a scalar float32 variable; assign a number to change it.
+
+        Raises:
+            ValueError: when assigned a radius that the number of samples can never certify.
+        """
+        return self._epsilon
+
+    @epsilon.setter
+    def epsilon(self, value: float) -> None:
+        # Graphs that were made before stop by the old gate, which costs draws at most: what they answer is compared
+        # with the radius of now.
+        before = float(ops.convert_to_numpy(self._epsilon))
+        DefendedModel.epsilon.fset(self, value)
+        try:
+            self._make_gate(float(ops.convert_to_numpy(self._epsilon)))
+        except ValueError:
+            self._epsilon.assign(before)
+            raise
+        self._aside.functions.clear()
+
+    def _make_gate(self, epsilon: float) -> None:
+        if not self.radius_ceiling > epsilon:
+            enough = smallest_samples(epsilon, self.sigma, self._final_alpha)
+            remedy = f"Take samples >= {enough}" if enough else f"Take a sigma above {self.sigma:g}"
+            raise ValueError(
+                f"samples={self.samples} can never certify epsilon={epsilon:g} at sigma={self.sigma:g}, "
+                f"alpha={self.alpha:g} (mode {self.mode!r}): the radius of a unanimous vote is "
+                f"{self.radius_ceiling:.6g}. {remedy}, or defend a smaller radius."
+            )
+        self._aside.gate = _GATES[self.mode](epsilon, self.sigma, self.samples, self.alpha)
+
+    # Verdicts.
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        if training:
+            _refuse_training()
+        return self._judgement(inputs, frozen=False).scores
+
+    def _judgement(self, inputs: Any, frozen: bool) -> Judgement:
+        found = self._sampled(inputs, fresh=frozen)
+        drawn = ops.cast(ops.maximum(found.drawn, 1), "float32")
+        scores = ops.cast(found.counts, "float32") / drawn[:, None]
+        # The gate decided by whole numbers. Where epsilon has become larger since, what it proved may not be enough.
+        answered = found.radius > ops.convert_to_tensor(self._epsilon)
+        margin = ops.where(answered, ops.maximum(found.margin, 1), ops.minimum(found.margin, 0))
+        scores = self.head(scores, ops.cast(margin, "float32") / drawn, found.drawn > 0)
+        return Judgement(scores, found.radius, {"samples_used": found.samples_used})
+
+    def _sampled(self, inputs: Any, fresh: bool) -> Any:
+        from defended.smoothing.sampler import fresh_seed, seed_of
+
+        def sample(inputs: Any) -> Any:
+            seed = fresh_seed() if fresh or self.seed is None else seed_of(self.seed, inputs)
+            return self._aside.sampler.decide(inputs, seed, self.gate)
+
+        # Eagerly, a loop would run its thousands of rounds in Python.
+        inputs = ops.convert_to_tensor(inputs, "float32")
+        return self._compiled("sample fresh" if fresh else "sample", sample)(inputs)
+
+    def certified_radius(self, inputs: Any) -> Any:
+        """`[batch]` float32, from a run of sampling of its own: with probability at least 1 - alpha for each input, the
+        smoothed classifier does not change within it; 0 where nothing is certified.
+
+        Label and radius of one run are what `verdicts` gives.
+        """
+        return self._judgement(inputs, frozen=False).radius
+
+    def availability_radius(self, inputs: Any) -> Any:
+        """`[batch]` float32 `max(R - epsilon, 0)`, up to sampling error: no perturbation of smaller norm makes the true
+        radius, `sigma * Phi^-1(P(g(x)))`, fall to epsilon.
+
+        The true radius is 1-Lipschitz while the class holds. The deployed check bounds it from below, by new draws, and
+        so rejects some inputs whose true radius exceeds epsilon by less than the bound's own slack; nearly all of them
+        where the excess is small. With probability at least 1 - alpha the radius here is not above the true one.
+        """
+        return super().availability_radius(inputs)
+
+    def competitor_radii(self, inputs: Any) -> Any:
+        """`[batch, m]`: *estimate* of the radius within which class i does not overtake; differentiable in x.
+
+        With q the mean softmax over `attack_samples` fixed draws of noise, j the class of the largest and b that of the
+        second largest entry: `sigma * Phi^-1(q_j) + sigma / 2 * (Phi^-1(q_b) - Phi^-1(q_i))`. The smallest entry, that of
+        b, is the radius that CERTIFY would give to q_j; the largest float32 stands where i = j. It may be negative.
+        For attacks, which descend it. Verdicts come from sampling.
+        """
+        import tensorflow as tf
+
+        from defended.smoothing.sampler import standard_noise
+
+        noise = self._aside.functions.get("noise")
+        if noise is None:
+            with tf.init_scope():
+                noise = self.sigma * standard_noise((self.attack_samples, *self.input_shape[1:]), _ESTIMATE_SEED)
+            self._aside.functions["noise"] = noise
+        inputs = tf.convert_to_tensor(inputs, tf.float32)
+        noisy = tf.reshape(inputs[:, None] + noise[None], [-1, *self.input_shape[1:]])
+        logits = tf.reshape(self._aside.sampler.logits(noisy), [-1, self.attack_samples, self.num_classes])
+        # In logarithms: near 1, a float32 probability has no digits left, and the rest of it has.
+        shares = tf.reduce_logsumexp(tf.nn.log_softmax(logits), axis=1) - np.log(self.attack_samples)
+        first = leader(shares)
+        others = tf.reduce_logsumexp(tf.where(first.rivals, shares, -np.inf), axis=-1, keepdims=True)
+        own, scaled = -_normal_quantile(others), _normal_quantile(shares)
+        second = tf.reduce_max(tf.where(first.rivals, scaled, -FLOAT_MAX), axis=-1, keepdims=True)
+        radii = self.sigma * (own + (second - scaled) / 2)
+        return tf.where(first.rivals, radii, FLOAT_MAX)
+
+    def predict_class(self, x: Any, samples: int | None = None, batch_size: int = 256) -> Array:
+        """PREDICT: the smoothed classifier's class, without a radius, or -1 (Cohen et al. 2019, section 3.2.1).
+
+        The two classes with most votes are compared by a two-sided binomial test. For each input on its own, the
+        probability of a class that is not g(x) is at most alpha.
+
+        Args:
+            x: `[n, *input shape]`.
+            samples: draws for each input; None for `self.samples`.
+            batch_size: inputs that share their noise.
+
+        Returns:
+            `[n]` int64; -1 where the test abstains, and where the input is not finite.
+        """
+        ordered = np.sort(counts := self.sample_counts(x, samples, batch_size), axis=1)
+        p_value = binomial_p_value(ordered[:, -1], ordered[:, -2])
+        return np.where(p_value <= self.alpha, counts.argmax(axis=1), -1).astype(np.int64)
+
+    def sample_counts(self, x: Any, samples: int | None = None, batch_size: int = 256) -> Array:
+        """SAMPLEUNDERNOISE: `[n, m]` int64 votes of `samples` draws for inputs `[n, *input shape]`.
+
+        Draws whose logits are not finite vote for no class; inputs that are not finite get no votes.
+        """
+        from defended.smoothing.sampler import fresh_seed, seed_of
+
+        number = self.samples if samples is None else _whole("samples", samples, 1, MAX_SAMPLES)
+
+        def count(inputs: Any, number: Any) -> Any:
+            seed = fresh_seed() if self.seed is None else seed_of(self.seed, inputs)
+            return self._aside.sampler.count(inputs, number, seed)
+
+        x, counter = self._checked_inputs(x), self._compiled("count", count)
+        parts = [
+            ops.convert_to_numpy(counter(ops.convert_to_tensor(x[first : first + batch_size]), ops.array(number)))
+            for first in range(0, len(x), batch_size)
+        ]
+        return np.concatenate([np.zeros((0, self.num_classes), np.int64), *parts])
+
+    def _judge(self) -> Any:
+        strategy = getattr(self, "distribute_strategy", None)
+        if strategy is None or strategy.num_replicas_in_sync == 1:
+            return super()._judge()
+        from defended.smoothing.distributed import judge_in_replicas
+
+        return judge_in_replicas(strategy, self)
+
+    def _rows_at_once(self) -> int:
+        return self.max_batch or rows_at_once(self._aside.sampler)
+
+    # The certificate's state: it is made at run time, of the weights as they are.
+
+    @property
+    def is_final(self) -> bool:
+        """True: every answer is proven when it is given, for the weights as they are then."""
+        return True
+
+    def finalize(self) -> None:
+        """Do nothing: there are no bounds to prove in advance."""
+
+    def _is_stale(self) -> bool:
+        return False
+
+    def _prove(self) -> None:
+        """There is nothing to prove in advance."""
+
+    def _digest(self) -> int:
+        return 1
+
+    def _slack(self, inputs: Any, logits: Any, epsilon: Any, training: bool, frozen: bool = False) -> Any:
+        raise NotImplementedError("A smoothed model judges by one run of sampling: see `_judgement`.")
+
+    def _radii(self, inputs: Any, logits: Any, frozen: bool = False) -> Any:
+        raise NotImplementedError("A smoothed model judges by one run of sampling: see `_judgement`.")
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} name={self.name}, classes={self.num_classes}, "
+            f"epsilon={float(ops.convert_to_numpy(self._epsilon)):g} (l2), sigma={self.sigma:g}, "
+            f"{self.mode} n={self.samples}, alpha={self.alpha:g}, proven at run time>"
+        )
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: votes have no gradient. Train the network under noise, then smooth it."""
+        _refuse_training()
+
+    @property
+    def certificate_method(self) -> str:  # type: ignore[override]
+        return (
+            f"randomized smoothing (Cohen et al. 2019): sigma={self.sigma:g}, n0={self.selection_samples}, "
+            f"n={self.samples}, alpha={self.alpha:g}, "
+            + ("one Clopper–Pearson bound" if self.mode == "fixed" else "confidence sequence (Ville), capped at n")
+        )
+
+    @property
+    def certificate_assumptions(self) -> tuple[str, ...]:  # type: ignore[override]
+        reduced = self.precision != "float32"
+        return (
+            "Distances are Euclidean (l2) on the model's input, in the units of that input.",
+            f"What is answered is the smoothed classifier's class, and it does not change within the radius, with "
+            f"probability at least {1 - self.alpha:g} over the noise, for each answer on its own; among many answers "
+            f"some {self.alpha:g} may be wrong, and whoever may ask again and again will see such a one.",
+            "The noise is as good as independent normal numbers that nobody knows beforehand: Philox or ThreeFry, 128 "
+            "bits of seed a call from the system's entropy, the Box-Muller transform in float32. The inputs of one call "
+            "share it. Nobody may choose an input after having seen the noise that it is judged with.",
+            "The network votes as a function of the noisy input, rounded to float32; that the noise of float32 is "
+            "discrete, and its tails end at some 6.7 sigma, is not counted.",
+            *(
+                (
+                    f"The network is evaluated in {self.precision}. The certificate is about that network; accuracy, "
+                    f"radii and attacks measured in float32 do not carry over.",
+                )
+                if reduced
+                else ()
+            ),
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        names = (
+            "sigma", "samples", "selection_samples", "alpha", "mode", "seed", "max_batch", "precision", "attack_samples",
+        )  # fmt: skip
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def _normal_quantile(log_probability: Any) -> Any:
+    """`Phi^-1(exp(log_probability))`, finite; differentiable where the probability is above 1e-30."""
+    import tensorflow as tf
+
+    return tf.math.ndtri(tf.exp(tf.clip_by_value(log_probability, -69.0, -1e-7)))
+
+
+def _refuse_training() -> Any:
+    raise RuntimeError(
+        "A smoothed model's votes have no gradient to train by. Train its network under the same noise, then smooth it: "
+        "`defended.smoothing.train_noisy(model.network, x, y, sigma=model.sigma)`."
+    )
+
+
+def _whole(name: str, value: Any, least: int, most: int) -> int:
+    number = int(value)
+    if isinstance(value, bool) or number != value or not least <= number <= most:
+        raise ValueError(f"`{name}` must be a whole number from {least} to {most}. Received: {name}={value!r}")
+    return number
