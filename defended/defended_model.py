@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -70,8 +70,9 @@ class DefendedModel(VisibleSteps, keras.Model):
     certificate_assumptions: tuple[str, ...]
     details: tuple[str, ...] = ()
     """Names of further outputs of `deployed`, which the artefact's audit signature gives too."""
-    is_sampled: bool = False
-    """Whether a verdict is drawn at random: the same input may be judged differently the next time."""
+    sampling: Mapping[str, Any] | None = None
+    """Where verdicts are drawn at random, so that an input may be judged differently the next time: how (`alpha`, the
+    probability of a wrong one, among it). None where they are not."""
 
     def __init__(
         self, network: Any, outputs: Any = None, *, epsilon: float, norm: str, name: str | None = None, **kwargs: Any
@@ -221,6 +222,23 @@ class DefendedModel(VisibleSteps, keras.Model):
         ):
             raise ValueError(f"`x` must have shape [n, {', '.join(map(str, expected))}]. Received: shape {x.shape}")
         return x
+
+    def undefended_logits(self, inputs: Any) -> Any:
+        """`[batch, m]`: the network's logits at the inputs themselves, in inference mode."""
+        return self.network(ops.convert_to_tensor(inputs), training=False)
+
+    def disagreements(self, x: Array, outputs: Mapping[str, Array], batch_size: int = 256) -> Array:
+        """Inputs whose verdict in `outputs`, what a deployed graph answered to `x`, is not this model's.
+
+        Args:
+            x: `[n, *input shape]`.
+            outputs: arrays by the names of `deployed`.
+            batch_size: inputs judged at a time.
+
+        Returns:
+            `[k]` int64, indices; where verdicts are drawn at random, those that chance does not explain.
+        """
+        return np.flatnonzero(outputs["label"] != self.verdicts(x, batch_size=batch_size).label)
 
     def deployed(self, inputs: Any) -> dict[str, Any]:
         """The outputs of a deployed model, computed from proven constants only: the graph that is exported.

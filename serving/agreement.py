@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # Two float32 evaluations of one network differ by roundings, some 1e-6 of the largest score. A difference above this is
 # no rounding: reduced precision, other weights, another graph.
 SCORE_DRIFT_BOUND = 1e-4
+_SAMPLED_INPUTS = 64
 
 
 class AgreementError(ValueError):
@@ -26,10 +27,13 @@ def require_agreement(
 ) -> float:
     """Compare a graph's verdicts and scores with the model's own.
 
+    Where verdicts are drawn at random, the scores are votes: then the network's logits are compared, and of the verdicts
+    what chance does not explain (`model.disagreements`), on the first 64 inputs.
+
     Args:
         model: a final model.
         x: float32 `[n, *input_shape]`, finite.
-        outputs: `label` `[n]` and `scores` `[n, m]`, what the graph answers to `x`.
+        outputs: the graph's outputs of the signature `audit` for `x`.
         batch_size: inputs a run of the model.
 
     Returns:
@@ -38,32 +42,36 @@ def require_agreement(
     Raises:
         AgreementError: a label differs, or the drift is above `SCORE_DRIFT_BOUND`.
     """
+    if model.sampling is not None:
+        x, outputs = x[:_SAMPLED_INPUTS], {name: value[:_SAMPLED_INPUTS] for name, value in outputs.items()}
     starts = range(0, len(x), batch_size)
-    scores = np.concatenate([np.asarray(model.network(x[i : i + batch_size], training=False)) for i in starts])
-    drift = float(np.abs(outputs["scores"] - scores).max() / max(1.0, float(np.abs(scores).max())))
+    found = outputs["scores"] if model.sampling is None else outputs["logits"]
+    scores = np.concatenate([np.asarray(model.undefended_logits(x[i : i + batch_size])) for i in starts])
+    drift = float(np.abs(found - scores).max() / max(1.0, float(np.abs(scores).max())))
     if not drift <= SCORE_DRIFT_BOUND:  # a NaN is no agreement
         raise AgreementError(
             f"The graph's scores are {drift:.3g} (relative) away from the Keras model's; up to {SCORE_DRIFT_BOUND:g} "
             "could be rounding. Is it the same model? Are both evaluated in float32, without TF32 or mixed precision?"
         )
-    expected = model.verdicts(x, batch_size=batch_size).label
-    differing = np.flatnonzero(outputs["label"] != expected)
+    differing = model.disagreements(x, outputs, batch_size)
     if differing.size:
         first = differing[0]
+        expected = model.verdicts(x[first : first + 1]).label[0]
         raise AgreementError(
             f"The graph's verdicts differ from the Keras model's on {differing.size} of {len(x)} inputs; on input "
-            f"{first} it says {outputs['label'][first]}, the model {expected[first]} (-1 = rejected). "
+            f"{first} it says {outputs['label'][first]}, the model {expected} (-1 = rejected). "
             "Do both defend the same radius?"
         )
     return drift
 
 
-def require_rejection(session: CppSession, clean: np.ndarray) -> None:
+def require_rejection(session: CppSession, clean: np.ndarray, sampled: bool = False) -> None:
     """See that every signature rejects what is not finite, and that it does not touch the rest of the batch.
 
     Args:
         session: the graph in the C++ loader.
         clean: one finite input, `[1, *input_shape]` float32.
+        sampled: whether verdicts are drawn at random, so that the finite input's may change by itself.
 
     Raises:
         AgreementError: it does not.
@@ -73,8 +81,8 @@ def require_rejection(session: CppSession, clean: np.ndarray) -> None:
     flat[1, 0], flat[2, -1], flat[3, flat.shape[1] // 2] = np.nan, np.inf, -np.inf
     alone = np.repeat(clean, 4, axis=0)
     for name in session.signatures:
-        expected = session.run(name, {"image": alone})["label"][0]
         outputs = session.run(name, {"image": batch})
+        expected = (outputs if sampled else session.run(name, {"image": alone}))["label"][0]
         if outputs["label"].tolist() != [expected, -1, -1, -1] or not outputs["rejected"][1:].all():
             raise AgreementError(
                 f"The graph's signature {name!r} must reject NaN and infinity, and them only. To a finite input, one "

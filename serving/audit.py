@@ -6,7 +6,7 @@ import functools
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -115,6 +115,7 @@ def audit(
         },
         curves=_curves(radius, correct, epsilon),
         attack=findings,
+        draws=_draws(outputs),
     )
 
 
@@ -131,11 +132,13 @@ def _attack(
     pairs: int,
 ) -> AttackFindings:
     """Perturb the answered inputs on the Keras model, and let the artefact judge the results."""
+    from defended import Verdicts
     from defended.attacks import Attack, CertificateDescent
     from defended.attacks.projections import distances, place_inside
 
     attack = attack or CertificateDescent(steps=50)
     epsilon, norm = artefact.epsilon, artefact.manifest.norm
+    sampled = artefact.manifest.sampling is not None
     answered = label >= 0
     rows = np.flatnonzero(answered)
     attacked = x.copy()
@@ -152,7 +155,8 @@ def _attack(
     attacked = place_inside(x, attacked, epsilon, norm)
     size = distances(x, attacked, norm)
 
-    verdicts = artefact.verdicts(attacked, batch_size)
+    judged = artefact.audit(attacked, batch_size)
+    verdicts = Verdicts(judged["label"], judged["rejected"], judged["certified_radius"])
     correct = answered & (label == y)
     degraded = answered & verdicts.rejected
     changed = answered & ~verdicts.rejected & (verdicts.label != label)
@@ -166,9 +170,18 @@ def _attack(
         utility_reduction=rate(correct & degraded),
         discarded=int((~inside).sum()),
         broken_answers=int((changed & (size * (1 + _ROUNDING) < radius)).sum()),
-        broken_availability=int((degraded & ((size + epsilon) * (1 + _ROUNDING) < radius)).sum()),
+        broken_availability=0 if sampled else int((degraded & ((size + epsilon) * (1 + _ROUNDING) < radius)).sum()),
         pairs=tuple(DegradedPair(int(i), int(label[i]), x[i], attacked[i], float(size[i])) for i in shown),
+        draws=_draws({name: value[answered] for name, value in judged.items()}),
     )
+
+
+def _draws(outputs: Mapping[str, np.ndarray]) -> dict[float, int] | None:
+    """Quantiles of the draws that inputs took, where the graph tells them."""
+    used = outputs.get("samples_used")
+    if used is None:
+        return None
+    return {p: int(np.quantile(used, p, method="inverted_cdf")) if used.size else 0 for p in QUANTILES}
 
 
 def _check_data(artefact: Artefact, x: np.ndarray, y: np.ndarray) -> np.ndarray:

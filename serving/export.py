@@ -19,7 +19,16 @@ from defended.serving.agreement import SCORE_DRIFT_BOUND, require_agreement, req
 from defended.serving.canonical import canonical_json
 from defended.serving.cpp_loader import CppSession
 from defended.serving.graph_ops import check_ops, list_ops
-from defended.serving.manifest import MANIFEST, MAX_VERSION, NAME, CheckRecord, FileRecord, Manifest, files_below
+from defended.serving.manifest import (
+    MANIFEST,
+    MAX_VERSION,
+    NAME,
+    CheckRecord,
+    FileRecord,
+    Manifest,
+    SamplingRecord,
+    files_below,
+)
 from defended.serving.staging import staged
 
 if TYPE_CHECKING:
@@ -31,7 +40,8 @@ SIGNATURES = {
     "audit": ("label", "rejected", "scores", "certified_radius", "availability_radius", "scores_with_bottom"),
 }
 
-_SAMPLES, _BATCH = 64, 256
+# Fewer where each takes thousands of evaluations.
+_SAMPLES, _SAMPLES_WHERE_SAMPLED, _BATCH = 64, 4, 256
 
 
 def export(
@@ -48,7 +58,9 @@ def export(
 
     The artefact is `directory/name/version`. `serving_default` takes `image` (float32 `[batch, *input_shape]`), gives
     `label` (int64, -1 where rejected), `rejected` (bool) and `scores` (`[batch, m]`); `audit` adds `certified_radius`,
-    `availability_radius` and `scores_with_bottom`, which help attackers and so are not in the default answer.
+    `availability_radius` and `scores_with_bottom`, which help attackers and so are not in the default answer, and
+    what else the defence tells of a verdict (`model.details`): a smoothed model's `samples_used`, for one.
+    A smoothed model draws its noise in the graph, from the system's entropy at every run, whatever its `seed`.
     An artefact appears whole or not at all, and an existing one is never replaced.
 
     Args:
@@ -57,7 +69,7 @@ def export(
         name: the model's name in the server's routes: letters, digits, `.`, `_`, `-`, beginning with one of the former.
         version: a positive integer; TensorFlow Serving serves the largest.
         sample: float32 `[n, *input_shape]`, inputs on which the artefact is compared with the model; by default 64
-            random ones in [0, 1]. Give real ones where there are any.
+            random ones in [0, 1], of a smoothed model 4. Give real ones where there are any.
         susceptibility: figures to keep in the manifest, a mapping or the result of `defended.attacks.susceptibility`.
         metadata: anything else to keep there that JSON can hold.
 
@@ -82,10 +94,10 @@ def export(
                 model.finalize()
             _save(model, partial)
             ops = list_ops(partial)
-            check_ops(ops)
+            check_ops(ops, sampled=model.sampling is not None)
             with CppSession(partial) as session:
                 drift = require_agreement(model, sample, session.run_batches("audit", sample, _BATCH))
-                require_rejection(session, sample[:1])
+                require_rejection(session, sample[:1], model.sampling is not None)
                 signatures = dict(session.signatures)
             manifest = Manifest(
                 name=name,
@@ -97,6 +109,7 @@ def export(
                 num_classes=int(model.num_classes),
                 certificate_method=model.certificate_method,
                 certificate_assumptions=tuple(model.certificate_assumptions),
+                sampling=None if model.sampling is None else SamplingRecord(**model.sampling),
                 signatures=signatures,
                 ops=ops,
                 packages=_packages(),
@@ -154,7 +167,8 @@ def _check_sample(model: DefendedModel, sample: np.ndarray | None) -> np.ndarray
     if None in shape:
         raise ValueError(f"`model` must have a fixed input shape to be certified. Received: {shape}.")
     if sample is None:
-        return np.random.default_rng(0).uniform(size=(_SAMPLES, *shape)).astype(np.float32)
+        number = _SAMPLES if model.sampling is None else _SAMPLES_WHERE_SAMPLED
+        return np.random.default_rng(0).uniform(size=(number, *shape)).astype(np.float32)
     sample = np.asarray(sample)
     if sample.dtype != np.float32 or sample.shape[1:] != shape or sample.size == 0:
         raise ValueError(
@@ -206,7 +220,8 @@ def _save(model: DefendedModel, directory: Path) -> None:
 
         return tf.function(answer, input_signature=[image], autograph=False).get_concrete_function()
 
-    functions = {name: signature(outputs) for name, outputs in SIGNATURES.items()}
+    names = SIGNATURES | {"audit": (*SIGNATURES["audit"], *model.details)}
+    functions = {name: signature(outputs) for name, outputs in names.items()}
     module = tf.Module()
     read = {id(variable): variable for function in functions.values() for variable in function.variables}
     module.weights = list(read.values())

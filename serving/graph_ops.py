@@ -2,6 +2,7 @@
 
 A graph is a program: TensorFlow has operations that read files, run Python, or draw random numbers. Certified
 inference is arithmetic, so everything else is refused, on export and on loading, before TensorFlow builds the graph.
+A defence whose verdicts are drawn may hold the few operations that draw them; its manifest says so under `sampling`.
 This catches mistakes, not a hostile author: the checkpoint's own operations, which every SavedModel holds, read and
 write files. Load artefacts of people you trust, with the digest they gave you.
 """
@@ -36,6 +37,15 @@ ALLOWED_OPS = frozenset(
     """.split()  # noqa: SIM905 a list literal would be 160 lines
 )
 
+# Normal noise from a seed, and the seed: from the system's entropy at every run. Operations that keep a state or take a
+# seed of their own when a graph is made are not among them: two copies of an artefact would draw the same noise.
+SAMPLING_OPS = frozenset(
+    """
+    NonDeterministicInts StatelessRandomGetAlg StatelessRandomGetKeyCounter StatelessRandomNormalV2
+    StatelessRandomUniformFullIntV2
+    """.split()  # noqa: SIM905
+)
+
 
 class ForbiddenOpError(ValueError):
     """A graph holds an operation that an artefact may not hold."""
@@ -67,13 +77,17 @@ def list_ops(directory: Path) -> tuple[str, ...]:
     return tuple(sorted(set(nodes) - functions))
 
 
-def check_ops(ops: tuple[str, ...]) -> None:
+def check_ops(ops: tuple[str, ...], *, sampled: bool = False) -> None:
     """Refuse operations that are not on the list.
+
+    Args:
+        ops: names, as `list_ops` returns them.
+        sampled: whether verdicts are drawn at random, so that the operations that draw them are allowed.
 
     Raises:
         ForbiddenOpError: naming each of them.
     """
-    forbidden = sorted(set(ops) - ALLOWED_OPS)
+    forbidden = sorted(set(ops) - ALLOWED_OPS - (SAMPLING_OPS if sampled else set()))
     if forbidden:
         raise ForbiddenOpError(
             f"The graph holds the operations {forbidden}, which an artefact may not hold: it is arithmetic on inputs "

@@ -38,12 +38,28 @@ class CheckRecord(_Record):
     """What the export compared, in TensorFlow's C++ loader, with the Keras model.
 
     `score_drift` is the largest difference of a score, relative to the largest score (or to 1 where that is smaller);
-    an export above `score_drift_bound` is refused. The labels of all samples were equal.
+    an export above `score_drift_bound` is refused. The labels of all samples were equal; where verdicts are drawn
+    at random, the network's logits are compared in place of scores, and the votes agreed up to chance.
     """
 
     samples: int = Field(ge=1)
     score_drift: NonNegative
     score_drift_bound: Positive
+
+
+class SamplingRecord(_Record):
+    """How verdicts are drawn at random, where they are.
+
+    Each answer is wrong with probability at most `alpha`; the same input may be judged differently the next time. At
+    most `samples` draws after `selection_samples` are made for an input, of normal noise with standard deviation `sigma`.
+    """
+
+    sigma: Positive
+    alpha: Annotated[float, Field(gt=0, lt=1)]
+    mode: str
+    samples: int = Field(ge=1)
+    selection_samples: int = Field(ge=1)
+    precision: str
 
 
 class Manifest(_Record):
@@ -63,6 +79,7 @@ class Manifest(_Record):
     num_classes: int = Field(ge=2)
     certificate_method: str
     certificate_assumptions: tuple[str, ...]
+    sampling: SamplingRecord | None = None
     signatures: dict[str, SignatureInfo]
     ops: tuple[str, ...]
     packages: dict[str, str]

@@ -59,9 +59,13 @@ class AttackFindings:
         vra_under_attack: right answers to attacked inputs, among all inputs.
         utility_reduction: right answers that the attack forced into rejections, among all inputs.
         discarded: perturbations that were not finite or not in the ball, and so were not used.
-        broken_answers: inputs that got another answer inside their certified radius: a broken certificate unless 0.
-        broken_availability: inputs rejected inside their availability radius: a broken certificate unless 0.
+        broken_answers: inputs that got another answer inside their certified radius: a broken certificate unless 0,
+            or, of a model whose verdicts are drawn at random, unless chance explains so many.
+        broken_availability: inputs rejected inside their availability radius: a broken certificate unless 0. Not counted
+            (0) where verdicts are drawn at random: there the radius holds for the smoothed classifier, and the deployed
+            check may miss it.
         pairs: some of the degraded inputs, the smallest perturbations first.
+        draws: quantiles of the noise draws that an attacked input took, by probability; None of a model that draws none.
     """
 
     name: str
@@ -73,6 +77,7 @@ class AttackFindings:
     broken_answers: int
     broken_availability: int
     pairs: tuple[DegradedPair, ...] = field(repr=False)
+    draws: Mapping[float, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,7 @@ class AuditReport:
         fpr_upper_correct: the same among the rightly answered inputs, as the paper's code counts.
         availability: quantiles of the availability radius max(r - epsilon, 0), by probability.
         curves: VRA and FPR bound over the radius.
+        draws: quantiles of the noise draws that an input took, by probability; None of a model that draws none.
         attack: what an attack found, where the Keras model was given.
     """
 
@@ -114,6 +120,7 @@ class AuditReport:
     availability: Mapping[float, float]
     curves: Curves = field(repr=False)
     attack: AttackFindings | None = None
+    draws: Mapping[float, int] | None = None
 
     @property
     def fpr_lower(self) -> Rate | None:
@@ -130,8 +137,11 @@ class AuditReport:
         """What must not happen and did, in sentences; empty for a sound artefact."""
         if self.attack is None:
             return ()
+        sampling, broken = self.manifest.sampling, self.attack.broken_answers
+        if sampling is not None and _explained(broken, self.fpr_upper.total, 2 * sampling.alpha):
+            broken = 0
         found = (
-            (self.attack.broken_answers, "got another answer inside their certified radius"),
+            (broken, "got another answer inside their certified radius"),
             (self.attack.broken_availability, "were rejected inside their availability radius"),
         )
         return tuple(f"The certificate is broken: {count} attacked inputs {what}." for count, what in found if count)
@@ -145,7 +155,8 @@ class AuditReport:
             "created": self.created,
             "confidence": self.confidence,
             "rates": {name: None if rate is None else rate.to_dict() for name, rate in self.rates().items()},
-            "availability_radius": {f"{probability:g}": value for probability, value in self.availability.items()},
+            "availability_radius": _by_name(self.availability),
+            "draws": None if self.draws is None else _by_name(self.draws),
             "curves": {
                 "radius": list(self.curves.radius),
                 "vra": list(self.curves.vra),
@@ -158,6 +169,7 @@ class AuditReport:
                 "discarded": attack.discarded,
                 "broken_answers": attack.broken_answers,
                 "broken_availability": attack.broken_availability,
+                "draws": None if attack.draws is None else _by_name(attack.draws),
             },
             "alarms": list(self.alarms),
         }
@@ -198,3 +210,14 @@ class AuditReport:
         files["report.html"] = render(self, curves, pairs).encode()
         files["audit.json"] = self.to_json().encode()
         return {name: atomic_write_bytes(folder / name, content) for name, content in files.items()}
+
+
+def _by_name(quantiles: Mapping[float, Any]) -> dict[str, Any]:
+    return {f"{probability:g}": value for probability, value in quantiles.items()}
+
+
+def _explained(count: int, total: int, probability: float) -> bool:
+    """Whether `count` of `total` events of at most this probability each are no surprise, at one in a million."""
+    from scipy.stats import binom
+
+    return bool(binom.sf(count - 1, total, min(probability, 1.0)) >= 1e-6)

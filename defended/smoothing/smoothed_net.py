@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -28,6 +29,7 @@ _GATES = {"fixed": fixed_gate, "sequential": sequential_gate}
 _PRECISIONS = ("float32", "bfloat16", "float16")
 # Of the noise that estimates of the radius share; nothing that is certified depends on it.
 _ESTIMATE_SEED = 20190211
+_COMPARED = 1000
 
 
 @keras.saving.register_keras_serializable(package="defended")
@@ -81,8 +83,7 @@ class SmoothedNet(DefendedModel):
         >>> model.verdicts(x_test).rejected.mean()
     """
 
-    details = ("samples_used",)
-    is_sampled = True
+    details = ("samples_used", "logits")
 
     def __init__(
         self,
@@ -187,6 +188,7 @@ class SmoothedNet(DefendedModel):
         return self._judgement(inputs, frozen=False).scores
 
     def _judgement(self, inputs: Any, frozen: bool) -> Judgement:
+        inputs = ops.convert_to_tensor(inputs, "float32")
         found = self._sampled(inputs, fresh=frozen)
         drawn = ops.cast(ops.maximum(found.drawn, 1), "float32")
         scores = ops.cast(found.counts, "float32") / drawn[:, None]
@@ -194,7 +196,9 @@ class SmoothedNet(DefendedModel):
         answered = found.radius > ops.convert_to_tensor(self._epsilon)
         margin = ops.where(answered, ops.maximum(found.margin, 1), ops.minimum(found.margin, 0))
         scores = self.head(scores, ops.cast(margin, "float32") / drawn, found.drawn > 0)
-        return Judgement(scores, found.radius, {"samples_used": found.samples_used})
+        # Without noise: what can be compared from one machine to another.
+        logits = self._aside.sampler.logits(inputs)
+        return Judgement(scores, found.radius, {"samples_used": found.samples_used, "logits": logits})
 
     def _sampled(self, inputs: Any, fresh: bool) -> Any:
         from defended.smoothing.sampler import fresh_seed, seed_of
@@ -204,7 +208,6 @@ class SmoothedNet(DefendedModel):
             return self._aside.sampler.decide(inputs, seed, self.gate)
 
         # Eagerly, a loop would run its thousands of rounds in Python.
-        inputs = ops.convert_to_tensor(inputs, "float32")
         return self._compiled("sample fresh" if fresh else "sample", sample)(inputs)
 
     def certified_radius(self, inputs: Any) -> Any:
@@ -292,6 +295,26 @@ class SmoothedNet(DefendedModel):
         ]
         return np.concatenate([np.zeros((0, self.num_classes), np.int64), *parts])
 
+    def undefended_logits(self, inputs: Any) -> Any:
+        """`[batch, m]`: the network's logits at the inputs themselves, without noise, in this model's precision."""
+        return self._aside.sampler.logits(ops.convert_to_tensor(inputs, "float32"))
+
+    def disagreements(self, x: Array, outputs: Mapping[str, Array], batch_size: int = 256) -> Array:
+        """Inputs whose shares of votes in `outputs` differ from this model's by more than chance explains.
+
+        The model draws 1000 votes for each input; the graph had stopped at one of K checkpoints t. By Hoeffding's
+        inequality, and a union over checkpoints, inputs and classes, equal models show a difference above
+        `sqrt(l / 2t) + sqrt(l / 2000)`, `l = log(4 K n m / 1e-9)`, with probability at most 1e-9. An answer without a
+        radius above epsilon, or such a radius without an answer, disagrees as well.
+        """
+        own = self.sample_counts(x, _COMPARED, batch_size) / _COMPARED
+        log = np.log(4e9 * len(self.gate.checkpoints) * max(own.size, 1))
+        drawn = np.maximum(outputs["samples_used"] - self.selection_samples, 1)
+        allowed = np.sqrt(log / (2 * drawn)) + np.sqrt(log / (2 * _COMPARED))
+        apart = np.abs(outputs["scores"] - own).max(axis=1, initial=0.0) > allowed
+        above = outputs["certified_radius"] > np.float32(ops.convert_to_numpy(self._epsilon))
+        return np.flatnonzero(apart | (above != (outputs["label"] >= 0)))
+
     def _judge(self) -> Any:
         strategy = getattr(self, "distribute_strategy", None)
         if strategy is None or strategy.num_replicas_in_sync == 1:
@@ -338,6 +361,12 @@ class SmoothedNet(DefendedModel):
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse: votes have no gradient. Train the network under noise, then smooth it."""
         _refuse_training()
+
+    @property
+    def sampling(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """The parameters of the draws, as a manifest states them."""
+        names = ("sigma", "alpha", "mode", "samples", "selection_samples", "precision")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def certificate_method(self) -> str:  # type: ignore[override]
