@@ -17,13 +17,15 @@ PACKAGES = {
     "defended.gloro": "defended/gloro",
     "defended.gloro.legacy": "defended/gloro/legacy",
     "defended.layers": "defended/layers",
+    "defended.smoothing": "defended/smoothing",
     "defended.training": "defended/training",
     "defended.attacks": "attacks",
     "defended.serving": "serving",
     "defended_cli": "serving/cli",
 }
 
-TEST = ["pytest>=9.0", "pytest-xdist>=3.8", "hypothesis>=6.150", "jax>=0.10", "tensorboard>=2.21"]
+ONNX = ["tf2onnx>=1.17", "onnx>=1.23", "onnxruntime>=1.32"]
+TEST = ["pytest>=9.0", "pytest-xdist>=3.8", "hypothesis>=6.150", "jax>=0.10", "tensorboard>=2.21", *ONNX]
 LINT = ["ruff>=0.17", "mypy>=2.4"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"]
 
@@ -52,6 +54,9 @@ setup(
     install_requires=[
         "tensorflow>=2.21",
         "keras>=3.15",
+        "tensorflow-probability>=0.25",
+        "tf-keras>=2.21",  # TensorFlow Probability's layers ask for it
+        "setuptools>=77",  # TensorFlow Probability imports distutils, which Python 3.12 has only from here
         "numpy>=2.4",
         "scipy>=1.17",
         "scikit-learn>=1.9",
@@ -61,7 +66,7 @@ setup(
         "matplotlib>=3.11",
         "pydantic>=2.14",
     ],
-    extras_require={"test": TEST, "lint": LINT, "docs": DOCS, "dev": TEST + LINT + DOCS},
+    extras_require={"onnx": ONNX, "test": TEST, "lint": LINT, "docs": DOCS, "dev": TEST + LINT + DOCS},
     entry_points={"console_scripts": ["defended = defended_cli:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",

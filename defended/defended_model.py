@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from defended.jax_steps import VisibleSteps
-from defended.margins import FLOAT_MAX, finite_rows
+from defended.margins import FLOAT_MAX, finite_rows, predicted_class
 from defended.network_checks import checked_network, checked_radius
 from defended.rejection_head import RejectionHead
 
@@ -263,7 +263,7 @@ class DefendedModel(VisibleSteps, keras.Model):
 
     def _outputs(self, inputs: Any, frozen: bool) -> dict[str, Any]:
         scores, radius, details = self._judgement(inputs, frozen)
-        choice = ops.argmax(scores, axis=-1)
+        choice = predicted_class(scores)  # `ops.argmax` reads bits, which ONNX cannot
         rejected = ops.equal(choice, self.num_classes)
         return {
             "label": ops.where(rejected, ops.cast(-1, "int64"), ops.cast(choice, "int64")),

@@ -19,6 +19,8 @@ from defended.serving.audit import audit
 from defended.serving.cpp_loader import CppLoaderError
 from defended.serving.export import export, next_version
 from defended.serving.graph_ops import ForbiddenOpError
+from defended.serving.onnx_export import export_onnx
+from defended.serving.onnx_model import OnnxModel, load_onnx
 from defended.serving.report import AuditReport
 
 __all__ = [
@@ -26,6 +28,9 @@ __all__ = [
     "next_version",
     "load",
     "Artefact",
+    "export_onnx",
+    "load_onnx",
+    "OnnxModel",
     "audit",
     "AuditReport",
     "AgreementError",

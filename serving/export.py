@@ -84,7 +84,7 @@ def export(
         AgreementError, CppLoaderError: the exported graph does not answer as the model does, or does not load.
     """
     version = _check_arguments(model, name, version)
-    sample = _check_sample(model, sample)
+    sample = check_sample(model, sample)
     figures = None if susceptibility is None else _check_json("susceptibility", _as_mapping(susceptibility))
     notes = _check_json("metadata", dict(metadata or {}))
     target = Path(directory) / name / str(version)
@@ -162,7 +162,8 @@ def _check_arguments(model: DefendedModel, name: str, version: int) -> int:
     return number
 
 
-def _check_sample(model: DefendedModel, sample: np.ndarray | None) -> np.ndarray:
+def check_sample(model: DefendedModel, sample: np.ndarray | None) -> np.ndarray:
+    """Inputs to compare a deployed graph with the model on: those given, checked, or random ones in [0, 1]."""
     shape = tuple(model.input_shape[1:])
     if None in shape:
         raise ValueError(f"`model` must have a fixed input shape to be certified. Received: {shape}.")

@@ -59,13 +59,14 @@ def binomial_p_value(first: Any, second: Any) -> Array:
 
     Reference: Cohen et al. 2019, PREDICT; Hung, Fithian 2019.
     """
-    from scipy.special import bdtrc
+    from scipy.special import betainc
 
     first, second = np.broadcast_arrays(np.asarray(first), np.asarray(second))
     if (first < 0).any() or (second < 0).any() or first.dtype.kind not in "iu" or second.dtype.kind not in "iu":
         raise ValueError("`first` and `second` must be counts, whole numbers >= 0.")
     larger, total = np.maximum(first, second).astype(np.float64), (first + second).astype(np.float64)
-    tail = np.where(larger > 0, bdtrc(np.maximum(larger - 1, 0), np.maximum(total, 1), 0.5), 1.0)
+    # P(Binomial(n, 1/2) >= k) = I_{1/2}(k, n - k + 1).
+    tail = np.where(larger > 0, betainc(np.maximum(larger, 1), total - larger + 1, 0.5), 1.0)
     return np.minimum(1.0, 2 * tail)
 
 

@@ -60,7 +60,7 @@ class Sampler:
         self.num_classes = int(network.outputs[0].shape[-1])
         points = tf.TensorSpec([None, *network.input_shape[1:]], tf.float32)
         # Made once, since a graph evaluates the network in several places.
-        self.chunk = tf.function(self._count_chunk, input_signature=[points, points], autograph=False)
+        self.chunk = tf.function(self.count_chunk, input_signature=[points, points], autograph=False)
 
     def decide(self, inputs: Any, seed: Any, gate: Gate) -> Sampled:
         """Choose a candidate for each input, and sample until the gate decides on it.
@@ -178,7 +178,7 @@ class Sampler:
             )[1],
         )
 
-    def _count_chunk(self, points: Any, noise: Any) -> Any:
+    def count_chunk(self, points: Any, noise: Any) -> Any:
         shape, (batch, draws) = list(points.shape[1:]), (tf.shape(points)[0], tf.shape(noise)[0])
         noisy = tf.reshape(points[:, None] + noise[None], [batch * draws, *shape])
         logits = self.logits(noisy)

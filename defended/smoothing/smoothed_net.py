@@ -295,6 +295,10 @@ class SmoothedNet(DefendedModel):
         ]
         return np.concatenate([np.zeros((0, self.num_classes), np.int64), *parts])
 
+    def votes_under(self, inputs: Any, noise: Any) -> Any:
+        """`[batch, m]` int32 votes of `[batch, ...]` inputs under `[draws, ...]` noise that was drawn elsewhere."""
+        return self._aside.sampler.count_chunk(inputs, noise)
+
     def undefended_logits(self, inputs: Any) -> Any:
         """`[batch, m]`: the network's logits at the inputs themselves, without noise, in this model's precision."""
         return self._aside.sampler.logits(ops.convert_to_tensor(inputs, "float32"))

@@ -1,0 +1,224 @@
+"""A defended model as an ONNX file.
+
+**Noise is an input.** A smoothed model's file takes its noise from the caller, chunk by chunk, and holds the votes and the
+gate. The other way would be onnxruntime's own `RandomNormal`: its generator has 31 bits of state, so the noise of a
+hundred thousand draws would repeat itself within a few answers and could be guessed; and other runtimes have another one
+or none. `defended.serving.load_onnx` runs the loop, with fresh entropy.
+
+**What converters get wrong.** tf2onnx writes operations that ONNX does not have with no more than a line in its log, and turns
+a selection into `mask * x + (1 - mask) * y`, which lets the NaN through that it was to replace. So selections become `Where`
+here, the checker reads the file in full, onnxruntime loads it, and it must answer as the Keras model does, NaN and
+infinity included, before it gets its name.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from defended._io import atomic_write_bytes
+from defended._version import __version__
+from defended.serving.agreement import SCORE_DRIFT_BOUND, AgreementError, require_agreement
+from defended.serving.export import SIGNATURES, check_sample
+from defended.serving.onnx_model import METADATA, OnnxModel
+
+if TYPE_CHECKING:
+    from defended import DefendedModel
+
+OPSET = 18
+_DRAWS = 64
+
+
+def export_onnx(
+    model: DefendedModel,
+    path: str | os.PathLike[str],
+    *,
+    sample: np.ndarray | None = None,
+    audit: bool = False,
+) -> Path:
+    """Write a model as an ONNX file (opset 18), check it in onnxruntime, and rename it into place.
+
+    The file takes `image` (float32 `[batch, *input_shape]`) and gives `label` (int64, -1 where rejected), `rejected` and
+    `scores`; with `audit` also the radii and the scores with ⊥. A smoothed model's file is one step of its sampling, with
+    the noise as an input (`defended.smoothing.step_function`); `load_onnx` runs either. Epsilon, norm, what is certified
+    and on which assumptions are in the file's metadata.
+
+    onnxruntime's arithmetic is not TensorFlow's to the bit. It is float32 in some order, which GloRo's rounding budget
+    covers; a smoothed model's certificate is about the network as onnxruntime evaluates it.
+
+    Args:
+        model: a defended model; it is finalized if it is not final yet.
+        path: the file, `something.onnx`; never overwritten.
+        sample: float32 `[n, *input_shape]`, inputs to compare on; by default random ones in [0, 1].
+        audit: whether the file gives radii too; they help attackers.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        FileExistsError: the file exists.
+        ImportError: the extra is not installed: `pip install 'keras-defended[onnx]'`.
+        TypeError, ValueError: an argument does not fit, or the network holds what ONNX cannot say.
+        AgreementError: onnxruntime does not answer as the model does.
+    """
+    import tensorflow as tf
+
+    from defended import DefendedModel
+
+    if not isinstance(model, DefendedModel):
+        raise TypeError(f"`model` must be a defended model. Received: {type(model).__name__}.")
+    target = Path(path)
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, "exists and is never overwritten: choose another name", str(target))
+    sample = check_sample(model, sample)
+    if not model.is_final:
+        model.finalize()
+
+    if model.sampling is None:
+        names = SIGNATURES["audit" if audit else "serving_default"] + (model.details if audit else ())
+        specification = [tf.TensorSpec([None, *model.input_shape[1:]], tf.float32, name="image")]
+
+        def answer(image: Any) -> dict[str, Any]:
+            outputs = model.deployed(image)
+            return {name: outputs[name] for name in names}
+
+    else:
+        from defended.smoothing.step import step_function
+
+        answer, specification = step_function(model)
+
+    content = _convert(answer, specification, _metadata(model))
+    converted = OnnxModel(content)
+    if model.sampling is None:
+        _require_same_verdicts(model, converted, sample)
+    else:
+        _require_same_votes(model, converted, answer, sample)
+    return atomic_write_bytes(target, content)
+
+
+def _metadata(model: DefendedModel) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "defended": __version__,
+        "defence": type(model).__name__,
+        "norm": model.norm,
+        "epsilon": float(model.epsilon),
+        "num_classes": model.num_classes,
+        "certificate_method": model.certificate_method,
+        "certificate_assumptions": list(model.certificate_assumptions),
+        "sampling": None,
+    }
+    if model.sampling is not None:
+        content["sampling"] = {**model.sampling, "checkpoints": model.gate.checkpoints.tolist()}  # type: ignore[attr-defined]
+    return content
+
+
+def _convert(answer: Callable[..., Any], specification: list[Any], metadata: dict[str, Any]) -> bytes:
+    import tensorflow as tf
+
+    with _quiet():
+        import onnx
+        import tf2onnx
+
+        function = tf.function(answer, input_signature=specification, autograph=False)
+        proto, _ = tf2onnx.convert.from_function(
+            function, specification, opset=OPSET, custom_op_handlers={"SelectV2": (_where, []), "Select": (_where, [])}
+        )
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = METADATA, json.dumps(metadata, sort_keys=True)
+        try:
+            onnx.checker.check_model(proto, full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise ValueError(
+                f"The network cannot be written as ONNX, opset {OPSET}: {str(error).strip().splitlines()[0]} "
+                f"Build it from layers that ONNX has, or export a SavedModel."
+            ) from error
+    return bytes(proto.SerializeToString())
+
+
+def _where(context: Any, node: Any, name: str, _: Any) -> Any:
+    """tf2onnx's handler of a selection, replaced by ONNX's `Where`, which multiplies nothing."""
+    inputs, outputs = list(node.input), list(node.output)
+    dtypes, shapes = ([get(output) for output in outputs] for get in (context.get_dtype, context.get_shape))
+    ranks = [len(context.get_shape(value) or ()) for value in inputs]
+    if node.type == "Select" and ranks[0] != max(ranks):  # TensorFlow 1's broadcasts from the left
+        raise ValueError(f"The selection {name!r} chooses rows by TensorFlow 1's rule, which ONNX does not have.")
+    context.remove_node(node.name)
+    return context.make_node("Where", inputs, outputs=outputs, name=name, dtypes=dtypes, shapes=shapes)
+
+
+def _require_same_verdicts(model: DefendedModel, converted: OnnxModel, sample: np.ndarray) -> None:
+    require_agreement(model, sample, converted.run(sample))
+    broken = np.repeat(sample[:1], 3, axis=0)
+    broken.reshape(3, -1)[np.arange(3), [0, -1, broken[0].size // 2]] = np.nan, np.inf, -np.inf
+    found = converted.run(np.concatenate([sample[:1], broken]))
+    if (found["label"][1:] != -1).any() or not found["rejected"][1:].all() or not _finite(found):
+        raise AgreementError(
+            f"The ONNX model must reject NaN and infinity. To a finite input, one with NaN, one with inf and one with -inf "
+            f"it answered {found['label'].tolist()} (-1 = rejected)."
+        )
+
+
+def _finite(outputs: dict[str, np.ndarray]) -> bool:
+    return all(np.isfinite(value).all() for value in outputs.values() if value.dtype.kind == "f")
+
+
+def _require_same_votes(model: Any, converted: OnnxModel, step: Callable[..., Any], sample: np.ndarray) -> None:
+    """The same noise must give the same votes, but for draws that rounding may turn, and the same gate."""
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    image = np.concatenate([sample[:4], np.full_like(sample[:1], np.nan)])
+    noise = rng.standard_normal((_DRAWS, *sample.shape[1:])).astype(np.float32)
+    noisy = (image[:, None] + np.float32(model.sigma) * noise).reshape(-1, *sample.shape[1:])
+    logits = np.sort(np.asarray(model.undefended_logits(noisy)).reshape(len(image), _DRAWS, -1), axis=-1)
+    size = max(1.0, float(np.abs(logits[:-1]).max()))
+    close = (logits[:-1, :, -1] - logits[:-1, :, -2] <= 2 * SCORE_DRIFT_BOUND * size).sum()
+
+    def both(counts: np.ndarray, candidate: np.ndarray, drawn: int) -> tuple[dict[str, np.ndarray], ...]:
+        fed = {"image": image, "noise": noise, "counts": counts, "candidate": candidate, "drawn": np.int64(drawn)}
+        return converted.step(fed), {k: v.numpy() for k, v in step(**{k: tf.constant(v) for k, v in fed.items()}).items()}
+
+    zeros, nobody = np.zeros((len(image), model.num_classes), np.int64), np.full(len(image), -1)
+    ours, theirs = (found["new_counts"] for found in both(zeros, nobody, 0))
+    if np.abs(ours - theirs).sum() > 2 * close:
+        raise AgreementError(
+            f"The ONNX model's votes under the same noise differ from the Keras model's: {np.abs(ours - theirs).sum() // 2} "
+            f"of {ours.sum()}, where rounding may turn {close}."
+        )
+    # The gate, at every checkpoint and around its thresholds.
+    for t, answer, futile in zip(*model.gate[:3], strict=True):
+        for own in {0, int(futile), int(futile) + 1, int(answer) - 1, int(answer), int(t)}:
+            if not 0 <= own <= t:
+                continue
+            counts = np.zeros_like(zeros)
+            counts[:, 1] = own
+            # This chunk's votes come on top: take them off first.
+            found, expected = both(counts - theirs, np.ones(len(image), np.int64), int(t) - _DRAWS)
+            same = np.array_equal(ours, theirs)
+            if same and any(not np.array_equal(found[name], expected[name]) for name in expected):
+                raise AgreementError(f"The ONNX model's gate decides differently on {own} votes of {t} draws.")
+            if not found["rejected"][-1] or found["certified_radius"][-1] != 0 or not found["decided"][-1]:
+                raise AgreementError("The ONNX model must reject an image with NaN at once.")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """tf2onnx warns of NumPy's and protobuf's future, and logs each step; what matters is checked afterwards."""
+    logger = logging.getLogger("tf2onnx")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
