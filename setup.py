@@ -60,6 +60,7 @@ setup(
         "numpy>=2.4",
         "scipy>=1.17",
         "scikit-learn>=1.9",
+        "threadpoolctl>=3.6",
         "typer>=0.29",
         "rich>=15.0",
         "jinja2>=3.1",

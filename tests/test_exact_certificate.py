@@ -180,9 +180,11 @@ def test_epsilon_one_ulp_on_either_side_of_the_radius(name):
     visible = radii * smallest_constant(model) * 2.0**-12 > top * 2.0**-20
     assert visible.sum() > 3
     for i in np.flatnonzero(visible)[:12]:
+        # Some processors round the same row differently in batches of other sizes.
+        radius = judge(x[i : i + 1])["certified_radius"].numpy()[0]
         for toward, steps in ((np.inf, (0, 1, 2)), (0, (1, 2, 2**12))):
             for count in steps:
-                epsilon = (radii[i].view("int32") + (count if toward else -count)).view("float32")
+                epsilon = (radius.view("int32") + (count if toward else -count)).view("float32")
                 model.epsilon.assign(epsilon)
                 label = judge(x[i : i + 1])["label"].numpy()[0]
                 assert toward == 0 or label == -1, "a ball that is not larger than its radius is not certified"

@@ -1,7 +1,8 @@
 """GloRo Nets: certification by a global Lipschitz bound (Leino, Wang, Fredrikson 2021)."""
 
-from defended.gloro.bounds import bound_conv2d_norm, bound_matrix_norm
+from defended.gloro.bounds import bound_matrix_norm
 from defended.gloro.certificate import CertificateReport
+from defended.gloro.convolutions import bound_conv2d_norm
 from defended.gloro.gloro_net import GloroNet
 from defended.gloro.graph import LayerBound
 from defended.gloro.legacy.gloronet import load_gloronet

@@ -15,14 +15,9 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from defended.gloro.bounds import (
-    EXACT_SIZE,
-    bound_conv2d_norm,
-    bound_matrix_norm,
-    bound_nonnegative_conv2d_norm,
-    bound_nonnegative_norm,
-    conv2d_norm_method,
-)
+from defended.gloro.bounds import bound_matrix_norm, bound_nonnegative_norm
+from defended.gloro.convolutions import bound_conv2d_norm, bound_nonnegative_conv2d_norm, conv2d_norm_method
+from defended.gloro.eigenvalues import EXACT_SIZE
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -156,7 +151,7 @@ class DenseOperator(LinearOperator):
     @property
     def method(self) -> str:
         small = min(self.kernel.tensor().shape) <= EXACT_SIZE
-        return "float64 decomposition" if small else "Gram iteration"
+        return "float64 factorisation" if small else "Gram iteration"
 
     def apply(self, inputs: Any) -> Any:
         return ops.matmul(inputs, self.kernel.tensor())
