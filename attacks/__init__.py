@@ -12,27 +12,36 @@ if __name__ != "defended.attacks":
 from defended.attacks.attack import Attack
 from defended.attacks.certificate_descent import CertificateDescent
 from defended.attacks.checks import CertificateViolation
+from defended.attacks.comparison import Comparison, compare
 from defended.attacks.degradation_attack import DegradationAttack
 from defended.attacks.degradation_monitor import DegradationMonitor
-from defended.attacks.figures import DegradedInputs, Records, Susceptibility
+from defended.attacks.ensemble import Ensemble
+from defended.attacks.figures import Susceptibility
 from defended.attacks.intervals import Rate, clopper_pearson
 from defended.attacks.measure import susceptibility
-from defended.attacks.pgd import PGD, EpsilonPGD
+from defended.attacks.pgd import APGD, PGD, EpsilonPGD
 from defended.attacks.projections import project_l2, project_l2_box, project_linf, project_linf_box
+from defended.attacks.records import DegradedInputs, Records
+from defended.attacks.smoothed_pgd import SmoothedPGD
 
 __all__ = [
+    "APGD",
     "Attack",
     "CertificateDescent",
     "CertificateViolation",
+    "Comparison",
     "DegradationAttack",
     "DegradationMonitor",
     "DegradedInputs",
+    "Ensemble",
     "EpsilonPGD",
     "PGD",
     "Rate",
     "Records",
+    "SmoothedPGD",
     "Susceptibility",
     "clopper_pearson",
+    "compare",
     "project_l2",
     "project_l2_box",
     "project_linf",

@@ -117,5 +117,5 @@ def describe(attack: Any) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
-        return list(value)
+        return [_plain(item) for item in value]
     return value if value is None or isinstance(value, bool | int | float | str) else describe(value)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from defended.attacks import checks
-from defended.attacks.attack import Task
+from defended.attacks.attack import Task, model_radius
 from defended.attacks.checks import Array
 from defended.attacks.gradient_attack import GradientAttack, Run
-from defended.attacks.objectives import radius_of_class, smallest_radius
+from defended.attacks.objectives import ANY_CLASS, Differentiated, competitor_radius
+from defended.attacks.pgd import SCHEDULES
+from defended.attacks.rules import Rule, Steepest
 
 
 class CertificateDescent(GradientAttack):
     """Degradation by descending the certified radius: `minimise r(x + δ)  subject to  ‖δ‖ <= radius`.
 
     Whoever wants ⊥ needs no adversarial example: r(x') <= eps is enough. Steepest descent on the smallest entry of
-    `competitor_radii(x')`, projected onto the ball, with steps from `step_size` down to 0 along a cosine: wide ones
-    first to leave the neighbourhood of x, fine ones at the end. The first start is x itself, since the radius is
-    differentiable there. Returns, for each input, the point of smallest radius among all iterates of all runs.
+    `model.competitor_radii(x')`, projected onto the ball, with steps from `step_size` down to 0 along a cosine: wide
+    ones first to leave the neighbourhood of x, fine ones at the end. The first start is x itself, since the radius is
+    differentiable there. For a GloRo Net the radii are the deployed ones, for a smoothed model a differentiable
+    estimate of them, for a polytope model the dual bounds'.
 
     Args:
         steps: gradient steps of each run.
@@ -27,6 +31,9 @@ class CertificateDescent(GradientAttack):
             class that is k-th nearest at x.
         restarts: number of starts; the further ones are random on the sphere of the radius.
         step_size: of the first step, in input units; None for the ball's diameter.
+        early_stop: leave an input as soon as its radius is below `model.epsilon`, that is once it is rejected, and
+            return that point. Otherwise, and where radii are estimates, so that the deployed check alone can tell, all
+            runs go to their end, and the point of smallest radius among all iterates is returned.
         clip: box `(low, high)` for perturbed inputs, or None.
         epsilon: radius in input units; None for `model.epsilon`.
         seed: of the random starts.
@@ -43,6 +50,7 @@ class CertificateDescent(GradientAttack):
         targets: int = 1,
         restarts: int = 1,
         step_size: float | None = None,
+        early_stop: bool = False,
         clip: tuple[float, float] | None = None,
         epsilon: float | None = None,
         seed: int = 0,
@@ -51,9 +59,7 @@ class CertificateDescent(GradientAttack):
     ):
         super().__init__(
             steps=steps,
-            step_size=step_size,
             restarts=restarts,
-            momentum=0.0,
             clip=clip,
             epsilon=epsilon,
             seed=seed,
@@ -61,6 +67,11 @@ class CertificateDescent(GradientAttack):
             jit_compile=jit_compile,
         )
         self.targets = checks.whole_number("targets", targets, 1)
+        self.step_size = None if step_size is None else checks.positive("step_size", step_size)
+        self.early_stop = bool(early_stop)
+
+    def _evaluation(self, task: Task) -> Callable[..., Any]:
+        return Differentiated(competitor_radius)
 
     def _runs(self, task: Task) -> list[Run]:
         if self.targets >= task.model.num_classes:
@@ -70,22 +81,30 @@ class CertificateDescent(GradientAttack):
             )
         nearest = _nearest_classes(task.model, task.x, self.targets, self.batch_size)
         return [
-            Run(radius_of_class if rank else smallest_radius, nearest[:, rank], "sphere" if restart else "clean")
+            Run(nearest[:, rank], "sphere" if restart else "clean")
             for restart in range(self.restarts)
             for rank in range(self.targets)
         ]
 
-    def _step_sizes(self, radius: float) -> Array:
-        first = self.step_size or 2 * radius
-        return first * (1 + np.cos(np.pi * np.arange(self.steps) / self.steps)) / 2
+    def _rule(self, task: Task) -> tuple[Rule, Array]:
+        sizes = (self.step_size or 2 * task.radius) * SCHEDULES["cosine"](np.arange(self.steps) / self.steps)
+        return Steepest(task.norm), Steepest.control(sizes, 0.0)
+
+    def _goal(self, task: Task) -> float:
+        if not self.early_stop or getattr(task.model, "sampling", None) is not None:
+            return -np.inf
+        # In another graph, and after the point was rounded, the radius may be larger by some roundings.
+        return model_radius(task.model) * (1 - 1e-4)
 
 
 def _nearest_classes(model: Any, x: Array, count: int, batch_size: int) -> Array:
-    """`[n, count]` classes in the order of their competitor radii at x."""
+    """`[n, count]`: `ANY_CLASS`, then the second, third, ... class in the order of their competitor radii at x."""
     if count == 1:
-        return np.zeros((len(x), 1), np.int64)  # not asked for: the smallest radius needs no class
+        return np.full((len(x), 1), ANY_CLASS)
     parts = [
         np.argsort(model.competitor_radii(x[first : first + batch_size]).numpy(), axis=1, kind="stable")[:, :count]
         for first in range(0, len(x), batch_size)
     ]
-    return np.concatenate(parts)
+    nearest = np.concatenate(parts)
+    nearest[:, 0] = ANY_CLASS
+    return nearest

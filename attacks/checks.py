@@ -48,6 +48,22 @@ def positive(name: str, value: Any) -> float:
     return number
 
 
+def not_negative(name: str, value: Any) -> float:
+    """`value` as a finite float of at least 0."""
+    number = float(value)
+    if not 0 <= number < np.inf:
+        raise ValueError(f"`{name}` must be finite and not negative. Received: {value!r}")
+    return number
+
+
+def share(name: str, value: Any) -> float:
+    """`value` as a float in [0, 1)."""
+    number = float(value)
+    if not 0 <= number < 1:
+        raise ValueError(f"`{name}` must lie in [0, 1). Received: {value!r}")
+    return number
+
+
 def known_norm(norm: Any) -> str:
     """`norm`, if there is a ball for it."""
     if norm not in BALLS:
@@ -85,17 +101,21 @@ def points(model: Any, x: Any, clip: tuple[float, float] | None = None) -> Array
     if not len(x):
         raise ValueError("`x` is empty: there is nothing to attack. Pass at least one input.")
     x = np.ascontiguousarray(x, dtype=np.float32)
-    if not np.isfinite(x).all():
-        bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))
+    # In pieces: of a file that is mapped into memory, only a piece is ever there.
+    pieces = [x[first : first + 1024] for first in range(0, len(x), 1024)]
+    finite = np.concatenate([np.isfinite(piece).reshape(len(piece), -1).all(axis=1) for piece in pieces])
+    if not finite.all():
+        bad = np.flatnonzero(~finite)
         raise ValueError(
             f"`x` must be finite; other inputs are rejected as they are, there is nothing to attack. Received: NaN "
             f"or infinity in {len(bad)} of {len(x)} inputs, the first at index {bad[0]}"
         )
-    if clip is not None and not (x.min() >= np.float32(clip[0]) and x.max() <= np.float32(clip[1])):
-        raise ValueError(
-            f"`x` must lie in the box, or no perturbation may. "
-            f"Received: values from {x.min()} to {x.max()}, clip={clip}"
-        )
+    if clip is not None:
+        low, high = min(piece.min() for piece in pieces), max(piece.max() for piece in pieces)
+        if not (low >= np.float32(clip[0]) and high <= np.float32(clip[1])):
+            raise ValueError(
+                f"`x` must lie in the box, or no perturbation may. Received: values from {low} to {high}, clip={clip}"
+            )
     return x
 
 

@@ -45,6 +45,11 @@ class ChunkStore:
             )
         atomic_write_text(plan, json.dumps(fingerprint, indent=2, sort_keys=True) + "\n")
 
+    @property
+    def keeps(self) -> bool:
+        """Whether pieces are kept at all."""
+        return self.directory is not None
+
     def get(self, name: str) -> dict[str, Array] | None:
         """The arrays kept under a name, or None."""
         path = self._path(name)

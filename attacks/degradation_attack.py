@@ -13,6 +13,7 @@ from defended.attacks.attack import Attack, Task
 from defended.attacks.checks import Array
 from defended.attacks.pgd import PGD
 from defended.attacks.projections import distances
+from defended.attacks.smoothed_pgd import SmoothedPGD
 
 
 class DegradationAttack(Attack):
@@ -55,14 +56,39 @@ class DegradationAttack(Attack):
         self.targeted = bool(getattr(base_attack, "targeted", False))
 
     @classmethod
-    def published(cls, epsilon: float, *, seed: int = 0, batch_size: int = 128) -> DegradationAttack:
-        """The authors' script, for l2 models with inputs in [0, 1]: foolbox's `L2PGD` at 2 eps, rescaled to norm eps.
+    def published(
+        cls, epsilon: float, norm: str = "l2", *, sigma: float | None = None, seed: int = 0, batch_size: int = 128
+    ) -> DegradationAttack:
+        """The attack of the authors' scripts, with the settings that they have there; inputs in [0, 1].
 
-        Box [-2 eps, 1 + 2 eps], 50 steps of 0.025 * 2 eps from a random start, cross-entropy, gradients of norm below
-        1e-12 divided by 1e-12. This floor makes the attack weak: where the network is sure, it hardly moves.
+        - l2, for GloRo Nets: foolbox's `L2PGD` at 2 eps in the box [-2 eps, 1 + 2 eps], 50 steps of 0.025 * 2 eps from
+          a random start, gradients of norm below 1e-12 divided by 1e-12, then rescaled to norm eps. This floor makes
+          the attack weak: where the network is sure, it hardly moves.
+        - l2 with `sigma`, for smoothed models: 50 steps of 4 eps / 50 times the mean of the gradients of 100 noisy
+          copies, each of which is that of the mean loss (so the step is a hundredth of what one might expect), fresh
+          noise in every step, then rescaled to norm eps.
+        - l∞, for Wong and Kolter's: 50 steps of 4 eps / 50 by the gradient's sign, from x itself, clipped to eps.
+
+        All of them return the point where the steps end, and not the best one. The scripts for smoothed and l∞ models
+        leave the true labels; give those as `y`.
         """
-        box = (-2 * epsilon, 1 + 2 * epsilon)
-        base = PGD(norm="l2", clip=box, gradient_floor=1e-12, seed=seed, batch_size=batch_size)
+        options: dict[str, Any] = {
+            "norm": checks.known_norm(norm),
+            "keep": "last",
+            "seed": seed,
+            "batch_size": batch_size,
+        }
+        step = 4 * checks.positive("epsilon", epsilon) / 50
+        if norm == "linf":
+            if sigma is not None:
+                raise ValueError("`sigma` goes with norm='l2': the authors attack smoothed models in l2 only.")
+            return cls(PGD(step_size=step, random_start=False, **options), epsilon=epsilon)
+        if sigma is not None:
+            base: Attack = SmoothedPGD(
+                sigma=sigma, average="losses", common_noise=False, raw_gradient=True, step_size=step / 100, **options
+            )
+        else:
+            base = PGD(clip=(-2 * epsilon, 1 + 2 * epsilon), gradient_floor=1e-12, **options)
         return cls(base, scale_to_sphere=True, epsilon=epsilon)
 
     def _perturb(self, task: Task) -> Array:

@@ -1,25 +1,28 @@
-"""The loop of every gradient attack, compiled once per model: projected steepest descent that keeps the best point."""
+"""The loop of every gradient attack, compiled once per model: projected descent that keeps the best point."""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from defended.attacks.objectives import Objective
 from defended.attacks.projections import BALLS
+from defended.attacks.rules import Rule
 
 
 class Descent(NamedTuple):
     """What is compiled into a loop; everything else (radius, step sizes, labels) is an argument of it."""
 
-    objective: Objective
-    norm: str
+    evaluate: Callable[[Any, Any, Any, Any], tuple[Any, Any, Any]]
+    """`(model, x, labels, number) -> (descended, judged, gradient)`, as `objectives.Differentiated`."""
+    rule: Rule
     boxed: bool
-    gradient_floor: float
-    """Norms of gradients below it count as this; see `projections.steepest_l2`."""
+    keep_best: bool
+    """Whether the best point seen counts, or the last one."""
     jit_compile: bool
 
 
@@ -31,10 +34,11 @@ def compiled(model: Any, descent: Descent, input_shape: tuple[int, ...]) -> Any:
     """The loop for this model, made at the first call.
 
     It is a function of tensors,
-    `(x, delta, labels, step_sizes, momentum, radius, low, high) -> (delta, judged)`,
-    with `x` and the start `delta` `[batch, *input_shape]` float32, `labels` `[batch]` int32, `step_sizes` `[steps]`,
-    scalars `momentum` and `radius`, and the box `low`, `high` as scalars. It returns the best perturbation seen,
-    start and end included, and its judged value `[batch]`.
+    `(x, labels, control, numbers, radius, low, high, delta, best, best_value, *state) -> (delta, best, best_value,
+    *state)`, with `x` and the perturbations `[batch, *input_shape]` float32, `labels` `[batch]` int32, `control`
+    `[steps, batch, columns]` and `state` as the rule has them, `numbers` `[steps]` int32, scalars `radius`, `low`,
+    `high`, and `best_value` `[batch]`, what the best perturbation seen was judged. Each step judges a point and then
+    moves it.
 
     The model's variables are read at every call, so a model in training is attacked as it is now.
 
@@ -59,59 +63,48 @@ def default_jit_compile() -> bool:
 
 
 def _build(model: Any, descent: Descent, input_shape: tuple[int, ...]) -> Any:
-    ball = BALLS[descent.norm]
+    rule = descent.rule
+    ball = BALLS[rule.norm]
 
     # XLA compiles the step and not the loop around it: convolutions inside an XLA loop miss the CPU's fast kernels,
     # which was measured to make the whole attack four times slower.
     @tf.function(jit_compile=descent.jit_compile, autograph=False)
     def step(
-        x: Any, low: Any, high: Any, labels: Any, radius: Any, size: Any, momentum: Any,
-        delta: Any, velocity: Any, best: Any, best_value: Any,
-    ) -> tuple[Any, Any, Any, Any]:  # fmt: skip
-        point = x + delta
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(point)
-            descended, judged = descent.objective(model(), point, labels)
-        gradient = tape.gradient(descended, point)
-        if gradient is None:
-            raise ValueError(
-                f"{descent.objective.__name__} has no gradient with respect to the input of {model().name!r}. A "
-                f"gradient attack needs a network that is differentiable from its input to its logits."
-            )
-        better = judged < best_value
+        x: Any, labels: Any, control: Any, number: Any, radius: Any, low: Any, high: Any,
+        delta: Any, best: Any, best_value: Any, *state: Any,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        def place(moved: Any) -> Any:
+            if descent.boxed:
+                return ball.project_into_box(moved, radius, low - x, high - x)
+            return ball.project(moved, radius)
+
+        value, judged, gradient = descent.evaluate(model(), x + delta, labels, number)
+        better = judged < best_value if descent.keep_best else tf.ones_like(judged, tf.bool)
         best = tf.where(tf.reshape(better, [-1, *[1] * len(input_shape)]), delta, best)
         best_value = tf.where(better, judged, best_value)
         gradient = tf.where(tf.math.is_finite(gradient), gradient, tf.zeros_like(gradient))
-        velocity = momentum * velocity + ball.steepest(gradient, descent.gradient_floor)
-        moved = delta - size * velocity
-        if descent.boxed:
-            delta = ball.project_into_box(moved, radius, low - x, high - x)
-        else:
-            delta = ball.project(moved, radius)
-        return delta, velocity, best, best_value
+        delta, moved = rule.move(delta, gradient, value, list(state), control, place)
+        return delta, best, best_value, *moved
 
-    points = tf.TensorSpec([None, *input_shape], tf.float32)
-    scalar = tf.TensorSpec([], tf.float32)
-    labels = tf.TensorSpec([None], tf.int32)
-    sizes = tf.TensorSpec([None], tf.float32)
+    def spec(shape: tuple[int | None, ...], dtype: Any = tf.float32) -> tf.TensorSpec:
+        return tf.TensorSpec(shape, dtype)
 
-    @tf.function(input_signature=[points, points, labels, sizes, scalar, scalar, scalar, scalar], autograph=False)
+    points, scalar = spec((None, *input_shape)), spec(())
+    inner = [spec((None, *array.shape[1:])) for array in rule.start(np.zeros((1, *input_shape), np.float32))]
+    given = [points, spec((None,), tf.int32), spec((None, None, None)), spec((None,), tf.int32), scalar, scalar, scalar]
+
+    @tf.function(input_signature=[*given, points, points, spec((None,)), *inner], autograph=False)
     def descend(
-        x: Any, delta: Any, labels: Any, step_sizes: Any, momentum: Any, radius: Any, low: Any, high: Any
-    ) -> tuple[Any, Any]:
-        # The last round moves nowhere: it judges the point that the last step led to.
-        step_sizes = tf.concat([step_sizes, [0.0]], axis=0)
-
+        x: Any, labels: Any, control: Any, numbers: Any, radius: Any, low: Any, high: Any, *state: Any
+    ) -> tuple[Any, ...]:
         def body(number: Any, *state: Any) -> tuple[Any, ...]:
-            return number + 1, *step(x, low, high, labels, radius, step_sizes[number], momentum, *state)
+            return number + 1, *step(x, labels, control[number], numbers[number], radius, low, high, *state)
 
-        worst = tf.fill([tf.shape(x)[0]], tf.float32.max)
-        state = (tf.constant(0), delta, tf.zeros_like(x), delta, worst)
-        rounds = tf.size(step_sizes)
-        _, _, _, best, best_value = tf.while_loop(
-            lambda number, *_: number < rounds, body, state, parallel_iterations=1
+        rounds = tf.size(numbers)
+        _, *state = tf.while_loop(
+            lambda number, *_: number < rounds, body, (tf.constant(0), *state), parallel_iterations=1
         )
-        return best, best_value
+        return tuple(state)
 
     # Traced here and now, in one thread; afterwards any thread may call it.
     return descend.get_concrete_function()

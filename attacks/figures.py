@@ -3,42 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from defended.attacks.checks import Array
+from defended.attacks.comparison import compare
 from defended.attacks.intervals import Rate
-
-
-class Records(NamedTuple):
-    """What was found out about each input, arrays of shape `[n]`."""
-
-    label: Array
-    """int64, the true class."""
-    predicted: Array
-    """int64, the class of the largest logit, rejected or not."""
-    radius: Array
-    """float32, certified radius."""
-    rejected: Array
-    """bool, rejected as it came."""
-    contested: Array
-    """bool, answered with `radius <= 2 eps`: not provably safe from degradation. These were attacked."""
-    degraded: Array
-    """bool, answered, and the attack found a point within eps that is rejected."""
-    distance: Array
-    """float64, how far the attacked point lies from the input; 0 where none was attacked."""
-
-
-@dataclass(frozen=True)
-class DegradedInputs:
-    """The perturbed inputs that are rejected though their originals were answered."""
-
-    index: Array
-    """`[k]` int64, into the data set."""
-    inputs: Array
-    """`[k, *input shape]` float32."""
-
+from defended.attacks.records import DegradedInputs, Records
 
 # Names and meanings of the rates, in the order of tables.
 RATES = {
@@ -63,6 +35,12 @@ class Susceptibility:
     attack's finds bound it from below, the certificate at 2 eps from above. Rates are `Rate`s: floats with a
     Clopper-Pearson `interval` for the sampling of the inputs. The intervals speak of the two bounds one by one.
 
+    Verdicts of a smoothed model are drawn at random, by noise of its own for each input, so that an interval counts
+    both
+    samplings: of the inputs and of the noise. Where a rate rests on certificates, each of which is wrong with
+    probability alpha, the interval counts that too. A degraded input is one that was rejected in one draw; how many
+    contested inputs are rejected in another draw *without* any attack, `spontaneous`, tells how much of it is chance.
+
     Attributes:
         epsilon: radius of certificate and attack, in input units.
         norm: `"l2"` or `"linf"`.
@@ -72,6 +50,11 @@ class Susceptibility:
         seconds_per_point: attack and judgement together, by attacked input; compilation included.
         records: what was found out about each input.
         adversarial: the perturbed inputs that are rejected.
+        sampling: of a smoothed model, how verdicts are drawn (`DefendedModel.sampling`); otherwise None.
+        radius_ceiling: of a smoothed model, the largest radius that any input can have; otherwise None.
+        redrawn: of a smoothed model, how many of the attacked inputs were rejected in another draw without the attack.
+        changed: of a smoothed model, how many attacked inputs were answered with another label than before. Chance
+            explains some (alpha); more than it explains is a `CertificateViolation`.
     """
 
     epsilon: float
@@ -82,6 +65,10 @@ class Susceptibility:
     seconds_per_point: float
     records: Records
     adversarial: DegradedInputs
+    sampling: dict[str, Any] | None = None
+    radius_ceiling: float | None = None
+    redrawn: int = 0
+    changed: int = 0
 
     @property
     def test_R(self) -> int:  # noqa: N802  (the paper's name)
@@ -106,12 +93,12 @@ class Susceptibility:
     @property
     def vra(self) -> Rate:
         """Verified-robust accuracy: share of inputs answered correctly and certified at eps."""
-        return self._rate(self._correct & self._certified)
+        return self._rate(self._correct & self._certified, certificates=True)
 
     @property
     def vra_2eps(self) -> Rate:
         """Share of inputs correct and certified at 2 eps: no perturbation within eps takes their answer away."""
-        return self._rate(self._correct & self._certified & ~self.records.contested)
+        return self._rate(self._correct & self._certified & ~self.records.contested, certificates=True)
 
     @property
     def vra_under_attack(self) -> Rate:
@@ -131,7 +118,7 @@ class Susceptibility:
     @property
     def fpr_upper(self) -> Rate:
         """Upper bound on the false positive rate: 1 - certified at 2 eps / certified, the paper's denominator."""
-        return self._rate(self.records.contested, self._certified)
+        return self._rate(self.records.contested, self._certified, certificates=True)
 
     @property
     def fpr_lower_correct(self) -> Rate:
@@ -141,7 +128,12 @@ class Susceptibility:
     @property
     def fpr_upper_correct(self) -> Rate:
         """1 - certified at 2 eps among the certified and correct, the denominator of the paper's code."""
-        return self._rate(self.records.contested, self._certified & self._correct)
+        return self._rate(self.records.contested, self._certified & self._correct, certificates=True)
+
+    @property
+    def spontaneous(self) -> Rate:
+        """Of the attacked inputs of a smoothed model, those rejected in another draw without any attack."""
+        return Rate(self.redrawn, int(self.records.attacked.sum()) if self.sampling else 0, self.confidence)
 
     def summary(self) -> dict[str, Any]:
         """All figures, ready for JSON; each rate with `value`, `count`, `total`, `interval` and `confidence`."""
@@ -151,21 +143,38 @@ class Susceptibility:
             "final": self.final,
             "attack": self.attack,
             "inputs": len(self.records.label),
-            "attacked": int(self.records.contested.sum()),
+            "contested": int(self.records.contested.sum()),
+            "attacked": int(self.records.attacked.sum()),
             "test_R": self.test_R,
             "test_A": self.test_A,
             "seconds_per_point": self.seconds_per_point,
         }
+        if self.sampling:
+            figures |= {
+                "sampling": dict(self.sampling),
+                "radius_ceiling": self.radius_ceiling,
+                "changed": self.changed,
+                "spontaneous": self.spontaneous.to_dict(),
+            }
         return figures | {name: getattr(self, name).to_dict() for name in RATES}
 
-    def to_table(self) -> str:
-        """The figures as plain text, one rate a line: percent, interval, counts, meaning."""
+    def to_table(self, layout: str = "figures") -> str:
+        """The figures as plain text.
+
+        Args:
+            layout: `"figures"`, one rate a line: percent, interval, counts, meaning; or `"paper"`, the row of the
+                tables in Leino et al. 2022 (`compare` puts several below one another).
+        """
+        if layout != "figures":
+            return compare([self]).to_table(layout)
         state = "bounds proven" if self.final else "NOT FINAL: bounds are training-time estimates"
         lines = [
             f"susceptibility at eps = {self.epsilon:g} ({self.norm}), {len(self.records.label)} inputs; {state}",
             f"attack: {', '.join(f'{name}={value}' for name, value in self.attack.items())}",
-            f"{self.test_R} certified, {int(self.records.contested.sum())} of them attacked, {self.test_A} degraded; "
+            f"{self.test_R} certified, {int(self.records.contested.sum())} of them contested, "
+            f"{int(self.records.attacked.sum())} attacked, {self.test_A} degraded; "
             f"{1000 * self.seconds_per_point:.1f} ms a point",
+            *self._notes_on_sampling(),
             "",
             f"{'':18} {'percent':>8}  {f'{100 * self.confidence:g} % interval':>17}  {'count':>15}",
         ]
@@ -175,6 +184,17 @@ class Susceptibility:
             interval = f"[{100 * low:6.2f}, {100 * high:6.2f}]"
             lines.append(f"{name:18} {100 * rate:8.2f}  {interval}  {rate.count:>7}/{rate.total:<7}  {meaning}")
         return "\n".join(lines)
+
+    def _notes_on_sampling(self) -> list[str]:
+        if not self.sampling:
+            return []
+        settings = ", ".join(f"{name}={value}" for name, value in self.sampling.items())
+        notes = [f"verdicts are drawn: {settings}; without any attack, another draw rejects {self.spontaneous!r}"]
+        if self.radius_ceiling is not None:
+            reached = 2 * self.epsilon < self.radius_ceiling
+            why = "" if reached else ", which 2 eps exceeds: the upper bound on the FPR is trivially 100 %"
+            notes.append(f"no radius can exceed {self.radius_ceiling:.4g} with so many samples{why}")
+        return notes
 
     def __repr__(self) -> str:
         return f"<Susceptibility of {len(self.records.label)} inputs at eps={self.epsilon:g} ({self.norm}): FPR in " + (
@@ -189,6 +209,7 @@ class Susceptibility:
     def _correct(self) -> Array:
         return np.equal(self.records.predicted, self.records.label)
 
-    def _rate(self, chosen: Array, among: Array | None = None) -> Rate:
+    def _rate(self, chosen: Array, among: Array | None = None, certificates: bool = False) -> Rate:
         among = np.ones(len(chosen), bool) if among is None else among
-        return Rate(int((chosen & among).sum()), int(among.sum()), self.confidence)
+        doubt = float(self.sampling["alpha"]) if self.sampling and certificates else 0.0
+        return Rate(int((chosen & among).sum()), int(among.sum()), self.confidence, doubt)

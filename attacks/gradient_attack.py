@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -14,8 +15,8 @@ from defended.attacks import checks
 from defended.attacks.attack import Attack, Task
 from defended.attacks.checks import Array
 from defended.attacks.descent import Descent, compiled, default_jit_compile
-from defended.attacks.objectives import Objective
 from defended.attacks.projections import BALLS
+from defended.attacks.rules import Rule
 
 _SMALLEST_BATCH = 16
 
@@ -23,7 +24,6 @@ _SMALLEST_BATCH = 16
 class Run(NamedTuple):
     """One descent from one start; of several, the best point of each input counts."""
 
-    objective: Objective
     labels: Array
     """`[n]`, what the objective takes as labels."""
     start: str
@@ -31,87 +31,76 @@ class Run(NamedTuple):
 
 
 class GradientAttack(Attack):
-    """Projected steepest descent, see `descent`.
+    """Projected descent by a rule, see `descent` and `rules`.
 
-    Inputs go through in batches of one size, the last one padded, so that nothing is compiled twice; on CPUs as many
-    batches at a time as there are cores, since a compiled step occupies one.
+    Inputs go through in batches of one size, so that nothing is compiled twice. Where an attack has a goal, a row that
+    has reached it leaves the batch, and the next input, or the next run of one, takes its place. On CPUs as many
+    batches are under way as there are cores, since a compiled step occupies one.
     """
 
     def __init__(
         self,
         *,
         steps: int,
-        step_size: float | None,
         restarts: int,
-        momentum: float,
         clip: tuple[float, float] | None,
         epsilon: float | None,
         seed: int,
         batch_size: int,
         jit_compile: bool | None,
-        gradient_floor: float = 0.0,
     ):
         self.steps = checks.whole_number("steps", steps, 1)
-        self.step_size = None if step_size is None else checks.positive("step_size", step_size)
         self.restarts = checks.whole_number("restarts", restarts, 1)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"`momentum` must lie in [0, 1). Received: {momentum!r}")
-        self.momentum = float(momentum)
         self.clip = checks.box(clip)
         self.epsilon = None if epsilon is None else checks.positive("epsilon", epsilon)
         self.seed = checks.whole_number("seed", seed, 0)
         self.batch_size = checks.whole_number("batch_size", batch_size, 1)
         self.jit_compile = jit_compile
-        if not 0 <= gradient_floor < np.inf:
-            raise ValueError(f"`gradient_floor` must be finite and not negative. Received: {gradient_floor!r}")
-        self.gradient_floor = float(gradient_floor)
+
+    @abstractmethod
+    def _evaluation(self, task: Task) -> Callable[..., Any]:
+        """What is descended and judged, as `Descent.evaluate`."""
 
     @abstractmethod
     def _runs(self, task: Task) -> list[Run]:
-        """The descents to make on every input."""
+        """The descents to make on every input, in this order."""
 
     @abstractmethod
-    def _step_sizes(self, radius: float) -> Array:
-        """`[steps]`, in input units."""
+    def _rule(self, task: Task) -> tuple[Rule, Array]:
+        """How to move, and its control `[steps + 1, columns]`."""
+
+    def _goal(self, task: Task) -> float:
+        """A judged value at or below which an input is finished."""
+        return -np.inf
+
+    def _keeps_best(self) -> bool:
+        """Whether the best point seen is returned, or the last one."""
+        return True
 
     def _perturb(self, task: Task) -> Array:
-        runs = self._runs(task)
+        rule, control = self._rule(task)
         jit = default_jit_compile() if self.jit_compile is None else self.jit_compile
+        descent = Descent(self._evaluation(task), rule, self.clip is not None, self._keeps_best(), jit)
+        loop, runs = compiled(task.model, descent, task.x.shape[1:]), self._runs(task)
+        n, workers = len(task.x), _workers()
+        workers = max(1, min(workers, n // _SMALLEST_BATCH))
+        # Sizes between powers of two would each be compiled.
+        share = -(-n // workers)
+        size = min(self.batch_size, max(_SMALLEST_BATCH, 1 << (share - 1).bit_length()))
+        attacked = task.x.copy()
 
-        def loop_for(objective: Objective) -> Any:
-            descent = Descent(objective, task.norm, self.clip is not None, self.gradient_floor, jit)
-            return compiled(task.model, descent, task.x.shape[1:])
+        def work(first: int) -> None:
+            queue = _Queue(self, task, rule, control, runs, np.arange(first, n, workers), size)
+            queue.run(loop, attacked)
 
-        loops = [loop_for(run.objective) for run in runs]
-        n = len(task.x)
-        # Sizes between powers of two would each be compiled; the last batch repeats its last input.
-        size = min(self.batch_size, max(_SMALLEST_BATCH, 1 << (n - 1).bit_length()))
-        attacked = np.empty_like(task.x)
-        constants = [
-            tf.constant(value, tf.float32)
-            for value in (self._step_sizes(task.radius), self.momentum, task.radius, *(self.clip or (0.0, 0.0)))
-        ]
-
-        def attack_batch(first: int) -> None:
-            rows = np.minimum(np.arange(first, first + size), n - 1)
-            x = tf.constant(task.x[rows])
-            best, best_value = np.zeros_like(task.x[rows]), np.full(size, np.inf, np.float32)
-            for number, (run, loop) in enumerate(zip(runs, loops, strict=True)):
-                start = self._starts(task, rows, run.start, number)
-                delta, value = loop(x, tf.constant(start), tf.constant(run.labels[rows], tf.int32), *constants)
-                better = value.numpy() < best_value
-                best[better], best_value[better] = delta.numpy()[better], value.numpy()[better]
-            stop = min(first + size, n)
-            attacked[first:stop] = task.x[first:stop] + best[: stop - first]
-
-        pool = ThreadPoolExecutor(_workers())
+        pool = ThreadPoolExecutor(workers)
         try:
-            list(pool.map(attack_batch, range(0, n, size)))
+            list(pool.map(work, range(workers)))
         finally:
             pool.shutdown(cancel_futures=True)
         return attacked
 
-    def _starts(self, task: Task, rows: Array, start: str, number: int) -> Array:
+    def _starts(self, task: Task, rows: Array, number: int, start: str) -> Array:
         """`[len(rows), ...]` float32 perturbations to start from, the same for an input in any company."""
         shape = task.x.shape[1:]
         if start == "clean":
@@ -125,13 +114,91 @@ class GradientAttack(Attack):
         return delta.astype(np.float32)
 
 
+class _Queue:
+    """Inputs that wait for a place in a batch of constant size, and the places' states."""
+
+    def __init__(
+        self, attack: GradientAttack, task: Task, rule: Rule, control: Array, runs: list[Run], rows: Array, size: int
+    ):
+        self.attack, self.task, self.rule, self.runs = attack, task, rule, runs
+        # Behind its last step a row is judged once, and then waits without moving.
+        self.control, self.goal = control, attack._goal(task)
+        self.waiting = list(rows[::-1])
+        self.best_value = dict.fromkeys(rows.tolist(), np.inf)
+        shape = task.x.shape[1:]
+        self.row = np.full(size, -1)
+        self.run_number, self.step = np.zeros(size, int), np.zeros(size, int)
+        self.labels = np.zeros(size, np.int32)
+        self.x = np.repeat(task.x[rows[:1]], size, axis=0)
+        zeros = np.zeros((size, *shape), np.float32)
+        self.state: list[Array] = [zeros, zeros.copy(), np.zeros(size, np.float32)]
+        self.state += [array.copy() for array in rule.start(zeros)]
+
+    def run(self, loop: Any, attacked: Array) -> None:
+        """Attack all inputs, and write what was found into `attacked`."""
+        rounds = len(self.control)
+        length = rounds if self.goal == -np.inf else _segment(rounds)
+        clip = self.attack.clip or (0.0, 0.0)
+        scalars = [tf.constant(value, tf.float32) for value in (self.task.radius, *clip)]
+        self._enter(np.arange(len(self.row)))
+        while (self.row >= 0).any():
+            at = np.minimum(self.step[None, :] + np.arange(length)[:, None], rounds - 1)
+            arguments = (self.x, self.labels, self.control[at], np.arange(length, dtype=np.int32))
+            found = loop(*(tf.constant(value) for value in arguments), *scalars, *map(tf.constant, self.state))
+            self.state = [np.array(part) for part in found]
+            self.step += length
+            busy = self.row >= 0
+            reached = busy & (self.state[2] <= self.goal)
+            done = np.flatnonzero(reached | (busy & (self.step >= rounds)))
+            for place in done:
+                row = int(self.row[place])
+                if self.state[2][place] < self.best_value[row]:
+                    self.best_value[row] = self.state[2][place]
+                    attacked[row] = self.task.x[row] + self.state[1][place]
+            over = reached[done] | (self.run_number[done] + 1 >= len(self.runs))
+            self._again(done[~over])
+            self._enter(done[over])
+
+    def _enter(self, places: Array) -> None:
+        """The first run of waiting inputs, as far as there are any."""
+        taken = places[: len(self.waiting)]
+        self.row[places] = -1
+        self.row[taken] = [self.waiting.pop() for _ in taken]
+        self.x[taken] = self.task.x[self.row[taken]]
+        self.run_number[taken] = 0
+        self._start(taken)
+
+    def _again(self, places: Array) -> None:
+        """The next run of inputs whose last one has ended."""
+        self.run_number[places] += 1
+        self._start(places)
+
+    def _start(self, places: Array) -> None:
+        self.step[places] = 0
+        for number in np.unique(self.run_number[places]):
+            some = places[self.run_number[places] == number]
+            run = self.runs[number]
+            delta = self.attack._starts(self.task, self.row[some], int(number), run.start)
+            self.labels[some] = run.labels[self.row[some]]
+            values = [delta, delta, np.full(len(some), np.finfo(np.float32).max), *self.rule.start(delta)]
+            for array, value in zip(self.state, values, strict=True):
+                array[some] = value
+
+
+def _segment(rounds: int) -> int:
+    """Steps between two looks at what is finished: about ten, so that few are made in vain behind the last one."""
+    return min(
+        range(min(8, rounds), min(16, rounds) + 1), key=lambda length: (-rounds % length) / rounds + length / 400
+    )
+
+
 def _workers() -> int:
     if tf.config.list_logical_devices("GPU"):
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def runner_up(model: Any, x: Array, batch_size: int) -> tuple[Array, Array]:
+def two_largest(model: Any, x: Array, batch_size: int) -> tuple[Array, Array]:
     """The classes of the largest and the second largest logit, `[n]` int64 each."""
     order = [
         np.argsort(-model.network(x[first : first + batch_size], training=False).numpy(), axis=1, kind="stable")[:, :2]

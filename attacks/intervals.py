@@ -33,15 +33,30 @@ def clopper_pearson(count: int, total: int, confidence: float = 0.95) -> tuple[f
     return low, high
 
 
+def _doubtful(count: int, total: int, confidence: float, doubt: float) -> tuple[float, float]:
+    from scipy.stats import binom
+
+    half = (1 + confidence) / 2
+    wrong = int(binom.ppf(half, total, doubt)) if total else 0
+    low, _ = clopper_pearson(max(count - wrong, 0), total, half)
+    _, high = clopper_pearson(min(count + wrong, total), total, half)
+    return low, high
+
+
 class Rate(float):
     """A share `count / total` that is a float and knows where it came from.
 
     A share of nothing (`total` 0) is 0.0 with the interval (0, 1): never NaN, and visibly uninformative.
 
+    Where each trial may itself have been judged wrongly, with probability at most `doubt`, independently of the others,
+    the interval counts that too: with probability `1 - alpha / 2` at most q judgements are wrong, q the quantile of the
+    binomial distribution, and the ends are those for `count - q` and `count + q` at confidence `1 - alpha / 2`.
+
     Attributes:
         count: successes.
         total: trials.
         confidence: of the interval.
+        doubt: probability of a wrong judgement.
         interval: `(low, high)`, see `clopper_pearson`.
 
     Example:
@@ -53,16 +68,19 @@ class Rate(float):
     count: int
     total: int
     confidence: float
+    doubt: float
     interval: tuple[float, float]
 
-    def __new__(cls, count: int, total: int, confidence: float = 0.95) -> Rate:
-        interval = clopper_pearson(count, total, confidence)
+    def __new__(cls, count: int, total: int, confidence: float = 0.95, doubt: float = 0.0) -> Rate:
         rate = super().__new__(cls, count / total if total else 0.0)
-        rate.count, rate.total, rate.confidence, rate.interval = int(count), int(total), float(confidence), interval
+        rate.count, rate.total, rate.confidence, rate.doubt = int(count), int(total), float(confidence), float(doubt)
+        rate.interval = (
+            _doubtful(count, total, confidence, doubt) if doubt else clopper_pearson(count, total, confidence)
+        )
         return rate
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Rate, (self.count, self.total, self.confidence)
+        return Rate, (self.count, self.total, self.confidence, self.doubt)
 
     def __repr__(self) -> str:
         low, high = self.interval

@@ -19,8 +19,12 @@ from defended.attacks.attack import Attack, describe, model_radius
 from defended.attacks.certificate_descent import CertificateDescent
 from defended.attacks.checks import Array, CertificateViolation
 from defended.attacks.chunk_store import ChunkStore
-from defended.attacks.figures import DegradedInputs, Records, Susceptibility
+from defended.attacks.figures import Susceptibility
 from defended.attacks.projections import distances
+from defended.attacks.records import DegradedInputs, Records
+
+# With a smaller probability, answers with another label are no longer chance.
+_UNEXPLAINED = 1e-6
 
 
 def susceptibility(
@@ -31,6 +35,7 @@ def susceptibility(
     *,
     confidence: float = 0.95,
     batch_size: int = 512,
+    time_budget: float | None = None,
     progress: bool | None = None,
     resume: str | os.PathLike[str] | None = None,
 ) -> Susceptibility:
@@ -44,42 +49,52 @@ def susceptibility(
     Attacked points count as degraded when `model.verdicts` rejects them, whatever the attack believes; inputs that were
     rejected from the start do not count. The result does not depend on how the work is cut, nor on interruptions.
 
+    A smoothed model judges each input by noise of its own here, so that its random verdicts are independent, and once
+    more without the attack, to tell what chance does (`Susceptibility.spontaneous`). Measure it in mode `"fixed"`: a
+    sequential test stops before it knows a radius of 2 eps.
+
     Args:
         model: a `DefendedModel`, final or not.
-        x: `[n, *input shape]`, finite.
+        x: `[n, *input shape]`, finite. A `numpy.memmap` is read in batches, and never as a whole.
         y: `[n]` true class numbers, or one-hot rows.
         attack: an `Attack`, or a callable `(model, x, y)` that returns inputs within `model.epsilon`; it is given the
-            answered label as `y` (targeted attacks: None). None for `CertificateDescent()`.
+            answered label as `y` (targeted attacks: None). None for `CertificateDescent(early_stop=True)`.
         confidence: of the Clopper-Pearson intervals.
         batch_size: inputs judged, attacked and saved at a time.
+        time_budget: seconds after which no further batch is attacked. What is left then counts as not degraded, so that
+            the lower bound stays one.
         progress: show a progress bar on stderr; None shows it on terminals.
-        resume: directory that keeps what is done, one file for each batch. Killed at any point and called again with
-            the same arguments, the measurement goes on where it was.
+        resume: directory that keeps what is done, one file for each batch, degraded inputs included, which are then
+            read from there and not held in memory. Killed at any point, or out of its time budget, and called again
+            with the same arguments, the measurement goes on where it was.
 
     Raises:
-        CertificateViolation: when a point within eps of an answered one is answered with another label.
+        CertificateViolation: when a point within eps of an answered one is answered with another label; of a smoothed
+            model, when there are more of them than chance explains (at a probability of 1e-6).
         ValueError: for empty or wrongly shaped data, NaN, labels out of range, an attack that returns NaN or leaves the
             ball, or a `resume` directory of another measurement.
     """
     if not isinstance(model, defended.DefendedModel):
         raise TypeError(f"`model` must be a DefendedModel, such as GloroNet. Received: {type(model).__name__}")
-    attack = CertificateDescent() if attack is None else attack
+    attack = CertificateDescent(early_stop=True) if attack is None else attack
     if not callable(attack):
         raise TypeError(f"`attack` must be an attack, such as CertificateDescent(). Received: {attack!r}")
     if not 0 < confidence < 1:
         raise ValueError(f"`confidence` must lie strictly between 0 and 1, as 0.95. Received: {confidence}")
     batch_size = checks.whole_number("batch_size", batch_size, 1)
+    deadline = np.inf if time_budget is None else time.monotonic() + checks.positive("time_budget", time_budget)
     x = checks.points(model, x, getattr(attack, "clip", None))
     label = checks.class_numbers(y, len(x), model.num_classes)
     epsilon = _radius(model, attack)
     store = ChunkStore(resume, _fingerprint(model, x, label, attack, batch_size) if resume is not None else {})
 
-    clean = store.get("clean") or store.put("clean", **_judge(model, x, batch_size))
+    clean = _judge_all(model, x, batch_size, store)
     # Doubling is exact in float32, so this is the comparison that the deployed check would make at 2 eps.
     contested = ~clean["rejected"] & (clean["radius"] <= np.float32(2) * np.float32(epsilon))
     rows = np.flatnonzero(contested)
-    degraded, distance, seconds = np.zeros(len(x), bool), np.zeros(len(x)), 0.0
-    found_index, found_inputs = [np.zeros(0, np.int64)], [np.zeros((0, *x.shape[1:]), np.float32)]
+    attacked, degraded, distance = np.zeros(len(x), bool), np.zeros(len(x), bool), np.zeros(len(x))
+    found_index, found, seconds = [np.zeros(0, np.int64)], [], 0.0
+    redrawn, changed = 0, [np.zeros(0, np.int64)]
 
     with _progress_bar(len(rows), progress) as advance:
         for first in range(0, len(rows), batch_size):
@@ -87,49 +102,74 @@ def susceptibility(
             chunk = rows[first : first + batch_size]
             done = store.get(name)
             if done is None:
+                if time.monotonic() > deadline:
+                    break
                 start = time.perf_counter()
                 done = _attack_chunk(model, x, clean["predicted"], attack, epsilon, chunk)
                 done = store.put(name, **done, seconds=np.float64(time.perf_counter() - start))
-            degraded[chunk], distance[chunk] = done["degraded"], done["distance"]
+            attacked[chunk], degraded[chunk], distance[chunk] = True, done["degraded"], done["distance"]
             found_index.append(chunk[done["degraded"]])
-            found_inputs.append(done["inputs"])
+            found.append(name if store.keeps else done["inputs"])
             seconds += float(done["seconds"])
+            redrawn += int(done["redrawn"])
+            changed.append(chunk[done["changed"]])
             advance(len(chunk))
 
+    if model.sampling:
+        _check_chance(model, np.concatenate(changed), int(attacked.sum()))
     return Susceptibility(
         epsilon=epsilon,
         norm=model.norm,
         final=model.is_final,
         attack=describe(attack),
         confidence=float(confidence),
-        seconds_per_point=seconds / max(len(rows), 1),
-        records=Records(label, clean["predicted"], clean["radius"], clean["rejected"], contested, degraded, distance),
-        adversarial=DegradedInputs(np.concatenate(found_index), np.concatenate(found_inputs)),
+        seconds_per_point=seconds / max(int(attacked.sum()), 1),
+        records=Records(
+            label, clean["predicted"], clean["radius"], clean["rejected"], contested, attacked, degraded, distance
+        ),
+        adversarial=DegradedInputs(np.concatenate(found_index), _inputs(store, found, x.shape[1:])),
+        sampling=dict(model.sampling) if model.sampling else None,
+        radius_ceiling=getattr(model, "radius_ceiling", None),
+        redrawn=redrawn,
+        changed=len(np.concatenate(changed)),
     )
 
 
+def _judge_all(model: Any, x: Array, batch_size: int, store: ChunkStore) -> dict[str, Array]:
+    """`_judge` on all inputs, a piece at a time."""
+    pieces = []
+    for first in range(0, len(x), batch_size):
+        name = f"clean_{first:09d}"
+        pieces.append(store.get(name) or store.put(name, **_judge(model, x[first : first + batch_size], batch_size)))
+    return {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
+
+
 def _judge(model: Any, x: Array, batch_size: int) -> dict[str, Array]:
-    """Verdicts on clean inputs, and the network's predictions: verdicts name no class where they reject."""
-    verdicts = model.verdicts(x, batch_size=batch_size)
-    # Where a class is accepted, it is the network's prediction.
+    """Verdicts on clean inputs, and the classes of the largest scores: verdicts name none where they reject."""
+    verdicts = _verdicts(model, x, batch_size)
     predicted = verdicts.label.copy()
     rest = np.flatnonzero(verdicts.rejected)
-    for first in range(0, len(rest), batch_size):
-        rows = rest[first : first + batch_size]
-        predicted[rows] = ops.convert_to_numpy(ops.argmax(model.network(x[rows], training=False), axis=-1))
+    if len(rest):
+        scores = model(x[rest], training=False)[:, : model.num_classes]
+        predicted[rest] = ops.convert_to_numpy(ops.argmax(scores, axis=-1))
     return {"predicted": predicted, "rejected": verdicts.rejected, "radius": verdicts.radius}
 
 
-def _attack_chunk(model: Any, x: Array, answered: Array, attack: Any, epsilon: float, chunk: Array) -> dict[str, Array]:
+def _verdicts(model: Any, x: Array, batch_size: int = 256) -> Any:
+    # A smoothed model shares its noise among a batch; alone, each input has its own.
+    return model.verdicts(x, batch_size=1 if model.sampling else batch_size)
+
+
+def _attack_chunk(model: Any, x: Array, answered: Array, attack: Any, epsilon: float, chunk: Array) -> dict[str, Any]:
     """Attack the inputs numbered `chunk`, all of them answered, and let the deployed check judge."""
     labels = None if getattr(attack, "targeted", False) else answered[chunk]
     extra = {"index": chunk} if isinstance(attack, Attack) else {}
     attacked = attack(model, x[chunk], labels, **extra)
     clip = getattr(attack, "clip", None)
     attacked = checks.perturbed(x[chunk], attacked, epsilon, model.norm, f"the attack {attack!r}", clip)
-    verdicts = model.verdicts(attacked)
+    verdicts = _verdicts(model, attacked)
     changed = ~verdicts.rejected & (verdicts.label != answered[chunk])
-    if changed.any():
+    if changed.any() and not model.sampling:
         _report_violation(
             model, epsilon, chunk[changed], answered[chunk][changed], verdicts.label[changed], attacked[changed]
         )
@@ -137,7 +177,36 @@ def _attack_chunk(model: Any, x: Array, answered: Array, attack: Any, epsilon: f
         "degraded": verdicts.rejected,
         "distance": distances(x[chunk], attacked, model.norm),
         "inputs": attacked[verdicts.rejected],
+        "changed": changed,
+        "redrawn": _verdicts(model, x[chunk]).rejected.sum() if model.sampling else 0,
     }
+
+
+def _check_chance(model: Any, changed: Array, attacked: int) -> None:
+    """Refuse more answers with another label than wrong certificates, before or after the attack, explain."""
+    from scipy.stats import binom
+
+    alpha = float(model.sampling["alpha"])
+    if len(changed) and binom.sf(len(changed) - 1, attacked, min(2 * alpha, 1.0)) < _UNEXPLAINED:
+        raise CertificateViolation(
+            f"{len(changed)} of {attacked} attacked inputs are answered with another label than before, where each answer "
+            f"is wrong with a probability of at most {alpha:g}. The certificate is broken: do not deploy this model, and "
+            f"report the inputs kept in this error.",
+            changed,
+            np.zeros((0, *model.input_shape[1:]), np.float32),
+        )
+
+
+def _inputs(store: ChunkStore, found: list[Any], shape: tuple[int, ...]) -> Any:
+    """The degraded inputs, or a function that reads them from the store."""
+    empty = np.zeros((0, *shape), np.float32)
+    if not store.keeps:
+        return np.concatenate([empty, *found])
+
+    def read() -> Array:
+        return np.concatenate([empty, *((store.get(name) or {})["inputs"] for name in found)])
+
+    return read
 
 
 def _report_violation(model: Any, epsilon: float, index: Array, before: Array, after: Array, inputs: Array) -> None:
@@ -176,7 +245,10 @@ def _fingerprint(model: Any, x: Array, y: Array, attack: Any, batch_size: int) -
     for variable in model.variables:
         value = np.ascontiguousarray(ops.convert_to_numpy(variable))
         weights.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
-    data = hashlib.sha256(f"{x.shape}".encode() + x.tobytes() + y.tobytes())
+    data = hashlib.sha256(f"{x.shape}".encode())
+    for first in range(0, len(x), 1024):
+        data.update(np.ascontiguousarray(x[first : first + 1024]).data)
+    data.update(y.tobytes())
     return {
         "weights": weights.hexdigest(),
         "epsilon": model_radius(model),

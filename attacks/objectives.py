@@ -8,11 +8,40 @@ tells points apart.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 Objective = Callable[[Any, Any, Any], tuple[Any, Any]]
+
+ANY_CLASS = -1
+"""As a label of `competitor_radius`: whichever class is nearest."""
+
+
+class Differentiated(NamedTuple):
+    """An objective with its gradient: `(model, x, labels, number) -> (descended, judged, gradient)`.
+
+    `number` is the step's; objectives that draw random numbers use it.
+    """
+
+    objective: Objective
+
+    def __call__(self, model: Any, x: Any, labels: Any, number: Any) -> tuple[Any, Any, Any]:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            descended, judged = self.objective(model, x, labels)
+        gradient = tape.gradient(descended, x)
+        if gradient is None:
+            raise no_gradient(getattr(self.objective, "__name__", repr(self.objective)), model)
+        return descended, judged, gradient
+
+
+def no_gradient(name: str, model: Any) -> ValueError:
+    """The error for an objective that does not depend on the input differentiably."""
+    return ValueError(
+        f"{name} has no gradient with respect to the input of {model.name!r}. A gradient attack needs a network that "
+        f"is differentiable from its input to its logits; SquareAttack and DecisionAttack need no gradient."
+    )
 
 
 def margins(logits: Any, labels: Any) -> Any:
@@ -22,47 +51,69 @@ def margins(logits: Any, labels: Any) -> Any:
     return tf.reduce_sum(tf.where(own, logits, tf.zeros_like(logits)), axis=-1) - rival
 
 
-def crossentropy_away(model: Any, x: Any, labels: Any) -> tuple[Any, Any]:
-    """Raise the cross-entropy of the labels; judged by their margin."""
-    logits = model.network(x, training=False)
-    return -tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits), margins(logits, labels)
+def crossentropy(logits: Any, labels: Any) -> Any:
+    """`-log softmax(y)_label`, `[batch]`."""
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
 
 
-def crossentropy_toward(model: Any, x: Any, labels: Any) -> tuple[Any, Any]:
-    """Lower the cross-entropy of target labels; judged by how far they are from winning."""
-    logits = model.network(x, training=False)
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits), -margins(logits, labels)
+def logits_ratio(logits: Any, labels: Any, targeted: bool) -> Any:
+    """The margin in units of the logits' own spread, `[batch]`: the DLR loss of Croce and Hein (2020), equations 6 and
+    7.
+
+    With `z_1 >= z_2 >= ...` the sorted logits: `margin / (z_1 - z_3)`; targeted: `margin / (z_1 - (z_3 + z_4) / 2)`,
+    the margin being that of the target over its strongest rival. It does not change when logits are scaled or shifted.
+    """
+    ordered = tf.math.top_k(logits, 4 if targeted else 3).values
+    spread = ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2 if targeted else ordered[:, 0] - ordered[:, 2]
+    return margins(logits, labels) / tf.maximum(spread, 1e-12)
 
 
-def margin_away(model: Any, x: Any, labels: Any) -> tuple[Any, Any]:
-    """Lower the margin of the labels over their strongest rival (Carlini and Wagner 2017)."""
-    value = margins(model.network(x, training=False), labels)
-    return value, value
+def loss_of_logits(loss: str, targeted: bool, logits: Any, labels: Any) -> tuple[Any, Any]:
+    """`(descended, judged)` by a loss's name, away from the labels or, targeted, towards them.
+
+    Raises:
+        ValueError: when the network has too few classes for the loss.
+    """
+    away = -1.0 if targeted else 1.0
+    judged = away * margins(logits, labels)
+    if loss == "crossentropy":
+        return -away * crossentropy(logits, labels), judged
+    if loss == "dlr":
+        least = 4 if targeted else 3
+        if logits.shape[-1] < least:
+            raise ValueError(
+                f"`loss`='dlr' compares the {least} largest logits, and the network has {logits.shape[-1]} classes. "
+                f"Take loss='margin'."
+            )
+        return away * logits_ratio(logits, labels, targeted), judged
+    return judged, judged
 
 
-def margin_toward(model: Any, x: Any, labels: Any) -> tuple[Any, Any]:
-    """Raise the margin of target labels."""
-    value = -margins(model.network(x, training=False), labels)
-    return value, value
+class NetworkLoss(NamedTuple):
+    """A loss of the undefended network's logits, an `Objective`."""
+
+    loss: str
+    targeted: bool
+
+    @property
+    def __name__(self) -> str:
+        return f"the loss {self.loss!r}"
+
+    def __call__(self, model: Any, x: Any, labels: Any) -> tuple[Any, Any]:
+        return loss_of_logits(self.loss, self.targeted, model.network(x, training=False), labels)
 
 
-def smallest_radius(model: Any, x: Any, labels: Any) -> tuple[Any, Any]:
-    """Lower the certified radius, the smallest of the competitors' radii. Labels play no part."""
-    value = tf.reduce_min(model.competitor_radii(x), axis=-1)
-    return value, value
+LOSSES = ("crossentropy", "margin", "dlr")
+"""Names of losses: cross-entropy; the margin over the strongest rival (Carlini and Wagner 2017); DLR."""
 
 
-def radius_of_class(model: Any, x: Any, labels: Any) -> tuple[Any, Any]:
-    """Lower the radius at which the given class could overtake; judged by the smallest radius of all classes."""
+def competitor_radius(model: Any, x: Any, labels: Any) -> tuple[Any, Any]:
+    """Lower the radius at which the class `labels` could overtake, or the smallest radius for `ANY_CLASS`.
+
+    Judged by the smallest radius, the certified one.
+    """
     radii = model.competitor_radii(x)
+    smallest = tf.reduce_min(radii, axis=-1)
     chosen = tf.one_hot(labels, radii.shape[-1], on_value=True, off_value=False, dtype=tf.bool)
-    return tf.reduce_sum(tf.where(chosen, radii, tf.zeros_like(radii)), axis=-1), tf.reduce_min(radii, axis=-1)
-
-
-# By the names of `PGD(loss=...)` and whether the attack is targeted.
-LOSSES: dict[tuple[str, bool], Objective] = {
-    ("crossentropy", False): crossentropy_away,
-    ("crossentropy", True): crossentropy_toward,
-    ("margin", False): margin_away,
-    ("margin", True): margin_toward,
-}
+    named = tf.reduce_sum(tf.where(chosen, radii, tf.zeros_like(radii)), axis=-1)
+    return tf.where(labels == ANY_CLASS, smallest, named), smallest
