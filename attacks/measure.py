@@ -189,9 +189,9 @@ def _check_chance(model: Any, changed: Array, attacked: int) -> None:
     alpha = float(model.sampling["alpha"])
     if len(changed) and binom.sf(len(changed) - 1, attacked, min(2 * alpha, 1.0)) < _UNEXPLAINED:
         raise CertificateViolation(
-            f"{len(changed)} of {attacked} attacked inputs are answered with another label than before, where each answer "
-            f"is wrong with a probability of at most {alpha:g}. The certificate is broken: do not deploy this model, and "
-            f"report the inputs kept in this error.",
+            f"{len(changed)} of {attacked} attacked inputs are answered with another label than before, where each "
+            f"answer is wrong with a probability of at most {alpha:g}. The certificate is broken: do not deploy this "
+            f"model, and report the inputs kept in this error.",
             changed,
             np.zeros((0, *model.input_shape[1:]), np.float32),
         )

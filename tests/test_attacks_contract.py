@@ -347,7 +347,7 @@ NAN = np.where(np.arange(4)[:, None, None, None] == 2, np.nan, X).astype("float3
         (lambda: PGD(clip=(1, 0)), "low < high"),
         (lambda: PGD(clip=0.5), "pair"),
         (lambda: PGD(norm="l1"), "'l2', 'linf'"),
-        (lambda: PGD(loss="dlr"), "'crossentropy', 'margin'"),
+        (lambda: PGD(loss="hinge"), "'crossentropy', 'margin', 'dlr'"),
         (lambda: PGD(momentum=1), "`momentum`"),
         (lambda: PGD(seed=-1), "`seed`"),
         (lambda: PGD(gradient_floor=-1), "`gradient_floor`"),
