@@ -20,6 +20,7 @@ from defended.attacks.figures import Susceptibility
 from defended.attacks.intervals import Rate, clopper_pearson
 from defended.attacks.measure import susceptibility
 from defended.attacks.pgd import APGD, PGD, EpsilonPGD
+from defended.attacks.plots import plot_fpr, plot_pairs, plot_vra
 from defended.attacks.projections import project_l2, project_l2_box, project_linf, project_linf_box
 from defended.attacks.records import DegradedInputs, Records
 from defended.attacks.smoothed_pgd import SmoothedPGD
@@ -42,6 +43,9 @@ __all__ = [
     "Susceptibility",
     "clopper_pearson",
     "compare",
+    "plot_fpr",
+    "plot_pairs",
+    "plot_vra",
     "project_l2",
     "project_l2_box",
     "project_linf",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -12,6 +14,9 @@ from defended.attacks import checks
 from defended.attacks.certificate_descent import CertificateDescent
 from defended.attacks.checks import CertificateViolation
 from defended.attacks.measure import susceptibility
+
+if TYPE_CHECKING:
+    from defended.attacks.figures import Susceptibility
 
 
 class DegradationMonitor(keras.callbacks.Callback):
@@ -26,9 +31,13 @@ class DegradationMonitor(keras.callbacks.Callback):
     Args:
         x: `[n, *input shape]`, a validation sample.
         y: `[n]` class numbers, or one-hot rows.
-        attack: see `susceptibility`; None for `CertificateDescent()`.
+        attack: see `susceptibility`; None for `CertificateDescent(early_stop=True)`.
         every: measure every that many epochs.
-        batch_size: see `susceptibility`.
+        time_budget: seconds of attacking in each measurement; what is left then counts as not degraded, so the lower
+            bound stays one. None for no limit.
+        log_dir: a TensorBoard directory for the three figures and for pictures of degraded pairs; None for none.
+        pairs: at most so many pairs in a picture.
+        batch_size: see `susceptibility`; the time budget is looked at between batches.
 
     Attributes:
         results: by epoch (from 0), the figures of each measurement, see `Susceptibility.summary`.
@@ -39,15 +48,30 @@ class DegradationMonitor(keras.callbacks.Callback):
             model.
     """
 
-    def __init__(self, x: Any, y: Any, attack: Any = None, *, every: int = 1, batch_size: int = 512):
+    def __init__(
+        self,
+        x: Any,
+        y: Any,
+        attack: Any = None,
+        *,
+        every: int = 1,
+        time_budget: float | None = None,
+        log_dir: str | os.PathLike[str] | None = None,
+        pairs: int = 6,
+        batch_size: int = 512,
+    ):
         super().__init__()
-        self.attack = CertificateDescent() if attack is None else attack
+        self.attack = CertificateDescent(early_stop=True) if attack is None else attack
         if not callable(self.attack):
             raise TypeError(f"`attack` must be an attack, such as CertificateDescent(). Received: {attack!r}")
         self.every = checks.whole_number("every", every, 1)
+        self.time_budget = None if time_budget is None else checks.positive("time_budget", time_budget)
+        self.log_dir = log_dir
+        self.pairs = checks.whole_number("pairs", pairs, 1)
         self.batch_size = checks.whole_number("batch_size", batch_size, 1)
         self.x, self.y = x, y
         self.results: dict[int, dict[str, Any]] = {}
+        self._writer: Any = None
 
     def set_model(self, model: Any) -> None:
         if not isinstance(model, DefendedModel):
@@ -61,7 +85,10 @@ class DegradationMonitor(keras.callbacks.Callback):
         if (epoch + 1) % self.every:
             return
         try:
-            result = susceptibility(self.model, self.x, self.y, self.attack, batch_size=self.batch_size, progress=False)
+            result = susceptibility(
+                self.model, self.x, self.y, self.attack,
+                batch_size=self.batch_size, time_budget=self.time_budget, progress=False,
+            )  # fmt: skip
         except CertificateViolation as violation:
             # Estimated bounds can be too low, above all early on; training goes on to better ones.
             if self.model.is_final:
@@ -69,7 +96,34 @@ class DegradationMonitor(keras.callbacks.Callback):
             warnings.warn(f"Epoch {epoch + 1}, degradation not measured: {violation}", stacklevel=2)
             return
         self.results[epoch] = result.summary()
+        figures = {
+            "degradation_fpr_lower": float(result.fpr_lower),
+            "degradation_fpr_upper": float(result.fpr_upper),
+            "degradation_vra_under_attack": float(result.vra_under_attack),
+        }
         if logs is not None:
-            logs["degradation_fpr_lower"] = float(result.fpr_lower)
-            logs["degradation_fpr_upper"] = float(result.fpr_upper)
-            logs["degradation_vra_under_attack"] = float(result.vra_under_attack)
+            logs.update(figures)
+        if self.log_dir is not None:
+            self._write(epoch, figures, result)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _write(self, epoch: int, figures: dict[str, float], result: Susceptibility) -> None:
+        import tensorflow as tf
+
+        from defended.attacks.plots import plot_pairs
+
+        if self._writer is None:
+            self._writer = tf.summary.create_file_writer(os.fspath(self.log_dir))
+        with self._writer.as_default(step=epoch):
+            for name, value in figures.items():
+                tf.summary.scalar(name, value)
+            if len(result.adversarial):
+                picture = io.BytesIO()
+                plot_pairs(self.x, result, self.pairs).savefig(picture, format="png", dpi=100, facecolor="white")
+                image = tf.io.decode_png(picture.getvalue(), channels=3)
+                tf.summary.image("degraded pairs", image[None])
+        self._writer.flush()

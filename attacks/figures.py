@@ -170,7 +170,7 @@ class Susceptibility:
         state = "bounds proven" if self.final else "NOT FINAL: bounds are training-time estimates"
         lines = [
             f"susceptibility at eps = {self.epsilon:g} ({self.norm}), {len(self.records.label)} inputs; {state}",
-            f"attack: {', '.join(f'{name}={value}' for name, value in self.attack.items())}",
+            f"attack: {_in_words(self.attack)}",
             f"{self.test_R} certified, {int(self.records.contested.sum())} of them contested, "
             f"{int(self.records.attacked.sum())} attacked, {self.test_A} degraded; "
             f"{1000 * self.seconds_per_point:.1f} ms a point",
@@ -213,3 +213,17 @@ class Susceptibility:
         among = np.ones(len(chosen), bool) if among is None else among
         doubt = float(self.sampling["alpha"]) if self.sampling and certificates else 0.0
         return Rate(int((chosen & among).sum()), int(among.sum()), self.confidence, doubt)
+
+
+def _in_words(attack: dict[str, Any]) -> str:
+    """An attack's configuration in a line, the attacks inside it in brackets; settings that are None left out."""
+
+    def word(value: Any) -> str:
+        if isinstance(value, dict):
+            return f"({_in_words(value)})"
+        if isinstance(value, list):
+            return f"[{', '.join(map(word, value))}]"
+        return str(value)
+
+    settings = (f"{name}={word(value)}" for name, value in attack.items() if name != "attack" and value is not None)
+    return ", ".join([str(attack["attack"]), *settings])

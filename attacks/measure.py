@@ -61,8 +61,8 @@ def susceptibility(
             answered label as `y` (targeted attacks: None). None for `CertificateDescent(early_stop=True)`.
         confidence: of the Clopper-Pearson intervals.
         batch_size: inputs judged, attacked and saved at a time.
-        time_budget: seconds after which no further batch is attacked. What is left then counts as not degraded, so that
-            the lower bound stays one.
+        time_budget: seconds of attacking after which no further batch is attacked. What is left then counts as not
+            degraded, so that the lower bound stays one.
         progress: show a progress bar on stderr; None shows it on terminals.
         resume: directory that keeps what is done, one file for each batch, degraded inputs included, which are then
             read from there and not held in memory. Killed at any point, or out of its time budget, and called again
@@ -82,7 +82,7 @@ def susceptibility(
     if not 0 < confidence < 1:
         raise ValueError(f"`confidence` must lie strictly between 0 and 1, as 0.95. Received: {confidence}")
     batch_size = checks.whole_number("batch_size", batch_size, 1)
-    deadline = np.inf if time_budget is None else time.monotonic() + checks.positive("time_budget", time_budget)
+    budget = np.inf if time_budget is None else checks.positive("time_budget", time_budget)
     x = checks.points(model, x, getattr(attack, "clip", None))
     label = checks.class_numbers(y, len(x), model.num_classes)
     epsilon = _radius(model, attack)
@@ -96,13 +96,14 @@ def susceptibility(
     found_index, found, seconds = [np.zeros(0, np.int64)], [], 0.0
     redrawn, changed = 0, [np.zeros(0, np.int64)]
 
+    deadline = time.monotonic() + budget
     with _progress_bar(len(rows), progress) as advance:
         for first in range(0, len(rows), batch_size):
             name = f"attacked_{first:09d}"
             chunk = rows[first : first + batch_size]
             done = store.get(name)
             if done is None:
-                if time.monotonic() > deadline:
+                if time.monotonic() >= deadline:
                     break
                 start = time.perf_counter()
                 done = _attack_chunk(model, x, clean["predicted"], attack, epsilon, chunk)

@@ -119,7 +119,7 @@ class AutoSteps(NamedTuple):
         table[:steps, 0], table[:, 1], table[:, 4] = 1, 0.75, 2 * radius
         table[0, 1] = 1
         share, distance, before = 0.22, 0.22, 0
-        while (at := int(np.ceil(share * steps))) < steps:
+        while (at := int(np.ceil(round(share * steps, 6)))) < steps:
             if at > before:
                 table[at, 2], table[at, 3] = 1, 0.75 * (at - before)
                 before = at

@@ -1,5 +1,7 @@
 """Susceptibility while training."""
 
+import time
+
 import keras
 import numpy as np
 import pytest
@@ -93,3 +95,35 @@ def test_wrong_data_and_wrong_models_fail_before_the_first_epoch(digits):
         train(digits, [DegradationMonitor(digits.x_test[:10, :4], digits.y_test[:10])])
     with pytest.raises(TypeError, match="DefendedModel"):
         DegradationMonitor(digits.x_test[:10], digits.y_test[:10]).set_model(defended.zoo.dense_small())
+
+
+def test_pictures_and_figures_go_to_tensorboard(digits, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    x, y = digits.x_test[:120], digits.y_test[:120]
+    monitor = DegradationMonitor(x, y, CertificateDescent(steps=20, batch_size=64), log_dir=tmp_path, pairs=3)
+    _, history = train(digits, [monitor], epochs=8)
+    events = EventAccumulator(str(tmp_path), size_guidance={"images": 0, "tensors": 0})
+    events.Reload()
+    assert set(KEYS) | {"degraded pairs"} <= set(events.Tags()["tensors"])
+    steps = [event.step for event in events.Tensors(KEYS[0])]
+    assert steps == list(range(8))
+    image = events.Tensors("degraded pairs")[0].tensor_proto.string_val
+    assert image[2].startswith(b"\x89PNG")
+    assert max(history[KEYS[0]]) > 0
+
+
+def test_a_time_budget_holds_the_epoch_up_no_longer(digits):
+    """Batches of 10 at a second each, and half a second to spend: one batch an epoch."""
+    calls = []
+
+    def slow(model, x, y):
+        calls.append(len(x))
+        time.sleep(1)
+        return x
+
+    x, y = digits.x_test[:200], digits.y_test[:200]
+    monitor = DegradationMonitor(x, y, slow, every=6, time_budget=0.5, batch_size=10)
+    train(digits, [monitor], epochs=6)
+    assert calls == [10]
+    assert monitor.results[5]["attacked"] == 10 < monitor.results[5]["contested"]

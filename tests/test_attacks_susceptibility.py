@@ -1,6 +1,11 @@
 """The bracket of the false positive rate: by hand on linear models, interrupted, and with wrong attacks and models."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
 
 import keras
 import numpy as np
@@ -210,6 +215,125 @@ def test_a_killed_measurement_goes_on_where_it_was(planes, tmp_path, monkeypatch
     assert not attacked
     same(again, result)
     assert again.summary() == result.summary()
+
+
+class Slow:
+    """An attack that takes its time, and tells how it is configured."""
+
+    targeted = False
+
+    def __init__(self, seconds):
+        self.seconds, self.calls = seconds, 0
+
+    def config(self):
+        return {"attack": "Slow"}
+
+    def __call__(self, model, x, y):
+        time.sleep(self.seconds)
+        self.calls += 1
+        return QUICK(model, x, y)
+
+
+def test_a_time_budget_leaves_a_valid_lower_bound_and_can_be_continued(planes, tmp_path):
+    x, y = cloud()
+    whole = susceptibility(planes, x, y, Slow(0), batch_size=10)
+    attack = Slow(0.2)
+    some = susceptibility(planes, x, y, attack, batch_size=10, time_budget=0.3, resume=tmp_path)
+    assert 0 < some.records.attacked.sum() < some.records.contested.sum() == whole.records.attacked.sum()
+    assert not some.records.degraded[~some.records.attacked].any()
+    assert some.fpr_lower <= whole.fpr_lower
+    assert some.fpr_upper == whole.fpr_upper
+    assert some.summary()["attacked"] == some.records.attacked.sum()
+    before = attack.calls
+    rest = susceptibility(planes, x, y, attack, batch_size=10, resume=tmp_path)
+    np.testing.assert_array_equal(rest.records.degraded, whole.records.degraded)
+    assert attack.calls == -(-int(whole.records.contested.sum()) // 10)
+    assert before < attack.calls
+    with pytest.raises(ValueError, match="`time_budget`"):
+        susceptibility(planes, x, y, attack, time_budget=0)
+
+
+def test_degraded_inputs_of_a_resumable_measurement_stay_on_disk(planes, tmp_path):
+    x, y = cloud()
+    held = susceptibility(planes, x, y, QUICK, batch_size=16)
+    kept = susceptibility(planes, x, y, QUICK, batch_size=16, resume=tmp_path)
+    assert callable(kept.adversarial._inputs)
+    np.testing.assert_array_equal(kept.adversarial.index, held.adversarial.index)
+    np.testing.assert_allclose(kept.adversarial.inputs, held.adversarial.inputs, atol=1e-6)
+    assert len(kept.adversarial) == held.test_A
+
+
+def test_memory_does_not_grow_with_the_data_set(tmp_path):
+    """Ten times the inputs, read from a file that is mapped into memory: the peak grows by the records alone."""
+    rng = np.random.default_rng(0)
+    model = linear(rng.normal(size=(3000, 4)), 0.02)
+
+    def peak(n):
+        path = tmp_path / f"{n}.npy"
+        x = np.lib.format.open_memmap(path, "w+", "float32", (n, 3000))
+        x[:] = rng.normal(size=(n, 3000)) / 30
+        x.flush()
+        mapped = np.load(path, mmap_mode="r")
+        attack = CertificateDescent(steps=2, batch_size=16)
+        tracemalloc.start()
+        result = susceptibility(
+            model, mapped, np.zeros(n, int), attack, batch_size=50, resume=tmp_path / f"run_{n}", progress=False
+        )
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert result.test_A > n // 20
+        return size
+
+    peak(100)
+    small, large = peak(200), peak(2000)
+    assert small > 50 * 3000 * 4  # it holds a batch
+    assert large - small < 1800 * 100  # and 100 bytes a further input, where an input has 12,000
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np, keras
+import defended
+from defended.attacks import CertificateDescent, susceptibility
+network = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4)])
+network.set_weights([np.random.default_rng(0).normal(size=(6, 4)).astype("float32"), np.zeros(4, "float32")])
+model = defended.GloroNet(network, epsilon=0.3)
+model.finalize()
+rng = np.random.default_rng(1)
+x, y = rng.normal(size=(120, 6)).astype("float32"), rng.integers(0, 4, 120)
+class Dying(CertificateDescent):
+    left = int(sys.argv[2])
+    def __call__(self, *arguments, **keywords):
+        Dying.left -= 1
+        if not Dying.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(*arguments, **keywords)
+result = susceptibility(model, x, y, Dying(steps=10, batch_size=16), batch_size=8, resume=sys.argv[1])
+print(result.test_R, result.test_A, result.records.degraded.astype(int).tolist())
+"""
+
+
+def test_a_process_that_is_killed_loses_and_repeats_nothing(planes, tmp_path):
+    x, y = cloud()
+    whole = susceptibility(planes, x, y, QUICK, batch_size=8)
+    script = tmp_path / "measure.py"
+    script.write_text(KILLED)
+
+    def run(after):
+        return subprocess.run(
+            [sys.executable, script, tmp_path / "run", str(after)], capture_output=True, text=True, timeout=120
+        )
+
+    assert run(3).returncode == -signal.SIGKILL
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("attacked_*")}
+    assert len(kept) == 2
+    again = run(0)
+    assert again.returncode == 0, again.stderr
+    for name, time_written in kept.items():
+        assert (tmp_path / "run" / name).stat().st_mtime_ns == time_written
+    certified, degraded, flags = again.stdout.split(maxsplit=2)
+    assert (int(certified), int(degraded)) == (whole.test_R, whole.test_A)
+    assert json.loads(flags) == whole.records.degraded.astype(int).tolist()
 
 
 def test_resume_refuses_another_measurement(planes, line, tmp_path):
