@@ -3,7 +3,10 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import defended
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -14,10 +17,9 @@ def blocks(path: str, language: str = "python") -> list[str]:
     )
 
 
-def run(code: str) -> dict[str, object]:
+def run(code: str, **names: object) -> dict[str, object]:
     """Run code with one epoch for many, so that the test costs its compilations only."""
     quick = re.sub(r"epochs=\d+", "epochs=1", code)
-    names: dict[str, object] = {}
     exec(compile(quick, "documentation", "exec"), names)  # noqa: S102  (the project's own text)
     return names
 
@@ -51,6 +53,25 @@ def test_the_page_on_layer_rules_runs(monkeypatch, capsys):
     names = run("\n".join(blocks("docs/how-to/layer-rules.md")))
     assert names["model"].certificate_report().layers[0].bound == pytest.approx(2.0)
     assert "Gate" in capsys.readouterr().out
+
+
+def test_the_page_on_measuring_runs(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("pyarrow")
+    monkeypatch.chdir(tmp_path)
+    data = defended.datasets.load("digits")
+    x_test, y_test = data.x_test[:100], data.y_test[:100]
+    np.save("x_test.npy", x_test)
+    model = defended.GloroNet(defended.zoo.dense_small(units=16), epsilon=0.15)
+    model.compile("adam", loss="crossentropy")
+    model.fit(data.x_train, data.y_train, epochs=15, verbose=0)
+    names = {"model": model, "x_test": x_test, "y_test": y_test, "x_train": data.x_train, "y_train": data.y_train}
+    first, large, several, training = blocks("docs/how-to/measure.md")
+    one = run(first, **names)["result"]
+    assert run(large, **names)["result"].fpr_lower <= one.fpr_upper
+    run(several, **names, one=one, other=one)
+    assert {path.name for path in tmp_path.glob("*.p*")} == {"vra.png", "fpr.png", "pairs.png", "records.parquet"}
+    run(training.replace("every=5", "every=1"), **names, x_val=x_test, y_val=y_test)
+    assert list((tmp_path / "logs").iterdir())
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
