@@ -104,20 +104,20 @@ class DegradationMonitor(keras.callbacks.Callback):
         if logs is not None:
             logs.update(figures)
         if self.log_dir is not None:
-            self._write(epoch, figures, result)
+            self._write(os.fspath(self.log_dir), epoch, figures, result)
 
     def on_train_end(self, logs: Any = None) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
-    def _write(self, epoch: int, figures: dict[str, float], result: Susceptibility) -> None:
+    def _write(self, log_dir: str, epoch: int, figures: dict[str, float], result: Susceptibility) -> None:
         import tensorflow as tf
 
         from defended.attacks.plots import plot_pairs
 
         if self._writer is None:
-            self._writer = tf.summary.create_file_writer(os.fspath(self.log_dir))
+            self._writer = tf.summary.create_file_writer(log_dir)
         with self._writer.as_default(step=epoch):
             for name, value in figures.items():
                 tf.summary.scalar(name, value)

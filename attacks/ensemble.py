@@ -45,7 +45,7 @@ class Ensemble(Attack):
                     f"All of `attacks` run at one radius, so their own epsilon must be None. Received: {attack!r}. Set "
                     f"`epsilon` of the Ensemble instead."
                 )
-        norms = {attack.norm for attack in self.attacks} - {None}
+        norms = {attack.norm for attack in self.attacks if attack.norm is not None}
         clips = {attack.clip for attack in self.attacks}
         if len(norms) > 1 or len(clips) > 1:
             raise ValueError(

@@ -8,7 +8,8 @@ tells points apart.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import tensorflow as tf
 
@@ -18,7 +19,8 @@ ANY_CLASS = -1
 """As a label of `competitor_radius`: whichever class is nearest."""
 
 
-class Differentiated(NamedTuple):
+@dataclass(frozen=True)
+class Differentiated:
     """An objective with its gradient: `(model, x, labels, number) -> (descended, judged, gradient)`.
 
     `number` is the step's; objectives that draw random numbers use it.
@@ -89,7 +91,8 @@ def loss_of_logits(loss: str, targeted: bool, logits: Any, labels: Any) -> tuple
     return judged, judged
 
 
-class NetworkLoss(NamedTuple):
+@dataclass(frozen=True)
+class NetworkLoss:
     """A loss of the undefended network's logits, an `Objective`."""
 
     loss: str

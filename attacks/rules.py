@@ -1,13 +1,14 @@
 """How a descent moves: rules from a gradient to the next perturbation, row by row.
 
-A rule is a tuple of settings that can be hashed, since a loop is compiled for it. What changes from step to step
+A rule is a set of settings that can be hashed, since a loop is compiled for it. What changes from step to step
 reaches it as `control`, `[batch, columns]`: so rows may be at different steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -19,7 +20,9 @@ from defended.attacks.projections import BALLS
 class Rule(Protocol):
     """From a gradient to the next perturbation."""
 
-    norm: str
+    @property
+    def norm(self) -> str:
+        """`"l2"` or `"linf"`."""
 
     def start(self, delta: Array) -> list[Array]:
         """The rule's state for perturbations `[batch, ...]` to start from: arrays with a row for each."""
@@ -39,7 +42,8 @@ class Rule(Protocol):
         """
 
 
-class Steepest(NamedTuple):
+@dataclass(frozen=True)
+class Steepest:
     """`v <- momentum * v + d`, `delta <- place(delta - size * v)`; control: (size, momentum).
 
     d is the steepest direction of the norm, or with `raw` the gradient itself.
@@ -66,7 +70,8 @@ class Steepest(NamedTuple):
         return np.stack([np.append(sizes, 0.0), np.full(len(sizes) + 1, momentum)], axis=1).astype(np.float32)
 
 
-class AutoSteps(NamedTuple):
+@dataclass(frozen=True)
+class AutoSteps:
     """The steps of APGD, which choose their own size (Croce and Hein 2020, Algorithm 1).
 
     `z = place(delta - size * d)`, `delta <- place(delta + a (z - delta) + (1 - a) (delta - previous))` with a = 3/4. At

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -131,7 +132,8 @@ class SmoothedPGD(NetworkAttack):
         return self.keep == "best"
 
 
-class _NoisyLoss(NamedTuple):
+@dataclass(frozen=True)
+class _NoisyLoss:
     """A loss of the network under noise, with its gradient, as `Descent.evaluate`."""
 
     loss: str
