@@ -25,7 +25,8 @@ PACKAGES = {
 }
 
 ONNX = ["tf2onnx>=1.17", "onnx>=1.23", "onnxruntime>=1.32"]
-TEST = ["pytest>=9.0", "pytest-xdist>=3.8", "hypothesis>=6.150", "jax>=0.10", "tensorboard>=2.21", *ONNX]
+ATTACKS = ["foolbox>=3.3.4"]
+TEST = ["pytest>=9.0", "pytest-xdist>=3.8", "hypothesis>=6.150", "jax>=0.10", "tensorboard>=2.21", *ONNX, *ATTACKS]
 LINT = ["ruff>=0.17", "mypy>=2.4"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"]
 
@@ -67,7 +68,14 @@ setup(
         "matplotlib>=3.11",
         "pydantic>=2.14",
     ],
-    extras_require={"onnx": ONNX, "test": TEST, "lint": LINT, "docs": DOCS, "dev": TEST + LINT + DOCS},
+    extras_require={
+        "onnx": ONNX,
+        "attacks": ATTACKS,
+        "test": TEST,
+        "lint": LINT,
+        "docs": DOCS,
+        "dev": TEST + LINT + DOCS,
+    },
     entry_points={"console_scripts": ["defended = defended_cli:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",

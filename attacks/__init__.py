@@ -10,13 +10,17 @@ if __name__ != "defended.attacks":
     )
 
 from defended.attacks.attack import Attack
+from defended.attacks.boundary_search import Boundary
+from defended.attacks.carlini_wagner import CarliniWagner
 from defended.attacks.certificate_descent import CertificateDescent
 from defended.attacks.checks import CertificateViolation
 from defended.attacks.comparison import Comparison, compare
+from defended.attacks.decision import DecisionAttack
 from defended.attacks.degradation_attack import DegradationAttack
 from defended.attacks.degradation_monitor import DegradationMonitor
 from defended.attacks.ensemble import Ensemble
 from defended.attacks.figures import Susceptibility
+from defended.attacks.foolbox_adapter import FoolboxAttack, from_foolbox
 from defended.attacks.intervals import Rate, clopper_pearson
 from defended.attacks.measure import susceptibility
 from defended.attacks.pgd import APGD, PGD, EpsilonPGD
@@ -24,25 +28,32 @@ from defended.attacks.plots import plot_fpr, plot_pairs, plot_vra
 from defended.attacks.projections import project_l2, project_l2_box, project_linf, project_linf_box
 from defended.attacks.records import DegradedInputs, Records
 from defended.attacks.smoothed_pgd import SmoothedPGD
+from defended.attacks.square import SquareAttack
 
 __all__ = [
     "APGD",
     "Attack",
+    "Boundary",
+    "CarliniWagner",
     "CertificateDescent",
     "CertificateViolation",
     "Comparison",
+    "DecisionAttack",
     "DegradationAttack",
     "DegradationMonitor",
     "DegradedInputs",
     "Ensemble",
     "EpsilonPGD",
+    "FoolboxAttack",
     "PGD",
     "Rate",
     "Records",
     "SmoothedPGD",
+    "SquareAttack",
     "Susceptibility",
     "clopper_pearson",
     "compare",
+    "from_foolbox",
     "plot_fpr",
     "plot_pairs",
     "plot_vra",

@@ -5,6 +5,7 @@ import json
 import weakref
 from typing import NamedTuple
 
+import foolbox
 import keras
 import numpy as np
 import pytest
@@ -12,7 +13,16 @@ import tensorflow as tf
 from keras import ops
 
 import defended
-from defended.attacks import PGD, CertificateDescent, DegradationAttack, EpsilonPGD
+from defended.attacks import (
+    PGD,
+    DecisionAttack,
+    CarliniWagner,
+    CertificateDescent,
+    DegradationAttack,
+    EpsilonPGD,
+    SquareAttack,
+    from_foolbox,
+)
 from defended.attacks.attack import Attack
 from defended.attacks.projections import distances
 from defended.margins import certified_slack, competitor_radii, predicted_class
@@ -91,9 +101,13 @@ class Case(NamedTuple):
 
 
 BOX = (-0.1, 1.1)
+STARTS = np.random.default_rng(3).uniform(size=(3, 4, 4, 2))
 
 # One batch size, so that each loop is compiled once.
 SHORT = {"steps": 4, "batch_size": 16}
+CARLINI_WAGNER = {**SHORT, "binary_search_steps": 2, "learning_rate": 0.02, "initial_const": 1.0}
+SQUARE = {"queries": 30, "batch_size": 16}
+DECISION = {"queries": 120, "samples": 20}
 
 CASES = [
     Case("PGD", PGD(**SHORT), PGD(**SHORT, seed=1)),
@@ -113,12 +127,36 @@ CASES = [
         CertificateDescent(**SHORT, targets=3, restarts=2),
         CertificateDescent(**SHORT, targets=3, restarts=2, seed=1),
     ),
+    Case("CarliniWagner", CarliniWagner(**CARLINI_WAGNER)),
+    Case("CarliniWagner boxed, 2 targets", CarliniWagner(**CARLINI_WAGNER, targets=2, clip=BOX, confidence=0.1)),
+    Case("CarliniWagner targeted", CarliniWagner(**CARLINI_WAGNER, targeted=True)),
+    Case("Algorithm 3.1 of CarliniWagner", DegradationAttack(CarliniWagner(**CARLINI_WAGNER))),
+    Case("Square", SquareAttack(**SQUARE), SquareAttack(**SQUARE, seed=1)),
+    Case("Square boxed, against the certificate", SquareAttack(**SQUARE, clip=BOX, objective="certificate")),
+    Case("Decision", DecisionAttack(**DECISION), DecisionAttack(**DECISION, seed=1)),
+    Case("Decision boxed, from starts", DecisionAttack(**DECISION, clip=BOX, starts=STARTS)),
+    Case(
+        "foolbox PGD",
+        from_foolbox(foolbox.attacks.L2PGD(steps=2)),
+        from_foolbox(foolbox.attacks.L2PGD(steps=2), seed=1),
+    ),
+    Case("foolbox DeepFool boxed", from_foolbox(foolbox.attacks.L2DeepFoolAttack(steps=1, candidates=2), clip=BOX)),
 ]
 
 for_every_attack = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 for_every_norm = pytest.mark.parametrize("norm", MODELS)
 # In l-inf only projections and steps differ: one objective of each kind, with and without a box.
-LINF = ("PGD", "PGD boxed, momentum, 2 restarts", "Algorithm 3.1", "CertificateDescent", "CertificateDescent boxed")
+LINF = (
+    "PGD",
+    "PGD boxed, momentum, 2 restarts",
+    "Algorithm 3.1",
+    "CertificateDescent",
+    "CertificateDescent boxed",
+    "Square",
+    "Square boxed, against the certificate",
+    "Decision",
+    "Decision boxed, from starts",
+)
 BOTH_NORMS = [("l2", case) for case in CASES] + [("linf", case) for case in CASES if case.name in LINF]
 for_both_norms = pytest.mark.parametrize(
     ("norm", "case"), BOTH_NORMS, ids=[f"{norm}, {c.name}" for norm, c in BOTH_NORMS]
@@ -321,6 +359,10 @@ def test_attacks_keep_no_model_alive():
     model = convolutional_l2()
     CertificateDescent(**SHORT, targets=2)(model, inputs())
     PGD(**SHORT)(model, inputs())
+    CarliniWagner(**CARLINI_WAGNER)(model, inputs())
+    SquareAttack(**SQUARE)(model, inputs())
+    DecisionAttack(**DECISION)(model, inputs())
+    from_foolbox(foolbox.attacks.L2FastGradientAttack())(model, inputs())
     alive = weakref.ref(model)
     del model
     keras.backend.clear_session()
@@ -353,6 +395,7 @@ NAN = np.where(np.arange(4)[:, None, None, None] == 2, np.nan, X).astype("float3
         (lambda: PGD(gradient_floor=-1), "`gradient_floor`"),
         (lambda: DegradationAttack(PGD(epsilon=0.1)), "must be None"),
         (lambda: DegradationAttack(epsilon=0), "`epsilon`"),
+        (lambda: DegradationAttack(CarliniWagner(epsilon=0.1)), "must be None"),
     ],
 )
 def test_bad_configurations(make, match):
