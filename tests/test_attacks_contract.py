@@ -15,9 +15,9 @@ from keras import ops
 import defended
 from defended.attacks import (
     PGD,
-    DecisionAttack,
     CarliniWagner,
     CertificateDescent,
+    DecisionAttack,
     DegradationAttack,
     EpsilonPGD,
     SquareAttack,
@@ -134,7 +134,7 @@ CASES = [
     Case("Square", SquareAttack(**SQUARE), SquareAttack(**SQUARE, seed=1)),
     Case("Square boxed, against the certificate", SquareAttack(**SQUARE, clip=BOX, objective="certificate")),
     Case("Decision", DecisionAttack(**DECISION), DecisionAttack(**DECISION, seed=1)),
-    Case("Decision boxed, from starts", DecisionAttack(**DECISION, clip=BOX, starts=STARTS)),
+    Case("Decision boxed, from starts", DecisionAttack(**DECISION, clip=(-9, 9), starts=9 * STARTS)),
     Case(
         "foolbox PGD",
         from_foolbox(foolbox.attacks.L2PGD(steps=2)),

@@ -131,10 +131,13 @@ def test_an_undefended_model_is_told_from_a_defended_one(tmp_path, trained):
     assert "is a GloroNet already" in result.stderr
 
 
-@pytest.mark.parametrize("name", ["certificate-descent", "degradation", "epsilon-pgd"])
+@pytest.mark.parametrize(
+    "name", ["certificate-descent", "degradation", "epsilon-pgd", "carlini-wagner", "square", "decision"]
+)
 def test_attack_prints_the_bracket_and_writes_the_figures(trained, tmp_path, name):
     out = tmp_path / "figures.json"
-    result = run("attack", trained / "model.keras", "--attack", name, "--steps", 3, "--limit", 40, "--out", out)
+    effort = ["--steps", 3, "--queries", 50]
+    result = run("attack", trained / "model.keras", "--attack", name, *effort, "--limit", 40, "--out", out)
     assert result.exit_code == 0, result.output
     assert "fpr_lower" in result.output
     figures = json.loads(out.read_text())

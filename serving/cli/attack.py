@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,11 +19,16 @@ def attack(
     model: ModelFile,
     data: Data = "digits",
     attack: Annotated[
-        Literal["certificate-descent", "degradation", "epsilon-pgd"],
-        typer.Option(help="certificate-descent finds most; the others are the paper's: Algorithm 3.1 and Appendix B."),
+        Literal["certificate-descent", "degradation", "epsilon-pgd", "carlini-wagner", "square", "decision"],
+        typer.Option(
+            help="certificate-descent finds most. The paper's: degradation, which is Algorithm 3.1 with PGD "
+            "(carlini-wagner: with that attack), and epsilon-pgd. What outsiders can do: square sees scores, decision "
+            "only labels and rejections."
+        ),
     ] = "certificate-descent",
     steps: Annotated[int, typer.Option(min=1, help="Gradient steps of each start.")] = 50,
     restarts: Annotated[int, typer.Option(min=1, help="Starts.")] = 1,
+    queries: Annotated[int, typer.Option(min=1, help="Of each input, at most: square and decision.")] = 2000,
     clip: Annotated[bool, typer.Option("--clip", help="Keep perturbed inputs in 0...1.")] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     limit: Limit = 0,
@@ -51,7 +57,8 @@ def attack(
     from defended.attacks import susceptibility
     from defended.serving.canonical import canonical_json
 
-    chosen = make_attack(attack, steps=steps, restarts=restarts, clip=(0.0, 1.0) if clip else None, seed=seed)
+    box = (0.0, 1.0) if clip else None
+    chosen = make_attack(attack, steps=steps, restarts=restarts, queries=queries, clip=box, seed=seed)
     result = susceptibility(defended_model, x, y, chosen, resume=resume)
     path = out or model.with_name("susceptibility.json")
     typer.echo(result.to_table())
@@ -59,10 +66,20 @@ def attack(
     typer.echo(f"Figures: {path}")
 
 
-def make_attack(name: str, **options: Any) -> Attack:
-    """Return the attack of a name, with the options of gradient descent."""
-    from defended.attacks import PGD, CertificateDescent, DegradationAttack, EpsilonPGD
+def make_attack(
+    name: str, *, steps: int, restarts: int, queries: int, clip: tuple[float, float] | None, seed: int
+) -> Attack:
+    """Return the attack of a name, with those of the options that it has."""
+    from defended import attacks
 
-    if name == "degradation":
-        return DegradationAttack(PGD(**options))
-    return (CertificateDescent if name == "certificate-descent" else EpsilonPGD)(**options)
+    gradient: dict[str, Any] = {"steps": steps, "restarts": restarts, "clip": clip, "seed": seed}
+    black_box: dict[str, Any] = {"queries": queries, "clip": clip, "seed": seed}
+    makers: dict[str, Callable[[], Attack]] = {
+        "certificate-descent": lambda: attacks.CertificateDescent(**gradient),
+        "degradation": lambda: attacks.DegradationAttack(attacks.PGD(**gradient)),
+        "epsilon-pgd": lambda: attacks.EpsilonPGD(**gradient),
+        "carlini-wagner": lambda: attacks.DegradationAttack(attacks.CarliniWagner(steps=steps, clip=clip)),
+        "square": lambda: attacks.SquareAttack(objective="certificate", **black_box),
+        "decision": lambda: attacks.DecisionAttack(**black_box),
+    }
+    return makers[name]()
