@@ -17,7 +17,7 @@ from defended.attacks.batches import of_model
 from defended.attacks.checks import Array
 from defended.attacks.gradient_attack import two_largest
 
-_NORMS = {2: "l2", np.inf: "linf"}
+_NORMS: dict[Any, str] = {2: "l2", np.inf: "linf"}
 
 
 def from_foolbox(
@@ -182,7 +182,7 @@ def _tensors_drawing_from(stream: np.random.Generator) -> type:
     """A tensor class whose random numbers come from the stream; what is computed from such a tensor is one too."""
     import eagerpy
 
-    class SeededTensor(eagerpy.TensorFlowTensor):  # type: ignore[misc]
+    class SeededTensor(eagerpy.TensorFlowTensor):
         def uniform(self, shape: Any, low: float = 0.0, high: float = 1.0) -> Any:
             return type(self)(tf.constant(stream.uniform(low, high, shape), self.raw.dtype))
 
