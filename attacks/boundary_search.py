@@ -121,7 +121,7 @@ class BoundarySearch:
                 points = starts[attempt][rows]
             else:
                 size = self.radius * 2.0 ** (attempt - len(starts) + 1)
-                points = self.x[rows] + size * np.concatenate([self._noise(row, 1) for row in rows])
+                points = self.x[rows] + size * np.concatenate([self._noise(row, 1) for row in rows.tolist()])
             self._outside(rows, self._boxed(points))
 
     def _bisect(self, rows: Array, ends: Array) -> None:
@@ -205,7 +205,7 @@ class BoundarySearch:
 
     def _boxed(self, points: Array) -> Array:
         if self.clip is not None:
-            points = np.clip(points, *np.float32(self.clip))
+            points = np.clip(points, np.float32(self.clip[0]), np.float32(self.clip[1]))
         return points.astype(np.float32)
 
 
