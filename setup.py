@@ -25,7 +25,7 @@ PACKAGES = {
 }
 
 ONNX = ["tf2onnx>=1.17", "onnx>=1.23", "onnxruntime>=1.32"]
-ATTACKS = ["foolbox>=3.3.4"]
+ATTACKS = ["foolbox>=3.3.4", "pyarrow>=26.0"]
 TEST = ["pytest>=9.0", "pytest-xdist>=3.8", "hypothesis>=6.150", "jax>=0.10", "tensorboard>=2.21", *ONNX, *ATTACKS]
 LINT = ["ruff>=0.17", "mypy>=2.4"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"]

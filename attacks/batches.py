@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from defended.attacks.checks import Array
 
-_SMALLEST_BATCH = 16
+SMALLEST_BATCH = 16
 
 # Weak keys, and functions that hold their model weakly: an attack never keeps a model alive.
 _FUNCTIONS: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
@@ -23,15 +23,14 @@ _FUNCTIONS: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDict
 def for_each_batch(count: int, batch_size: int, function: Callable[[Array, int], None]) -> None:
     """Call `function(rows, used)` for every batch: `rows` are input numbers, of which the first `used` count.
 
-    Sizes between powers of two would each be compiled, so all batches are of one size and the last repeats its last
-    input. On CPUs as many run at a time as there are cores, since a compiled step occupies one.
+    All batches are of one size; the last one repeats its last input.
     """
-    size = min(batch_size, max(_SMALLEST_BATCH, 1 << (count - 1).bit_length()))
+    size = constant_size(count, batch_size)
 
     def run(first: int) -> None:
         function(np.minimum(np.arange(first, first + size), count - 1), min(size, count - first))
 
-    pool = ThreadPoolExecutor(_workers())
+    pool = ThreadPoolExecutor(workers())
     try:
         list(pool.map(run, range(0, count, size)))
     finally:
@@ -40,6 +39,8 @@ def for_each_batch(count: int, batch_size: int, function: Callable[[Array, int],
 
 def of_model(model: Any, key: Any, build: Callable[[Any], Any]) -> Any:
     """What `build(weakref.ref(model))` made for this model at the first call with this key.
+
+    The model's variables are read at every call, so a model in training is attacked as it is now.
 
     Raises:
         RuntimeError: when Keras runs on another backend than TensorFlow.
@@ -63,7 +64,13 @@ def predictions(model: Any, x: Array, batch_size: int) -> Array:
     return np.concatenate(parts)
 
 
-def _workers() -> int:
+def constant_size(count: int, batch_size: int) -> int:
+    """The size of all batches of so many inputs: sizes between powers of two would each be compiled."""
+    return min(batch_size, max(SMALLEST_BATCH, 1 << (count - 1).bit_length()))
+
+
+def workers() -> int:
+    """Batches at a time: on CPUs as many as there are cores, since a compiled step occupies one."""
     if tf.config.list_logical_devices("GPU"):
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

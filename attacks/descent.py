@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
 
+from defended.attacks.batches import of_model
 from defended.attacks.projections import BALLS
 from defended.attacks.rules import Rule
 
@@ -26,10 +25,6 @@ class Descent(NamedTuple):
     jit_compile: bool
 
 
-# Weak keys, and loops that hold their model weakly: an attack never keeps a model alive.
-_LOOPS: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
-
-
 def compiled(model: Any, descent: Descent, input_shape: tuple[int, ...]) -> Any:
     """The loop for this model, made at the first call.
 
@@ -40,21 +35,10 @@ def compiled(model: Any, descent: Descent, input_shape: tuple[int, ...]) -> Any:
     `high`, and `best_value` `[batch]`, what the best perturbation seen was judged. Each step judges a point and then
     moves it.
 
-    The model's variables are read at every call, so a model in training is attacked as it is now.
-
     Raises:
         RuntimeError: when Keras runs on another backend than TensorFlow.
     """
-    if keras.backend.backend() != "tensorflow":
-        raise RuntimeError(
-            f"Attacks differentiate with TensorFlow, and Keras runs on {keras.backend.backend()!r}. Set the variable "
-            f"KERAS_BACKEND=tensorflow before Keras is imported; a saved model can be loaded there."
-        )
-    loops = _LOOPS.setdefault(model, {})
-    key = (descent, input_shape)
-    if key not in loops:
-        loops[key] = _build(weakref.ref(model), descent, input_shape)
-    return loops[key]
+    return of_model(model, (descent, input_shape), lambda reference: _build(reference, descent, input_shape))
 
 
 def default_jit_compile() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +12,11 @@ import tensorflow as tf
 
 from defended.attacks import checks
 from defended.attacks.attack import Attack, Task
+from defended.attacks.batches import SMALLEST_BATCH, constant_size, predictions, workers
 from defended.attacks.checks import Array
 from defended.attacks.descent import Descent, compiled, default_jit_compile
 from defended.attacks.projections import BALLS
 from defended.attacks.rules import Rule
-
-_SMALLEST_BATCH = 16
 
 
 class Run(NamedTuple):
@@ -82,20 +80,18 @@ class GradientAttack(Attack):
         jit = default_jit_compile() if self.jit_compile is None else self.jit_compile
         descent = Descent(self._evaluation(task), rule, self.clip is not None, self._keeps_best(), jit)
         loop, runs = compiled(task.model, descent, task.x.shape[1:]), self._runs(task)
-        n, workers = len(task.x), _workers()
-        workers = max(1, min(workers, n // _SMALLEST_BATCH))
-        # Sizes between powers of two would each be compiled.
-        share = -(-n // workers)
-        size = min(self.batch_size, max(_SMALLEST_BATCH, 1 << (share - 1).bit_length()))
+        n = len(task.x)
+        parts = max(1, min(workers(), n // SMALLEST_BATCH))
+        size = constant_size(-(-n // parts), self.batch_size)
         attacked = task.x.copy()
 
         def work(first: int) -> None:
-            queue = _Queue(self, task, rule, control, runs, np.arange(first, n, workers), size)
+            queue = _Queue(self, task, rule, control, runs, np.arange(first, n, parts), size)
             queue.run(loop, attacked)
 
-        pool = ThreadPoolExecutor(workers)
+        pool = ThreadPoolExecutor(parts)
         try:
-            list(pool.map(work, range(workers)))
+            list(pool.map(work, range(parts)))
         finally:
             pool.shutdown(cancel_futures=True)
         return attacked
@@ -192,17 +188,7 @@ def _segment(rounds: int) -> int:
     )
 
 
-def _workers() -> int:
-    if tf.config.list_logical_devices("GPU"):
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def two_largest(model: Any, x: Array, batch_size: int) -> tuple[Array, Array]:
     """The classes of the largest and the second largest logit, `[n]` int64 each."""
-    order = [
-        np.argsort(-model.network(x[first : first + batch_size], training=False).numpy(), axis=1, kind="stable")[:, :2]
-        for first in range(0, len(x), batch_size)
-    ]
-    top = np.concatenate(order)
+    top = np.argsort(-predictions(model, x, batch_size), axis=1, kind="stable")
     return top[:, 0], top[:, 1]

@@ -1,10 +1,11 @@
 """Defended inference against the bare network, and the rejection head at 10, 200 and 1000 classes, timed in turn.
 
-    python benchmarks/inference.py [--rounds 15]
+    python benchmarks/inference.py [--seconds 10]
 
-Three tables of median milliseconds and of ratios, round by round:
+Three tables of median milliseconds and of ratios. Calls alternate one by one, in an order drawn anew each time, so that
+the machine's moods cancel; a ratio is that of the medians, and beside it that of the fastest tenths.
 
-1. 2C2F on batches of MNIST size: the defended model against its own network;
+1. 2C2F on batches of MNIST size: the defended model, and the graph that is exported (`deployed`), against the network;
 2. a dense classifier on 2048 features at 10, 200 and 1000 classes: defended against bare;
 3. the head alone (K's rows, slack, ⊥) on logits of 10, 200 and 1000 classes against its own time at 10, beside the same
    head on a class-by-class tensor per input, `[batch, features, classes]`, which other implementations form.
@@ -31,35 +32,33 @@ BATCH, FEATURES = 32, 2048
 CLASSES = (10, 200, 1000)
 
 
-def interleaved(functions: dict[str, Callable[[], Any]], rounds: int, seconds: float = 0.1) -> dict[str, np.ndarray]:
-    """Milliseconds a call, `[rounds]` each; every round runs every function, so that drifts cancel in ratios."""
-    repeats = {}
-    for name, function in functions.items():
+def interleaved(functions: dict[str, Callable[[], Any]], seconds: float) -> dict[str, np.ndarray]:
+    """Milliseconds a call, `[calls]` each, in about so many seconds."""
+    for function in functions.values():
         function()
-        start = time.perf_counter()
+    start = time.perf_counter()
+    for function in functions.values():
         function()
-        repeats[name] = max(1, int(seconds / (time.perf_counter() - start)))
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
+    rounds = max(10, int(seconds / (time.perf_counter() - start)))
+    order, rng = list(functions), np.random.default_rng(0)
+    times = {name: np.zeros(rounds) for name in functions}
+    for number in range(rounds):
+        for name in rng.permutation(order):
             start = time.perf_counter()
-            for _ in range(repeats[name]):
-                function()
-            times[name].append(1000 * (time.perf_counter() - start) / repeats[name])
-    return {name: np.array(values) for name, values in times.items()}
+            functions[name]()
+            times[name][number] = 1000 * (time.perf_counter() - start)
+    return times
 
 
 def row(label: str, times: np.ndarray, baseline: np.ndarray) -> None:
-    ratios = times / baseline
-    print(
-        f"{label:34s} {np.median(times):8.3f} ms   ratio {np.median(ratios):5.2f} "
-        f"(from {ratios.min():.2f} to {ratios.max():.2f})"
-    )
+    medians, tenths = (np.quantile(times, q) / np.quantile(baseline, q) for q in (0.5, 0.1))
+    print(f"{label:34s} {np.median(times):8.3f} ms   ratio {medians:6.2f}   of the fastest tenths {tenths:6.2f}")
 
 
 def calls(model: defended.GloroNet, x: Any) -> dict[str, Callable[[], Any]]:
     bare, whole = tf.function(model.network), tf.function(model)
-    return {"bare": lambda: bare(x), "defended": lambda: whole(x)}
+    exported = tf.function(lambda x: {name: model.deployed(x)[name] for name in ("label", "rejected", "scores")})
+    return {"bare": lambda: bare(x), "defended": lambda: whole(x), "deployed": lambda: exported(x)}
 
 
 def dense(classes: int) -> defended.GloroNet:
@@ -92,29 +91,30 @@ def head_per_input(model: defended.GloroNet, logits: Any) -> Callable[[], Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each table row's calls, all ways together")
+    seconds = parser.parse_args().seconds
     rng = np.random.default_rng(0)
 
     model = defended.GloroNet(defended.zoo.cnn_2c2f(), epsilon=0.3)
     model.finalize()
     print("2C2F, defended against bare")
     for batch in (1, 32, 256):
-        times = interleaved(calls(model, tf.constant(rng.random((batch, 28, 28, 1)), tf.float32)), rounds)
-        row(f"  batch {batch}: defended", times["defended"], times["bare"])
+        times = interleaved(calls(model, tf.constant(rng.random((batch, 28, 28, 1)), tf.float32)), seconds)
+        for way in ("defended", "deployed"):
+            row(f"  batch {batch}: {way}", times[way], times["bare"])
 
     print(f"Dense on {FEATURES} features, batch {BATCH}, defended against bare")
     models = {classes: dense(classes) for classes in CLASSES}
     x = tf.constant(rng.standard_normal((BATCH, FEATURES)), tf.float32)
     for classes, model in models.items():
-        times = interleaved(calls(model, x), rounds)
+        times = interleaved(calls(model, x), seconds)
         row(f"  {classes} classes: defended", times["defended"], times["bare"])
 
     print(f"The head alone, {FEATURES} features, batch {BATCH}, against its time at {CLASSES[0]} classes")
     logits = {classes: tf.constant(rng.standard_normal((BATCH, classes)), tf.float32) for classes in CLASSES}
     functions = {f"  {c} classes: gathered rows of K": head(models[c], x, logits[c]) for c in CLASSES}
     functions |= {f"  {c} classes: a tensor per input": head_per_input(models[c], logits[c]) for c in CLASSES}
-    times = interleaved(functions, rounds)
+    times = interleaved(functions, seconds)
     baseline = times[f"  {CLASSES[0]} classes: gathered rows of K"]
     for name, values in times.items():
         row(name, values, baseline)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import keras
 from keras import ops
 
 FLOAT_MAX = 3.4028234663852886e38
@@ -52,7 +53,7 @@ def competitor_margins(logits: Any, top: Any) -> Any:
 
 
 class Budget(NamedTuple):
-    """What float32 evaluation may cost, in units of the radius: tensors `[batch]`, or numbers.
+    """What float32 evaluation may cost, in units of the radius: tensors `[batch, 1]`, or numbers.
 
     The error of a difference of logits, at the input and anywhere within r of it, is at most
     `K_ij * (paid + (growth - 1) * r)`.
@@ -61,7 +62,7 @@ class Budget(NamedTuple):
     paid: Any = 0.0
     growth: Any = 1.0
     limit: Any = FLOAT_MAX
-    """The largest radius within which nothing overflows; negative where nothing is safe."""
+    """The largest radius within which nothing overflows, the logits included; negative where nothing is safe."""
 
 
 def competitor_radii(logits: Any, lipschitz: Any, budget: Budget | None = None, first: Leader | None = None) -> Any:
@@ -79,13 +80,13 @@ def competitor_radii(logits: Any, lipschitz: Any, budget: Budget | None = None, 
     """
     first = first or leader(logits)
     # A constant of 0 becomes the smallest normal number: a tie has radius 0, any distance an enormous one.
-    margins = competitor_margins(logits, first.top)
-    radii = ops.minimum(margins / ops.maximum(lipschitz, _TINY), FLOAT_MAX)
-    if budget is not None:
-        limit = budget.limit[:, None]
-        radii = ops.minimum((radii - budget.paid[:, None]) / budget.growth, limit)
+    radii = competitor_margins(logits, first.top) / ops.maximum(lipschitz, _TINY)
+    if budget is None:
+        radii = ops.minimum(radii, FLOAT_MAX)
+    else:
+        radii = ops.minimum((radii - budget.paid) / budget.growth, budget.limit)
         # Where nothing is safe, the norm and with it all above may be infinite or not a number.
-        radii = ops.where(limit >= 0, radii, -1.0)
+        radii = ops.where(budget.limit >= 0, radii, -1.0)
     return ops.where(first.rivals, radii, FLOAT_MAX)
 
 
@@ -97,6 +98,18 @@ def slack_of_radii(lipschitz: Any, radii: Any, epsilon: Any, first: Leader) -> A
     """
     slack = (radii - epsilon) * ops.maximum(lipschitz, _TINY)
     return ops.min(ops.where(first.rivals, slack, FLOAT_MAX), axis=-1)
+
+
+def take_rows(matrix: Any, classes: Any) -> Any:
+    """Rows `[batch, m]` of a matrix for classes `[batch]`, whole numbers in range.
+
+    On TensorFlow a single operation: `ops.take` allows for negative numbers, which costs four more.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return ops.take(matrix, classes, axis=0)
+    import tensorflow as tf
+
+    return tf.gather(matrix, classes)
 
 
 def spent_radius(logits: Any, lipschitz: Any, slack: Any) -> Any:

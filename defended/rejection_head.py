@@ -30,8 +30,8 @@ class RejectionHead(keras.layers.Layer):
         finite = finite_rows(logits)
         if valid is not None:
             finite = ops.logical_and(finite, valid)
-        logits = ops.where(finite[:, None], logits, ops.zeros_like(logits))
-        slack = ops.where(finite, slack, -ops.ones_like(slack))
+        logits = ops.where(finite[:, None], logits, 0.0)
+        slack = ops.where(finite, slack, -1.0)
         bottom = bottom_score(ops.max(logits, axis=-1), slack)
         return ops.concatenate([logits, bottom[:, None]], axis=-1)
 

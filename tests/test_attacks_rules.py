@@ -188,7 +188,7 @@ def test_apgd_halves_its_steps_where_they_stop_paying():
 @pytest.mark.parametrize("workers", [1, 2])
 def test_rows_that_leave_the_batch_change_nobody_elses_result(workers, monkeypatch):
     """A queue of 90 inputs through batches of 16: those that finish early free their places for those that wait."""
-    monkeypatch.setattr(gradient_attack, "_workers", lambda: workers)
+    monkeypatch.setattr(gradient_attack, "workers", lambda: workers)
     model, x = wavy(0.05), cloud(90)
     settings = {"steps": 30, "targets": 2, "restarts": 2, "batch_size": 16, "epsilon": 0.05}
     whole = np.asarray(model.certified_radius(CertificateDescent(**settings)(model, x)))

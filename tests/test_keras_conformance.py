@@ -320,3 +320,16 @@ def test_a_fresh_process_loads_with_nothing_but_the_import(tmp_path):
     model.save(tmp_path / "m.keras")
     out = run_script(f"import keras, defended; print(keras.models.load_model({str(tmp_path / 'm.keras')!r}))")
     assert "bounds proven" in out
+
+
+def test_what_was_proven_for_another_evaluation_is_not_final(tmp_path, monkeypatch):
+    """A file of a version that evaluates in other blocks has a rounding budget that does not hold here."""
+    from defended.gloro import gloro_net
+
+    model = defended.GloroNet(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]), epsilon=0.1)
+    monkeypatch.setattr(gloro_net, "BLOCK", 128)
+    model.finalize()
+    model.save(tmp_path / "old.keras")
+    assert keras.models.load_model(tmp_path / "old.keras").is_final
+    monkeypatch.undo()
+    assert not keras.models.load_model(tmp_path / "old.keras").is_final

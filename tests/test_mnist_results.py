@@ -11,10 +11,11 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "mnist_2c2f"
 
 @pytest.mark.parametrize(
     ("name", "vra", "vra_2eps", "fpr_upper"),
-    [("eps_0.3", 0.9656, 0.8895, 0.0798), ("eps_0.3_doubled", 0.9655, 0.9137, 0.0562)],
+    [("eps_0.3", 0.9654, 0.8891, 0.0800), ("eps_0.3_doubled", 0.9654, 0.9131, 0.0566)],
 )
 def test_the_committed_nets(mnist, name, vra, vra_2eps, fpr_upper):
     model = keras.models.load_model(RESULTS / f"{name}.keras")
+    assert model.is_final
     model.finalize()
     verdicts = model.verdicts(mnist.x_test, batch_size=1000)
     correct = verdicts.label == mnist.y_test

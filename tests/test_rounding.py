@@ -285,7 +285,7 @@ def test_a_long_sum_is_evaluated_in_blocks():
     program = compiled.experimental_get_compiler_ir(x)(stage="optimized_hlo")
     results = [re.search(r"= f32\[([\d,]+)\]\S* (dot|custom-call)\(", line) for line in program.splitlines()]
     sizes = [math.prod(map(int, found.group(1).split(","))) for found in results if found]
-    assert sum(sizes) == 32 * 3 * 2, "32 blocks, each with results of its own"
+    assert sum(sizes) == 16 * 3 * 2, "16 blocks, each with results of its own"
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ LARGEST = 2.0**112
 """No sum may pass this on any input that is answered. Averages, of up to 2^14 values or over windows of up to 2^28
 entries, add first and divide then: their sums do not overflow either."""
 
-BLOCK = 128
+BLOCK = 256
 """Longer inner products of Dense layers are evaluated in blocks of at most this many terms."""
 
 ELEMENTARY = 16
@@ -50,7 +50,7 @@ def gamma(roundings: float) -> float:
 
 def blocks(terms: int) -> int:
     """In how many blocks an inner product of a Dense layer is evaluated: equal ones, if nearly as few can be had."""
-    if terms <= 2 * BLOCK:
+    if terms <= BLOCK:
         return 1
     fewest = -(-terms // BLOCK)
     return next((parts for parts in range(fewest, 2 * fewest) if terms % parts == 0), fewest)
