@@ -326,7 +326,7 @@ def test_what_was_proven_for_another_evaluation_is_not_final(tmp_path, monkeypat
     """A file of a version that evaluates in other blocks has a rounding budget that does not hold here."""
     from defended.gloro import gloro_net
 
-    model = defended.GloroNet(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]), epsilon=0.1)
+    model = GloroNet(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]), epsilon=0.1)
     monkeypatch.setattr(gloro_net, "BLOCK", 128)
     model.finalize()
     model.save(tmp_path / "old.keras")
