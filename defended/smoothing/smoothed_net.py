@@ -218,6 +218,22 @@ class SmoothedNet(DefendedModel):
         """
         return self._judgement(inputs, frozen=False).radius
 
+    def radius_from_scores(self, scores: Any) -> Any:
+        """Certified radius `[batch]` from scores `[batch, m + 1]`: of mode `"fixed"` that of the leader's votes.
+
+        In mode `"sequential"` the scores do not tell how many draws there were: just above epsilon where answered, else 0.
+        """
+        leading = leader(scores).predicted
+        answered = ops.not_equal(leading, self.num_classes)
+        epsilon = ops.convert_to_tensor(self._epsilon)
+        least = ops.where(answered, epsilon * (1 + 2.0**-20), ops.zeros_like(scores[:, 0]))
+        if self.mode == "sequential":
+            return least
+        votes = ops.cast(ops.round(ops.max(scores[:, :-1], axis=-1) * self.samples), "int32")
+        radius = ops.take(ops.convert_to_tensor(self.gate.radius), votes)
+        # A leader who was not the candidate has more votes than a rejection shows.
+        return ops.where(answered, ops.maximum(radius, least), ops.where(radius > epsilon, 0.0, radius))
+
     def availability_radius(self, inputs: Any) -> Any:
         """`[batch]` float32 `max(R - epsilon, 0)`, up to sampling error: no perturbation of smaller norm makes the true
         radius, `sigma * Phi^-1(P(g(x)))`, fall to epsilon.
