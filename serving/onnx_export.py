@@ -101,7 +101,8 @@ def export_onnx(
     if model.sampling is None:
         _require_same_verdicts(model, converted, sample)
     else:
-        _require_same_votes(model, converted, answer, sample)
+        compiled = tf.function(answer, input_signature=specification, autograph=False)
+        _require_same_votes(model, converted, compiled, sample)
     return atomic_write_bytes(target, content)
 
 
@@ -196,7 +197,7 @@ def _require_same_votes(model: Any, converted: OnnxModel, step: Callable[..., An
         )
     # The gate, at every checkpoint and around its thresholds.
     for t, answer, futile in zip(*model.gate[:3], strict=True):
-        for own in {0, int(futile), int(futile) + 1, int(answer) - 1, int(answer), int(t)}:
+        for own in {int(futile), int(futile) + 1, int(answer) - 1, int(answer)}:
             if not 0 <= own <= t:
                 continue
             counts = np.zeros_like(zeros)

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from defended.defended_model import DefendedModel, Judgement
-from defended.margins import FLOAT_MAX, leader
+from defended.margins import FLOAT_MAX, finite_rows, leader
 from defended.smoothing.bounds import (
     MAX_SAMPLES,
     binomial_p_value,
@@ -198,6 +198,7 @@ class SmoothedNet(DefendedModel):
         scores = self.head(scores, ops.cast(margin, "float32") / drawn, found.drawn > 0)
         # Without noise: what can be compared from one machine to another.
         logits = self._aside.sampler.logits(inputs)
+        logits = ops.where(finite_rows(logits)[:, None], logits, 0.0)
         return Judgement(scores, found.radius, {"samples_used": found.samples_used, "logits": logits})
 
     def _sampled(self, inputs: Any, fresh: bool) -> Any:
