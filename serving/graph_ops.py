@@ -37,12 +37,12 @@ ALLOWED_OPS = frozenset(
     """.split()  # noqa: SIM905 a list literal would be 160 lines
 )
 
-# Normal noise from a seed, and the seed: from the system's entropy at every run. Operations that keep a state or take a
+# Noise from a seed, and the seed: from the system's entropy at every run. Operations that keep a state or take a
 # seed of their own when a graph is made are not among them: two copies of an artefact would draw the same noise.
 SAMPLING_OPS = frozenset(
     """
-    NonDeterministicInts StatelessRandomGetAlg StatelessRandomGetKeyCounter StatelessRandomNormalV2
-    StatelessRandomUniformFullIntV2
+    NonDeterministicInts StatelessRandomGetAlg StatelessRandomGetKeyCounter
+    StatelessRandomUniformFullIntV2 StatelessRandomUniformV2
     """.split()  # noqa: SIM905
 )
 

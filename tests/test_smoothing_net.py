@@ -180,7 +180,7 @@ class TestTheNoise:
         rows.clear()
         model.sample_counts(np.concatenate([X] * 5), 40)  # 50 points
         model.sample_counts(X, 40)
-        assert max(rows) == 30 or max(rows) == 32
+        assert max(rows) == 16, "two are under way at a time"
         assert sum(rows) == 40 * 50 + 40 * 10
 
 

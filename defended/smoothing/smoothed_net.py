@@ -66,8 +66,8 @@ class SmoothedNet(DefendedModel):
         mode: `"fixed"` or `"sequential"`.
         seed: None draws fresh entropy at every call, as service needs it. A number makes the noise of a call a function
             of it and of the content of the batch, so that an experiment repeats to the bit. An export is always fresh.
-        max_batch: the most rows in one evaluation of the network, its memory budget; None for 512 on a CPU, and for what
-            the device is found to like on a GPU.
+        max_batch: the most noisy inputs that are evaluated at a time, the memory budget; None for 1024 on a CPU, and for
+            what the device is found to like on a GPU.
         precision: `"float32"`, or `"bfloat16"` or `"float16"` to evaluate the network in. The noise is drawn and added in
             float32 all the same. What is certified is then the network in that precision, another one than in float32:
             figures of the one do not hold for the other.
@@ -409,7 +409,7 @@ class SmoothedNet(DefendedModel):
             "bits of seed a call from the system's entropy, the Box-Muller transform in float32. The inputs of one call "
             "share it. Nobody may choose an input after having seen the noise that it is judged with.",
             "The network votes as a function of the noisy input, rounded to float32; that the noise of float32 is "
-            "discrete, and its tails end at some 6.7 sigma, is not counted.",
+            "discrete, and its tails end at some 5.6 sigma, is not counted.",
             *(
                 (
                     f"The network is evaluated in {self.precision}. The certificate is about that network; accuracy, "
