@@ -5,12 +5,12 @@
 
 Without a model, 2C2F on images of MNIST's size, round by round, so that drifts of the machine cancel in the ratios:
 
-1. one input: samples/s of `SmoothedNet`, of the bare network, and of CERTIFY written plainly in PyTorch, the network with
-   the same weights, batches of 1000 (`pip install torch`; left out where it is missing);
+1. one input: samples/s of `SmoothedNet`, of the bare network, and of CERTIFY written plainly in PyTorch, the network
+   with the same weights, batches of 1000 (`pip install torch`; left out where it is missing);
 2. 64 inputs that share their noise, against the bare network, which is compiled too and takes the same rows at a time.
 
-With a model (a `SmoothedNet`, or a network together with --sigma and --epsilon), on test points: what the sequential gate
-draws, and how its decisions agree with those of the fixed 100,000.
+With a model (a `SmoothedNet`, or a network together with --sigma and --epsilon), on test points: what the sequential
+gate draws, and how its decisions agree with those of the fixed 100,000.
 """
 
 from __future__ import annotations
@@ -167,7 +167,9 @@ def gate(arguments: argparse.Namespace) -> None:
     data = defended.datasets.load(arguments.data)
     rows = np.random.default_rng(0).permutation(len(data.x_test))[: arguments.points]
     x, y = data.x_test[rows], data.y_test[rows]
-    print(f"{arguments.model}, {arguments.data}: {len(x)} test points, sigma {sigma:g}, epsilon {epsilon:g}, alpha 0.001")
+    print(
+        f"{arguments.model}, {arguments.data}: {len(x)} test points, sigma {sigma:g}, epsilon {epsilon:g}, alpha 0.001"
+    )
 
     found, used = {}, np.zeros(0)
     for mode in ("sequential", "fixed"):
@@ -180,8 +182,9 @@ def gate(arguments: argparse.Namespace) -> None:
         found[mode] = label
         quantiles = np.quantile(used, (0.5, 0.9, 0.99), method="inverted_cdf").astype(int)
         print(
-            f"  {mode:10s} draws: median {quantiles[0]}, 90 % {quantiles[1]}, 99 % {quantiles[2]}, mean {used.mean():.0f}; "
-            f"{1000 * seconds / len(x):.1f} ms a point; answered {np.mean(label >= 0):.2%}, VRA {np.mean(label == y):.2%}"
+            f"  {mode:10s} draws: median {quantiles[0]}, 90 % {quantiles[1]}, 99 % {quantiles[2]}, mean "
+            f"{used.mean():.0f}; {1000 * seconds / len(x):.1f} ms a point; answered {np.mean(label >= 0):.2%}, "
+            f"VRA {np.mean(label == y):.2%}"
         )
     first, second = found["sequential"], found["fixed"]
     print(f"  the same decision on {np.mean(first == second):.2%} ({np.sum(first != second)} of {len(x)} differ)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import keras
@@ -41,7 +41,7 @@ class Judgement(NamedTuple):
     """`[batch, m + 1]`, ⊥ last."""
     radius: Any
     """`[batch]` float32, finite, 0 where nothing is certified."""
-    details: dict[str, Any] = {}
+    details: Mapping[str, Any] = MappingProxyType({})
     """Further outputs of the deployed model, `[batch, ...]` each, by their names in `DefendedModel.details`."""
 
 

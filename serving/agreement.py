@@ -27,8 +27,8 @@ def require_agreement(
 ) -> float:
     """Compare a graph's verdicts and scores with the model's own.
 
-    Where verdicts are drawn at random, the scores are votes: then the network's logits are compared, and of the verdicts
-    what chance does not explain (`model.disagreements`), on the first 64 inputs.
+    Where verdicts are drawn at random, the scores are votes: then the network's logits are compared, and of the
+    verdicts what chance does not explain (`model.disagreements`), on the first 64 inputs.
 
     Args:
         model: a final model.

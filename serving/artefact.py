@@ -106,8 +106,8 @@ class Artefact:
 
         Returns:
             What `serving_default` gives, and `certified_radius` `[batch]`, `availability_radius` `[batch]`, both in
-            input units, and `scores_with_bottom` `[batch, m + 1]`; of a smoothed model also `samples_used` `[batch]`, the
-            draws that each input took, and the network's `logits` `[batch, m]` without noise.
+            input units, and `scores_with_bottom` `[batch, m + 1]`; of a smoothed model also `samples_used` `[batch]`,
+            the draws that each input took, and the network's `logits` `[batch, m]` without noise.
 
         Raises:
             TypeError, ValueError: as for `serving_default`, or `batch_size` is not positive.

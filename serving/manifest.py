@@ -51,7 +51,8 @@ class SamplingRecord(_Record):
     """How verdicts are drawn at random, where they are.
 
     Each answer is wrong with probability at most `alpha`; the same input may be judged differently the next time. At
-    most `samples` draws after `selection_samples` are made for an input, of normal noise with standard deviation `sigma`.
+    most `samples` draws after `selection_samples` are made for an input, of normal noise with standard deviation
+    `sigma`.
     """
 
     sigma: Positive

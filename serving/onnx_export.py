@@ -1,14 +1,14 @@
 """A defended model as an ONNX file.
 
-**Noise is an input.** A smoothed model's file takes its noise from the caller, chunk by chunk, and holds the votes and the
-gate. The other way would be onnxruntime's own `RandomNormal`: its generator has 31 bits of state, so the noise of a
-hundred thousand draws would repeat itself within a few answers and could be guessed; and other runtimes have another one
-or none. `defended.serving.load_onnx` runs the loop, with fresh entropy.
+**Noise is an input.** A smoothed model's file takes its noise from the caller, chunk by chunk, and holds the votes and
+the gate. The other way would be onnxruntime's own `RandomNormal`: its generator has 31 bits of state, so the noise of a
+hundred thousand draws would repeat itself within a few answers and could be guessed; and other runtimes have another
+one or none. `defended.serving.load_onnx` runs the loop, with fresh entropy.
 
-**What converters get wrong.** tf2onnx writes operations that ONNX does not have with no more than a line in its log, and turns
-a selection into `mask * x + (1 - mask) * y`, which lets the NaN through that it was to replace. So selections become `Where`
-here, the checker reads the file in full, onnxruntime loads it, and it must answer as the Keras model does, NaN and
-infinity included, before it gets its name.
+**What converters get wrong.** tf2onnx writes operations that ONNX does not have with no more than a line in its log,
+and turns a selection into `mask * x + (1 - mask) * y`, which lets the NaN through that it was to replace. So selections
+become `Where` here, the checker reads the file in full, onnxruntime loads it, and it must answer as the Keras model
+does, NaN and infinity included, before it gets its name.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def export_onnx(
 ) -> Path:
     """Write a model as an ONNX file (opset 18), check it in onnxruntime, and rename it into place.
 
-    The file takes `image` (float32 `[batch, *input_shape]`) and gives `label` (int64, -1 where rejected), `rejected` and
-    `scores`; with `audit` also the radii and the scores with ⊥. A smoothed model's file is one step of its sampling, with
-    the noise as an input (`defended.smoothing.step_function`); `load_onnx` runs either. Epsilon, norm, what is certified
-    and on which assumptions are in the file's metadata.
+    The file takes `image` (float32 `[batch, *input_shape]`) and gives `label` (int64, -1 where rejected), `rejected`
+    and `scores`; with `audit` also the radii and the scores with ⊥. A smoothed model's file is one step of its
+    sampling, with the noise as an input (`defended.smoothing.step_function`); `load_onnx` runs either. Epsilon, norm,
+    what is certified and on which assumptions are in the file's metadata.
 
     onnxruntime's arithmetic is not TensorFlow's to the bit. It is float32 in some order, which GloRo's rounding budget
     covers; a smoothed model's certificate is about the network as onnxruntime evaluates it.
@@ -118,7 +118,8 @@ def _metadata(model: DefendedModel) -> dict[str, Any]:
         "sampling": None,
     }
     if model.sampling is not None:
-        content["sampling"] = {**model.sampling, "checkpoints": model.gate.checkpoints.tolist()}  # type: ignore[attr-defined]
+        checkpoints = model.gate.checkpoints.tolist()
+        content["sampling"] = {**model.sampling, "checkpoints": checkpoints}
     return content
 
 
@@ -163,8 +164,8 @@ def _require_same_verdicts(model: DefendedModel, converted: OnnxModel, sample: n
     found = converted.run(np.concatenate([sample[:1], broken]))
     if (found["label"][1:] != -1).any() or not found["rejected"][1:].all() or not _finite(found):
         raise AgreementError(
-            f"The ONNX model must reject NaN and infinity. To a finite input, one with NaN, one with inf and one with -inf "
-            f"it answered {found['label'].tolist()} (-1 = rejected)."
+            f"The ONNX model must reject NaN and infinity. To a finite input, one with NaN, one with inf and one with "
+            f"-inf it answered {found['label'].tolist()} (-1 = rejected)."
         )
 
 
@@ -185,15 +186,23 @@ def _require_same_votes(model: Any, converted: OnnxModel, step: Callable[..., An
     close = (logits[:-1, :, -1] - logits[:-1, :, -2] <= 2 * SCORE_DRIFT_BOUND * size).sum()
 
     def both(counts: np.ndarray, candidate: np.ndarray, drawn: int) -> tuple[dict[str, np.ndarray], ...]:
-        fed = {"image": image, "noise": noise, "counts": counts, "candidate": candidate, "drawn": np.int64(drawn)}
-        return converted.step(fed), {k: v.numpy() for k, v in step(**{k: tf.constant(v) for k, v in fed.items()}).items()}
+        fed: dict[str, Any] = {
+            "image": image,
+            "noise": noise,
+            "counts": counts,
+            "candidate": candidate,
+            "drawn": np.int64(drawn),
+        }
+        return converted.step(fed), {
+            k: v.numpy() for k, v in step(**{k: tf.constant(v) for k, v in fed.items()}).items()
+        }
 
     zeros, nobody = np.zeros((len(image), model.num_classes), np.int64), np.full(len(image), -1)
     ours, theirs = (found["new_counts"] for found in both(zeros, nobody, 0))
     if np.abs(ours - theirs).sum() > 2 * close:
         raise AgreementError(
-            f"The ONNX model's votes under the same noise differ from the Keras model's: {np.abs(ours - theirs).sum() // 2} "
-            f"of {ours.sum()}, where rounding may turn {close}."
+            f"The ONNX model's votes under the same noise differ from the Keras model's: "
+            f"{np.abs(ours - theirs).sum() // 2} of {ours.sum()}, where rounding may turn {close}."
         )
     # The gate, at every checkpoint and around its thresholds.
     for t, answer, futile in zip(*model.gate[:3], strict=True):

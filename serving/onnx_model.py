@@ -73,13 +73,15 @@ class OnnxModel:
         if x.dtype != np.float32:
             raise TypeError(f"`x` must be float32, scaled as in training. Received: {x.dtype}.")
         if x.shape[1:] != self.input_shape:
-            raise ValueError(f"`x` must have the shape [batch, {', '.join(map(str, self.input_shape))}]. Received: {x.shape}")
+            raise ValueError(
+                f"`x` must have the shape [batch, {', '.join(map(str, self.input_shape))}]. Received: {x.shape}"
+            )
         judge = self._run if self.metadata["sampling"] is None else self._sample
         parts = [judge(x[first : first + batch_size]) for first in range(0, max(len(x), 1), batch_size)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def verdicts(self, x: np.ndarray, batch_size: int = 256) -> Verdicts:
-        """`Verdicts(label, rejected, radius)`; the file must have been written with `audit=True`, or be of a smoothed model."""
+        """`Verdicts(label, rejected, radius)`; for a file written with `audit=True`, or of a smoothed model."""
         from defended import Verdicts
 
         outputs = self.run(x, batch_size)

@@ -61,11 +61,12 @@ class AttackFindings:
         discarded: perturbations that were not finite or not in the ball, and so were not used.
         broken_answers: inputs that got another answer inside their certified radius: a broken certificate unless 0,
             or, of a model whose verdicts are drawn at random, unless chance explains so many.
-        broken_availability: inputs rejected inside their availability radius: a broken certificate unless 0. Not counted
-            (0) where verdicts are drawn at random: there the radius holds for the smoothed classifier, and the deployed
-            check may miss it.
+        broken_availability: inputs rejected inside their availability radius: a broken certificate unless 0. Not
+            counted (0) where verdicts are drawn at random: there the radius holds for the smoothed classifier, and the
+            deployed check may miss it.
         pairs: some of the degraded inputs, the smallest perturbations first.
-        draws: quantiles of the noise draws that an attacked input took, by probability; None of a model that draws none.
+        draws: quantiles of the noise draws that an attacked input took, by probability; None of a model that draws
+            none.
     """
 
     name: str

@@ -76,7 +76,7 @@ class TestTheGuarantee:
             if distance > 2:
                 assert found == pytest.approx(model.radius_ceiling, rel=1e-6)
             elif distance > 0.1:
-                assert found == pytest.approx(distance, abs=0.03)
+                assert found == pytest.approx(distance, abs=0.05)
 
     def test_certify_is_what_the_counts_say(self):
         """CERTIFY written out on the votes that the same seed draws."""
@@ -91,10 +91,11 @@ class TestTheGuarantee:
         needed = model.gate.answer[0]
         np.testing.assert_array_equal(outputs["rejected"], counts.max(axis=1) < needed)
         # The score of ⊥ is the share that the leader must exceed.
-        np.testing.assert_allclose(outputs["scores_with_bottom"][:, 2], (needed - 1) / 3000, rtol=1e-5)
+        far = np.abs(DISTANCES) > 0.1  # elsewhere the candidate may not be the leader
+        np.testing.assert_allclose(outputs["scores_with_bottom"][far, 2], (needed - 1) / 3000, rtol=1e-5)
 
     def test_a_wrong_candidate_is_rejected(self):
-        """One selection draw picks the wrong class with probability 1 - Phi(0.7) = 0.24; its votes lack the majority."""
+        """One selection draw picks the wrong class, which lacks the majority, with probability 1 - Phi(0.7) = 0.24."""
         model = smoothed(samples=2000, selection_samples=1, seed=None)
         verdicts = model.verdicts(np.repeat(at_distances([0.35]), 100, axis=0), batch_size=1)
         assert set(verdicts.label) == {-1, 0}
@@ -187,7 +188,9 @@ class TestTheNoise:
 class TestSequential:
     def test_easy_inputs_stop_early_and_hard_ones_run_to_the_cap(self):
         model = smoothed(mode="sequential", samples=20_000)
-        used = dict(zip(DISTANCES, np.asarray(model._outputs(tf.constant(X), frozen=False)["samples_used"]), strict=True))
+        used = dict(
+            zip(DISTANCES, np.asarray(model._outputs(tf.constant(X), frozen=False)["samples_used"]), strict=True)
+        )
         assert used[3.0] == 100 + model.gate.checkpoints[0]
         assert used[0.02] < 500
         assert used[0.25] > 10_000, "epsilon itself"
@@ -282,7 +285,7 @@ class TestTheContract:
 
     def test_an_epsilon_out_of_reach_is_refused_and_the_old_one_kept(self):
         model = smoothed(samples=100)
-        with pytest.raises(ValueError, match="can never certify epsilon=1.5"):
+        with pytest.raises(ValueError, match=r"can never certify epsilon=1\.5"):
             model.epsilon = 1.5
         assert float(model.epsilon) == EPSILON
         model._epsilon.assign(1.5)  # past the check: then nothing is answered
@@ -430,7 +433,7 @@ class TestBadInput:
     def test_networks_that_are_random_at_inference(self):
         inputs = keras.Input((3,))
         noisy = keras.Model(inputs, layers.Dense(2)(layers.GaussianNoise(0.5)(inputs, training=True)))
-        with pytest.raises(ValueError, match="'gaussian_noise.*training=True"):
+        with pytest.raises(ValueError, match=r"'gaussian_noise.*training=True"):
             smoothed(noisy)
         drawn = keras.Model(inputs, layers.Dense(2)(layers.Lambda(lambda x: x + tf.random.normal(tf.shape(x)))(inputs)))
         with pytest.raises(ValueError, match="random at inference"):
@@ -444,7 +447,13 @@ class TestBadInput:
 
     def test_noise_for_training_only_is_fine(self):
         network = keras.Sequential(
-            [keras.Input((3,)), layers.GaussianNoise(0.5), layers.BatchNormalization(), layers.Dropout(0.5), layers.Dense(2)]
+            [
+                keras.Input((3,)),
+                layers.GaussianNoise(0.5),
+                layers.BatchNormalization(),
+                layers.Dropout(0.5),
+                layers.Dense(2),
+            ]
         )
         assert smoothed(network).verdicts(X).label.shape == (10,)
 

@@ -120,7 +120,9 @@ def test_bounds_stay_below_the_share_and_grow_with_the_votes():
     assert lower_confidence_sequence([0, 10], 100, 0.001, 0.84).max() <= 0.1
 
 
-@pytest.mark.parametrize(("epsilon", "samples"), [(0.25, 100_000), (0.25, 60), (0.25, 45), (0.9, 100_000), (0.001, 5000)])
+@pytest.mark.parametrize(
+    ("epsilon", "samples"), [(0.25, 100_000), (0.25, 60), (0.25, 45), (0.9, 100_000), (0.001, 5000)]
+)
 def test_the_tables_hold_together(epsilon, samples):
     gate = sequential_gate(epsilon, SIGMA, samples, 0.001)
     assert (np.diff(gate.checkpoints) > 0).all()

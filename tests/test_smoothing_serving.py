@@ -104,7 +104,9 @@ class TestArtefact:
         assert manifest.sampling.model_dump() == dict(model.sampling)
         assert (manifest.sampling.alpha, manifest.sampling.samples) == (0.001, 2000)
         assert "NonDeterministicInts" in manifest.ops
-        assert not {"RandomStandardNormal", "RandomUniformInt", "StatefulUniformFullInt", "Erfinv", "Ndtri"} & set(manifest.ops)
+        assert not {"RandomStandardNormal", "RandomUniformInt", "StatefulUniformFullInt", "Erfinv", "Ndtri"} & set(
+            manifest.ops
+        )
 
     def test_random_operations_need_a_manifest_that_says_so(self, exported, tmp_path):
         _, path = exported

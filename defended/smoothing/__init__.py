@@ -1,4 +1,4 @@
-"""Randomized smoothing: a classifier whose answer is the vote of its network under Gaussian noise (Cohen et al. 2019)."""
+"""Randomized smoothing: the vote of a network under Gaussian noise, certified (Cohen et al. 2019)."""
 
 from defended.smoothing.bounds import (
     binomial_p_value,

@@ -71,7 +71,7 @@ def binomial_p_value(first: Any, second: Any) -> Array:
 
 
 def radius_of_bound(bound: Any, sigma: float) -> Array:
-    """`sigma * Phi^-1(bound)`, float32 rounded down; 0 where the bound is at most 1/2 (Cohen et al. 2019, theorem 1)."""
+    """`sigma * Phi^-1(bound)` (Cohen et al. 2019, theorem 1), float32 rounded down; 0 for bounds of at most 1/2."""
     from scipy.special import ndtri
 
     bound = np.asarray(bound, np.float64)

@@ -38,8 +38,8 @@ def fastest_rows(seconds: Callable[[int], float]) -> int:
     """The number of rows from which on doubling no longer makes a row 5 % cheaper, or does not fit into memory.
 
     Args:
-        seconds: the time that one evaluation of so many rows takes; raises `tf.errors.ResourceExhaustedError` where they
-            do not fit.
+        seconds: the time that one evaluation of so many rows takes; raises `tf.errors.ResourceExhaustedError` where
+            they do not fit.
 
     Raises:
         MemoryError: when a single row does not fit.

@@ -19,8 +19,8 @@ def require_deterministic(network: keras.Model) -> None:
     batch would make an answer depend on its company.
 
     Raises:
-        ValueError: when a layer is called with `training=True`, naming it; when two evaluations of one input differ; when
-            an input's logits alone and in company differ.
+        ValueError: when a layer is called with `training=True`, naming it; when two evaluations of one input differ;
+            when an input's logits alone and in company differ.
     """
     for layer in _layers_in_training(network):
         raise ValueError(
@@ -38,8 +38,8 @@ def require_deterministic(network: keras.Model) -> None:
         size = max(1.0, float(np.abs(reference[np.isfinite(reference)]).max(initial=0.0)))
         if not np.allclose(other, reference, rtol=0, atol=_TOLERANCE * size, equal_nan=True):
             raise ValueError(
-                f"`network` {what}. A smoothed classifier's guarantee is about a function of one input. {remedy}; noise "
-                f"for training belongs into `train_noisy`, or a layer that acts in training only."
+                f"`network` {what}. A smoothed classifier's guarantee is about a function of one input. {remedy}; "
+                f"noise for training belongs into `train_noisy`, or a layer that acts in training only."
             )
 
 

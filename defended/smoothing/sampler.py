@@ -77,9 +77,7 @@ class Sampler:
         points = tf.gather(inputs, rows)
         selected, step = self._votes(points, self.selection_samples, seed, tf.constant(0))
         nothing = tf.zeros([batch], tf.int32)
-        found = Sampled(
-            tf.zeros([batch, selected.shape[-1]], tf.int32), nothing, nothing, tf.zeros([batch]), nothing
-        )
+        found = Sampled(tf.zeros([batch, selected.shape[-1]], tf.int32), nothing, nothing, tf.zeros([batch]), nothing)
 
         def body(
             look: Any, step: Any, rows: Any, points: Any, candidate: Any, counts: Any, found: Sampled
@@ -130,8 +128,8 @@ class Sampler:
     def noise(self, count: Any, seed: Any) -> Any:
         """`[count, *input shape]` float32, independent normal numbers; a function of the seed, `[2]` int32.
 
-        TensorFlow Probability's uniform numbers, by the transform of Box and Muller: its normal ones are made by the same
-        transform of the same numbers, one at a time, which on CPUs takes twice as long.
+        TensorFlow Probability's uniform numbers, by the transform of Box and Muller: its normal ones are made by the
+        same transform of the same numbers, one at a time, which on CPUs takes twice as long.
         """
         shape = self.network.input_shape[1:]
         size = count * math.prod(shape)

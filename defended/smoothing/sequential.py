@@ -20,9 +20,9 @@ nearly unanimous votes, which clean inputs give. With k votes for a class, M has
 
     M_t(p0) = B(k + 1, t - k + 1/2) P(Beta(k + 1, t - k + 1/2) > p*) / (2 (1 - p*)^(1/2)) / (p0^k (1 - p0)^(t-k)).
 
-**Giving up.** The mirrored wealth, betting on (0, p_c) against "p >= p_c", ends the sampling at 1/alpha, where p_c is the
-share that the cap would need. An input with p >= p_c is given up too early with probability at most alpha. Rejecting
-needs no guarantee; this keeps it from costing answers.
+**Giving up.** The mirrored wealth, betting on (0, p_c) against "p >= p_c", ends the sampling at 1/alpha, where p_c is
+the share that the cap would need. An input with p >= p_c is given up too early with probability at most alpha.
+Rejecting needs no guarantee; this keeps it from costing answers.
 
 References: Ville 1939; Robbins 1970 (mixtures); Waudby-Smith and Ramdas 2024 (betting); Clopper and Pearson 1934.
 """
@@ -76,7 +76,11 @@ def sequential_gate(epsilon: float, sigma: float, samples: int, alpha: float) ->
     columns = (np.array(column, np.int32) for column in list(zip(*stages, strict=True))[:3])
     checkpoints, answers, futiles = columns
     return Gate(
-        checkpoints, answers, futiles, np.concatenate([table for *_, table in stages]), (lengths - first).astype(np.int32)
+        checkpoints,
+        answers,
+        futiles,
+        np.concatenate([table for *_, table in stages]),
+        (lengths - first).astype(np.int32),
     )
 
 

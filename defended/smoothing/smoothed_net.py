@@ -11,6 +11,7 @@ from keras import ops
 
 from defended.defended_model import DefendedModel, Judgement
 from defended.margins import FLOAT_MAX, finite_rows, leader
+from defended.network_checks import checked_radius
 from defended.smoothing.bounds import (
     MAX_SAMPLES,
     binomial_p_value,
@@ -36,10 +37,10 @@ _COMPARED = 1000
 class SmoothedNet(DefendedModel):
     """A classifier that answers with the majority of its network's votes under Gaussian noise, where that is proven.
 
-    The smoothed classifier is `g(x) = argmax over c of P(network(x + sigma * N) = c)`. CERTIFY: `selection_samples` draws
-    choose a candidate class; further draws bound its probability from below by p, at confidence 1 - alpha; the certified
-    l2 radius is `R = sigma * Phi^-1(p)`. The model answers the candidate where `R > epsilon`, and rejects otherwise;
-    p <= 1/2, which is CERTIFY's abstention, has radius 0.
+    The smoothed classifier is `g(x) = argmax over c of P(network(x + sigma * N) = c)`. CERTIFY: `selection_samples`
+    draws choose a candidate class; further draws bound its probability from below by p, at confidence 1 - alpha; the
+    certified l2 radius is `R = sigma * Phi^-1(p)`. The model answers the candidate where `R > epsilon`, and rejects
+    otherwise; p <= 1/2, which is CERTIFY's abstention, has radius 0.
 
     **Guarantee.** For each input on its own: with probability at least 1 - alpha over the noise, an answer is g(x), and
     g does not change within the radius given (theorem 1 of the paper). Another call draws other noise and may answer
@@ -66,11 +67,11 @@ class SmoothedNet(DefendedModel):
         mode: `"fixed"` or `"sequential"`.
         seed: None draws fresh entropy at every call, as service needs it. A number makes the noise of a call a function
             of it and of the content of the batch, so that an experiment repeats to the bit. An export is always fresh.
-        max_batch: the most noisy inputs that are evaluated at a time, the memory budget; None for 1024 on a CPU, and for
-            what the device is found to like on a GPU.
-        precision: `"float32"`, or `"bfloat16"` or `"float16"` to evaluate the network in. The noise is drawn and added in
-            float32 all the same. What is certified is then the network in that precision, another one than in float32:
-            figures of the one do not hold for the other.
+        max_batch: the most noisy inputs that are evaluated at a time, the memory budget; None for 1024 on a CPU, and
+            for what the device is found to like on a GPU.
+        precision: `"float32"`, or `"bfloat16"` or `"float16"` to evaluate the network in. The noise is drawn and added
+            in float32 all the same. What is certified is then the network in that precision, another one than in
+            float32: figures of the one do not hold for the other.
         attack_samples: draws behind `competitor_radii`.
 
     Raises:
@@ -104,8 +105,8 @@ class SmoothedNet(DefendedModel):
     ):
         if keras.backend.backend() != "tensorflow":
             raise RuntimeError(
-                f"Smoothing samples with TensorFlow Probability, and Keras runs on {keras.backend.backend()!r}. Set the "
-                f"variable KERAS_BACKEND=tensorflow before Keras is imported; a saved network can be loaded there."
+                f"Smoothing samples with TensorFlow Probability, and Keras runs on {keras.backend.backend()!r}. Set "
+                f"the variable KERAS_BACKEND=tensorflow before Keras is imported; a saved network can be loaded there."
             )
         sigma = float(sigma)
         if not (np.isfinite(sigma) and sigma > 0):
@@ -161,7 +162,7 @@ class SmoothedNet(DefendedModel):
         # Graphs that were made before stop by the old gate, which costs draws at most: what they answer is compared
         # with the radius of now.
         before = float(ops.convert_to_numpy(self._epsilon))
-        DefendedModel.epsilon.fset(self, value)
+        self._epsilon.assign(checked_radius(value))
         try:
             self._make_gate(float(ops.convert_to_numpy(self._epsilon)))
         except ValueError:
@@ -222,7 +223,8 @@ class SmoothedNet(DefendedModel):
     def radius_from_scores(self, scores: Any) -> Any:
         """Certified radius `[batch]` from scores `[batch, m + 1]`: of mode `"fixed"` that of the leader's votes.
 
-        In mode `"sequential"` the scores do not tell how many draws there were: just above epsilon where answered, else 0.
+        In mode `"sequential"` the scores do not tell how many draws there were: just above epsilon where answered, else
+        0.
         """
         leading = leader(scores).predicted
         answered = ops.not_equal(leading, self.num_classes)
@@ -249,8 +251,8 @@ class SmoothedNet(DefendedModel):
         """`[batch, m]`: *estimate* of the radius within which class i does not overtake; differentiable in x.
 
         With q the mean softmax over `attack_samples` fixed draws of noise, j the class of the largest and b that of the
-        second largest entry: `sigma * Phi^-1(q_j) + sigma / 2 * (Phi^-1(q_b) - Phi^-1(q_i))`. The smallest entry, that of
-        b, is the radius that CERTIFY would give to q_j; the largest float32 stands where i = j. It may be negative.
+        second largest entry: `sigma * Phi^-1(q_j) + sigma / 2 * (Phi^-1(q_b) - Phi^-1(q_i))`. The smallest entry, that
+        of b, is the radius that CERTIFY would give to q_j; the largest float32 stands where i = j. It may be negative.
         For attacks, which descend it. Verdicts come from sampling.
         """
         import tensorflow as tf
@@ -405,9 +407,9 @@ class SmoothedNet(DefendedModel):
             f"What is answered is the smoothed classifier's class, and it does not change within the radius, with "
             f"probability at least {1 - self.alpha:g} over the noise, for each answer on its own; among many answers "
             f"some {self.alpha:g} may be wrong, and whoever may ask again and again will see such a one.",
-            "The noise is as good as independent normal numbers that nobody knows beforehand: Philox or ThreeFry, 128 "
-            "bits of seed a call from the system's entropy, the Box-Muller transform in float32. The inputs of one call "
-            "share it. Nobody may choose an input after having seen the noise that it is judged with.",
+            "The noise is as good as independent normal numbers that nobody knows beforehand: Philox or ThreeFry, 64 "
+            "bits of seed a call from the system's entropy, Box and Muller's transform in float32. The inputs of one "
+            "call share it. Nobody may choose an input after having seen the noise that it is judged with.",
             "The network votes as a function of the noisy input, rounded to float32; that the noise of float32 is "
             "discrete, and its tails end at some 5.6 sigma, is not counted.",
             *(
@@ -422,7 +424,8 @@ class SmoothedNet(DefendedModel):
 
     def get_config(self) -> dict[str, Any]:
         names = (
-            "sigma", "samples", "selection_samples", "alpha", "mode", "seed", "max_batch", "precision", "attack_samples",
+            "sigma", "samples", "selection_samples", "alpha", "mode", "seed", "max_batch", "precision",
+            "attack_samples",
         )  # fmt: skip
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
@@ -436,8 +439,8 @@ def _normal_quantile(log_probability: Any) -> Any:
 
 def _refuse_training() -> Any:
     raise RuntimeError(
-        "A smoothed model's votes have no gradient to train by. Train its network under the same noise, then smooth it: "
-        "`defended.smoothing.train_noisy(model.network, x, y, sigma=model.sigma)`."
+        "A smoothed model's votes have no gradient to train by. Train its network under the same noise, then smooth "
+        "it: `defended.smoothing.train_noisy(model.network, x, y, sigma=model.sigma)`."
     )
 
 

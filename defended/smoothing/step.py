@@ -1,4 +1,4 @@
-"""One chunk of sampling and the gate, with noise and state passed in: for runtimes without a generator to be trusted."""
+"""One chunk of sampling and the gate, with noise and state passed in: for runtimes without a good generator."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def step_function(model: Any) -> tuple[Callable[..., dict[str, Any]], list[Any]]
     for every call and unknown to whoever chose the images; `counts` `[batch, m]` int64, the votes so far; `candidate`
     `[batch]` int64, or -1 while candidates are being selected; `drawn` int64, how many draws `counts` holds.
 
-    Outputs: `new_counts`, with this chunk's votes; `decided` `[batch]` bool; and, right where that is True, `label` int64 (-1 =
-    rejected), `rejected` bool, `certified_radius` float32. The gate looks where `drawn + draws` is a checkpoint, so
-    chunks must not step over one. An image that is not finite is decided, and rejected, at once.
+    Outputs: `new_counts`, with this chunk's votes; `decided` `[batch]` bool; and, right where that is True, `label`
+    int64 (-1 = rejected), `rejected` bool, `certified_radius` float32. The gate looks where `drawn + draws` is a
+    checkpoint, so chunks must not step over one. An image that is not finite is decided, and rejected, at once.
     """
     gate, last = model.gate, len(model.gate.checkpoints) - 1
     epsilon, sigma, classes = float(model.epsilon), model.sigma, model.num_classes
