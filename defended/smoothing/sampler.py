@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from defended.margins import finite_rows
@@ -240,9 +239,3 @@ def tensorflow_probability() -> Any:
         warnings.simplefilter("ignore", DeprecationWarning)
         import tensorflow_probability as tfp
     return tfp
-
-
-def standard_noise(shape: tuple[int, ...], seed: int) -> np.ndarray[Any, Any]:
-    """Fixed standard normal numbers, float32: common random numbers for estimates."""
-    normal = tensorflow_probability().distributions.Normal(0.0, 1.0)
-    return np.asarray(normal.sample(shape, seed=np.array([seed, 0], np.int32)))

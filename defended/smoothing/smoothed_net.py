@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from defended.defended_model import DefendedModel, Judgement
-from defended.margins import FLOAT_MAX, finite_rows, leader
+from defended.margins import finite_rows, leader
 from defended.network_checks import checked_radius
 from defended.smoothing.bounds import (
     MAX_SAMPLES,
@@ -23,13 +23,12 @@ from defended.smoothing.budget import rows_at_once
 from defended.smoothing.deterministic import require_deterministic
 from defended.smoothing.gate import Gate, fixed_gate
 from defended.smoothing.sequential import sequential_gate
+from defended.smoothing.statement import assumptions_of, method_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _GATES = {"fixed": fixed_gate, "sequential": sequential_gate}
 _PRECISIONS = ("float32", "bfloat16", "float16")
-# Of the noise that estimates of the radius share; nothing that is certified depends on it.
-_ESTIMATE_SEED = 20190211
 _COMPARED = 1000
 
 
@@ -250,31 +249,22 @@ class SmoothedNet(DefendedModel):
     def competitor_radii(self, inputs: Any) -> Any:
         """`[batch, m]`: *estimate* of the radius within which class i does not overtake; differentiable in x.
 
-        With q the mean softmax over `attack_samples` fixed draws of noise, j the class of the largest and b that of the
-        second largest entry: `sigma * Phi^-1(q_j) + sigma / 2 * (Phi^-1(q_b) - Phi^-1(q_i))`. The smallest entry, that
-        of b, is the radius that CERTIFY would give to q_j; the largest float32 stands where i = j. It may be negative.
-        For attacks, which descend it. Verdicts come from sampling.
+        From the mean softmax over `attack_samples` fixed draws (`defended.smoothing.estimate`). The smallest entry is
+        the radius that CERTIFY would give to such shares; the largest float32 stands for the predicted class. It may
+        be negative. For attacks, which descend it; verdicts come from sampling.
         """
         import tensorflow as tf
 
-        from defended.smoothing.sampler import standard_noise
+        from defended.smoothing.estimate import estimate_competitor_radii, standard_noise
 
-        noise = self._aside.functions.get("noise")
-        if noise is None:
-            with tf.init_scope():
-                noise = self.sigma * standard_noise((self.attack_samples, *self.input_shape[1:]), _ESTIMATE_SEED)
-            self._aside.functions["noise"] = noise
+        functions, shape = self._aside.functions, self.input_shape[1:]
+        if "noise" not in functions:
+            functions["noise"] = self.sigma * standard_noise(self.attack_samples, shape)
         inputs = tf.convert_to_tensor(inputs, tf.float32)
-        noisy = tf.reshape(inputs[:, None] + noise[None], [-1, *self.input_shape[1:]])
-        logits = tf.reshape(self._aside.sampler.logits(noisy), [-1, self.attack_samples, self.num_classes])
-        # In logarithms: near 1, a float32 probability has no digits left, and the rest of it has.
-        shares = tf.reduce_logsumexp(tf.nn.log_softmax(logits), axis=1) - np.log(self.attack_samples)
-        first = leader(shares)
-        others = tf.reduce_logsumexp(tf.where(first.rivals, shares, -np.inf), axis=-1, keepdims=True)
-        own, scaled = -_normal_quantile(others), _normal_quantile(shares)
-        second = tf.reduce_max(tf.where(first.rivals, scaled, -FLOAT_MAX), axis=-1, keepdims=True)
-        radii = self.sigma * (own + (second - scaled) / 2)
-        return tf.where(first.rivals, radii, FLOAT_MAX)
+        noisy = tf.reshape(inputs[:, None] + functions["noise"][None], [-1, *shape])
+        logits = self._aside.sampler.logits(noisy)
+        logits = tf.reshape(logits, [-1, self.attack_samples, self.num_classes])
+        return estimate_competitor_radii(logits, self.sigma)
 
     def predict_class(self, x: Any, samples: int | None = None, batch_size: int = 256) -> Array:
         """PREDICT: the smoothed classifier's class, without a radius, or -1 (Cohen et al. 2019, section 3.2.1).
@@ -393,34 +383,11 @@ class SmoothedNet(DefendedModel):
 
     @property
     def certificate_method(self) -> str:  # type: ignore[override]
-        return (
-            f"randomized smoothing (Cohen et al. 2019): sigma={self.sigma:g}, n0={self.selection_samples}, "
-            f"n={self.samples}, alpha={self.alpha:g}, "
-            + ("one Clopper–Pearson bound" if self.mode == "fixed" else "confidence sequence (Ville), capped at n")
-        )
+        return method_of(self)
 
     @property
     def certificate_assumptions(self) -> tuple[str, ...]:  # type: ignore[override]
-        reduced = self.precision != "float32"
-        return (
-            "Distances are Euclidean (l2) on the model's input, in the units of that input.",
-            f"What is answered is the smoothed classifier's class, and it does not change within the radius, with "
-            f"probability at least {1 - self.alpha:g} over the noise, for each answer on its own; among many answers "
-            f"some {self.alpha:g} may be wrong, and whoever may ask again and again will see such a one.",
-            "The noise is as good as independent normal numbers that nobody knows beforehand: Philox or ThreeFry, 64 "
-            "bits of seed a call from the system's entropy, Box and Muller's transform in float32. The inputs of one "
-            "call share it. Nobody may choose an input after having seen the noise that it is judged with.",
-            "The network votes as a function of the noisy input, rounded to float32; that the noise of float32 is "
-            "discrete, and its tails end at some 5.6 sigma, is not counted.",
-            *(
-                (
-                    f"The network is evaluated in {self.precision}. The certificate is about that network; accuracy, "
-                    f"radii and attacks measured in float32 do not carry over.",
-                )
-                if reduced
-                else ()
-            ),
-        )
+        return assumptions_of(self)
 
     def get_config(self) -> dict[str, Any]:
         names = (
@@ -428,13 +395,6 @@ class SmoothedNet(DefendedModel):
             "attack_samples",
         )  # fmt: skip
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
-
-
-def _normal_quantile(log_probability: Any) -> Any:
-    """`Phi^-1(exp(log_probability))`, finite; differentiable where the probability is above 1e-30."""
-    import tensorflow as tf
-
-    return tf.math.ndtri(tf.exp(tf.clip_by_value(log_probability, -69.0, -1e-7)))
 
 
 def _refuse_training() -> Any:
