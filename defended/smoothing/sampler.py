@@ -132,12 +132,14 @@ class Sampler:
         """
         shape = self.network.input_shape[1:]
         size = count * math.prod(shape)
-        # In (0, 1], so that the logarithm is finite, and in [0, 1).
-        half, uniform = (size + 1) // 2, tensorflow_probability().distributions.Uniform(0.0, 1.0)
-        first, second = tf.unstack(uniform.sample(tf.stack([2, half]), seed=seed))
-        length, angle = tf.sqrt(-2 * self.sigma**2 * tf.math.log(1 - first)), 2 * math.pi * second
+        # The first from 1 down to 0, which is left out, so that the logarithm is finite; the second an angle.
+        tfp = tensorflow_probability()
+        seeds, half = tfp.random.split_seed(seed, 2), (size + 1) // 2
+        first = tfp.distributions.Uniform(1.0, 0.0).sample(half, seed=seeds[0])
+        angle = tfp.distributions.Uniform(0.0, 2 * math.pi).sample(half, seed=seeds[1])
+        length = tf.sqrt(-2 * self.sigma**2 * tf.math.log(first))
         normal = tf.concat([length * tf.cos(angle), length * tf.sin(angle)], axis=0)
-        return tf.reshape(normal[:size], tf.stack([count, *shape]))
+        return tf.reshape(normal if math.prod(shape) % 2 == 0 else normal[:size], tf.stack([count, *shape]))
 
     def logits(self, points: Any) -> Any:
         """The network's logits in inference mode and in this sampler's precision, given as float32."""
