@@ -15,7 +15,10 @@ _WORTHWHILE = 1.05
 
 
 def rows_at_once(sampler: Any) -> int:
-    """On a CPU at most `CPU_ROWS`, fewer of large inputs; on a GPU, what `fastest_rows` finds for a chunk of this sampler."""
+    """The rows to evaluate at a time: on a GPU what `fastest_rows` finds for a chunk of this sampler.
+
+    On a CPU at most `CPU_ROWS`, fewer of large inputs.
+    """
     import tensorflow as tf
 
     shape = sampler.network.input_shape[1:]
