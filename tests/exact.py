@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from defended.layers import InvertibleDownsampling, LiResNetBlock, MinMax
+from defended.layers import GaussianNoiseAugmentation, InvertibleDownsampling, LiResNetBlock, MinMax
 
 BITS = 1024
 WEIGHT_BITS = 176  # 149 and more
@@ -191,6 +191,7 @@ LAYERS = {
     layers.Activation: _activation,
     layers.Identity: lambda layer, value: value,
     layers.Dropout: lambda layer, value: value,
+    GaussianNoiseAugmentation: lambda layer, value: value,
     layers.Flatten: lambda layer, value: value.reshape(len(value), -1),
     layers.Reshape: lambda layer, value: value.reshape(len(value), *layer.target_shape),
     layers.Permute: lambda layer, value: value.transpose(0, *layer.dims),

@@ -14,7 +14,7 @@ from defended.gloro import rounding
 from defended.gloro.bounds import average_pooling_norm, max_pooling_overlap
 from defended.gloro.operators import Conv2DOperator, DenseOperator, Kernel, LinearOperator, in_float64, without_overflow
 from defended.gloro.rules import LipschitzRule, Shape, exact_rule, lipschitz_rule, rule_for
-from defended.layers import InvertibleDownsampling, LiResNetBlock, MinMax
+from defended.layers import GaussianNoiseAugmentation, InvertibleDownsampling, LiResNetBlock, MinMax
 
 _EXP: dict[str, Any] = {"roundings": rounding.ELEMENTARY, "absolute": 1.0}
 _ACTIVATIONS: dict[str, LipschitzRule | None] = {
@@ -64,7 +64,7 @@ def _does_not_expand(layer: Any, shape: Shape) -> LipschitzRule:
 
 for _cls in (
     layers.Identity, layers.Flatten, layers.Reshape, layers.Permute, layers.Dropout, layers.ZeroPadding2D,
-    layers.Cropping2D, MinMax, InvertibleDownsampling,
+    layers.Cropping2D, GaussianNoiseAugmentation, MinMax, InvertibleDownsampling,
 ):  # fmt: skip
     lipschitz_rule(_cls)(_does_not_expand)
 
