@@ -74,6 +74,12 @@ def test_the_page_on_measuring_runs(tmp_path, monkeypatch, capsys):
     assert list((tmp_path / "logs").iterdir())
 
 
+def test_the_page_on_training_under_noise_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run("\n".join(blocks("docs/how-to/train-under-noise.md")))
+    assert (tmp_path / "digits.png").is_file()
+
+
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
 def test_links_into_the_repository_exist(page):
     targets = re.findall(r"\]\((?!https?://)([^)#]+)", (ROOT / page).read_text(encoding="utf-8"))
