@@ -161,6 +161,14 @@ def _verdicts(model: Any, x: Array, batch_size: int = 256) -> Any:
     return model.verdicts(x, batch_size=1 if model.sampling else batch_size)
 
 
+def _redrawn(model: Any, x: Array) -> Array:
+    """Which inputs another draw rejects, `[n]` bool."""
+    # The noise of a seeded model depends on the batch: beside an input that is not finite, which takes no draw, an
+    # input meets other noise than alone.
+    pairs = np.stack([x, np.full_like(x, np.nan)], axis=1).reshape(-1, *x.shape[1:])
+    return np.asarray(model.verdicts(pairs, batch_size=2).rejected[::2])
+
+
 def _attack_chunk(model: Any, x: Array, answered: Array, attack: Any, epsilon: float, chunk: Array) -> dict[str, Any]:
     """Attack the inputs numbered `chunk`, all of them answered, and let the deployed check judge."""
     labels = None if getattr(attack, "targeted", False) else answered[chunk]
@@ -179,7 +187,7 @@ def _attack_chunk(model: Any, x: Array, answered: Array, attack: Any, epsilon: f
         "distance": distances(x[chunk], attacked, model.norm),
         "inputs": attacked[verdicts.rejected],
         "changed": changed,
-        "redrawn": _verdicts(model, x[chunk]).rejected.sum() if model.sampling else 0,
+        "redrawn": _redrawn(model, x[chunk]).sum() if model.sampling else 0,
     }
 
 

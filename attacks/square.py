@@ -101,6 +101,8 @@ class SquareAttack(Attack):
         if labels is None:
             labels = predictions(task.model, task.x, self.batch_size).argmax(axis=1)
         jit = default_jit_compile() if self.jit_compile is None else self.jit_compile
+        # The sampling of a smoothed model has shapes that XLA cannot know.
+        jit = jit and (self.objective == "margin" or not task.model.sampling)
         plan = _Plan(self.objective, task.norm, self.clip is not None, jit, task.x.shape[1:], image)
         evaluate, search = of_model(task.model, plan, lambda model: _build(model, plan))
         start = start_l2 if task.norm == "l2" else start_linf

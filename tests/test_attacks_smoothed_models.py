@@ -8,8 +8,10 @@ import defended
 from defended.attacks import (
     CertificateDescent,
     CertificateViolation,
+    DecisionAttack,
     DegradationAttack,
     SmoothedPGD,
+    SquareAttack,
     clopper_pearson,
     susceptibility,
 )
@@ -83,8 +85,11 @@ def test_chance_is_told_from_the_attack():
     result = susceptibility(smoothed(samples=4000), edge, np.zeros(60, int), lambda model, x, y: x)
     assert 0 < result.rejection_rate < 1
     assert result.test_R == int(result.records.attacked.sum())
-    # The seed makes a draw a function of the input, and so this attack finds the same verdicts.
-    assert result.spontaneous == 0
+    # The seed makes a draw a function of the batch, so that this attack finds the same verdicts; the redraw is another.
+    assert result.fpr_lower == 0
+    assert 0 < result.spontaneous < 1
+    again = susceptibility(smoothed(samples=4000), edge, np.zeros(60, int), lambda model, x, y: x)
+    assert again.redrawn == result.redrawn
     fresh = smoothed(samples=4000)
     fresh.seed = None
     result = susceptibility(fresh, edge, np.zeros(60, int), lambda model, x, y: x)
@@ -138,3 +143,11 @@ def test_a_measurement_of_a_smoothed_model_is_resumed_by_batches(model, tmp_path
     resumed = susceptibility(model, X, Y, attack, batch_size=2, resume=tmp_path)
     for one, other in zip(whole.records[:6], resumed.records[:6], strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("attack", [SquareAttack(queries=20, objective="certificate"), DecisionAttack(queries=60)])
+def test_black_box_attacks_see_verdicts_of_samples(attack):
+    model = smoothed(samples=500)
+    attacked = attack(model, X, model.verdicts(X).label.clip(0))
+    assert np.isfinite(attacked).all()
+    assert (distances(X, attacked, "l2") <= np.float32(EPSILON)).all()

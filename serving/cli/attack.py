@@ -19,11 +19,20 @@ def attack(
     model: ModelFile,
     data: Data = "digits",
     attack: Annotated[
-        Literal["certificate-descent", "degradation", "epsilon-pgd", "carlini-wagner", "square", "decision"],
+        Literal[
+            "certificate-descent",
+            "ensemble",
+            "degradation",
+            "epsilon-pgd",
+            "smoothed-pgd",
+            "carlini-wagner",
+            "square",
+            "decision",
+        ],
         typer.Option(
-            help="certificate-descent finds most. The paper's: degradation, which is Algorithm 3.1 with PGD "
-            "(carlini-wagner: with that attack), and epsilon-pgd. What outsiders can do: square sees scores, decision "
-            "only labels and rejections."
+            help="certificate-descent is quick and finds most; ensemble goes on where it failed. The paper's: "
+            "degradation, Algorithm 3.1 with PGD (carlini-wagner, smoothed-pgd: with those), and epsilon-pgd. What "
+            "outsiders can do: square sees scores, decision only labels and rejections."
         ),
     ] = "certificate-descent",
     steps: Annotated[int, typer.Option(min=1, help="Gradient steps of each start.")] = 50,
@@ -34,6 +43,12 @@ def attack(
     limit: Limit = 0,
     resume: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep finished parts there: the same command again continues.")
+    ] = None,
+    time_budget: Annotated[
+        float | None, typer.Option(min=0.001, metavar="SECONDS", help="Of attacking; the rest counts as not degraded.")
+    ] = None,
+    records: Annotated[
+        Path | None, typer.Option(metavar="FILE.parquet", help="One row an input: radius, verdict, degraded, distance.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Default: susceptibility.json beside the model.")
@@ -58,16 +73,26 @@ def attack(
     from defended.serving.canonical import canonical_json
 
     box = (0.0, 1.0) if clip else None
-    chosen = make_attack(attack, steps=steps, restarts=restarts, queries=queries, clip=box, seed=seed)
-    result = susceptibility(defended_model, x, y, chosen, resume=resume)
+    targets = min(3, defended_model.num_classes - 1)
+    chosen = make_attack(attack, steps=steps, restarts=restarts, targets=targets, queries=queries, clip=box, seed=seed)
+    result = susceptibility(defended_model, x, y, chosen, resume=resume, time_budget=time_budget)
     path = out or model.with_name("susceptibility.json")
     typer.echo(result.to_table())
     atomic_write_text(path, canonical_json(result.summary()))
     typer.echo(f"Figures: {path}")
+    if records is not None:
+        typer.echo(f"Records: {result.records.to_parquet(records, result.summary())}")
 
 
 def make_attack(
-    name: str, *, steps: int, restarts: int, queries: int, clip: tuple[float, float] | None, seed: int
+    name: str,
+    *,
+    steps: int,
+    restarts: int,
+    targets: int,
+    queries: int,
+    clip: tuple[float, float] | None,
+    seed: int,
 ) -> Attack:
     """Return the attack of a name, with those of the options that it has."""
     from defended import attacks
@@ -75,7 +100,16 @@ def make_attack(
     gradient: dict[str, Any] = {"steps": steps, "restarts": restarts, "clip": clip, "seed": seed}
     black_box: dict[str, Any] = {"queries": queries, "clip": clip, "seed": seed}
     makers: dict[str, Callable[[], Attack]] = {
-        "certificate-descent": lambda: attacks.CertificateDescent(**gradient),
+        "certificate-descent": lambda: attacks.CertificateDescent(**gradient, early_stop=True),
+        "ensemble": lambda: attacks.Ensemble(
+            [
+                attacks.CertificateDescent(**gradient, early_stop=True),
+                attacks.CertificateDescent(
+                    steps=2 * steps, restarts=restarts + 2, targets=targets, clip=clip, seed=seed, early_stop=True
+                ),
+            ]
+        ),
+        "smoothed-pgd": lambda: attacks.DegradationAttack(attacks.SmoothedPGD(**gradient)),
         "degradation": lambda: attacks.DegradationAttack(attacks.PGD(**gradient)),
         "epsilon-pgd": lambda: attacks.EpsilonPGD(**gradient),
         "carlini-wagner": lambda: attacks.DegradationAttack(attacks.CarliniWagner(steps=steps, clip=clip)),
