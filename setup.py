@@ -26,7 +26,23 @@ PACKAGES = {
 
 ONNX = ["tf2onnx>=1.17", "onnx>=1.23", "onnxruntime>=1.32"]
 ATTACKS = ["foolbox>=3.3.4", "pyarrow>=26.0"]
-TEST = ["pytest>=9.0", "pytest-xdist>=3.8", "hypothesis>=6.150", "jax>=0.10", "tensorboard>=2.21", *ONNX, *ATTACKS]
+SERVING = [
+    "tensorflow-serving-api>=2.21",
+    "grpcio>=1.85",
+    "grpcio-health-checking>=1.85",
+    "aiohttp>=3.14",
+    "prometheus-client>=0.26",
+]
+TEST = [
+    "pytest>=9.0",
+    "pytest-xdist>=3.8",
+    "hypothesis>=6.150",
+    "jax>=0.10",
+    "tensorboard>=2.21",
+    *ONNX,
+    *ATTACKS,
+    *SERVING,
+]
 LINT = ["ruff>=0.17", "mypy>=2.4"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"]
 
@@ -71,6 +87,7 @@ setup(
     extras_require={
         "onnx": ONNX,
         "attacks": ATTACKS,
+        "serving": SERVING,
         "test": TEST,
         "lint": LINT,
         "docs": DOCS,

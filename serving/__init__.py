@@ -22,6 +22,7 @@ from defended.serving.graph_ops import ForbiddenOpError
 from defended.serving.onnx_export import export_onnx
 from defended.serving.onnx_model import OnnxModel, load_onnx
 from defended.serving.report import AuditReport
+from defended.serving.request_log import LoggedAnswer, RequestLog, RequestLogError, read_request_log
 
 __all__ = [
     "export",
@@ -33,8 +34,12 @@ __all__ = [
     "OnnxModel",
     "audit",
     "AuditReport",
+    "RequestLog",
+    "read_request_log",
+    "LoggedAnswer",
     "AgreementError",
     "ArtefactError",
     "CppLoaderError",
     "ForbiddenOpError",
+    "RequestLogError",
 ]
