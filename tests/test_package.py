@@ -121,7 +121,8 @@ def project_files() -> list[Path]:
             for name in names
             if name not in skipped and not name.endswith(".egg-info") and (name == ".ci" or not name.startswith("."))
         ]
-        found += [Path(folder) / name for name in files if Path(name).suffix in suffixes]
+        # Where the project is a linked worktree, `.git` is a file that holds a path.
+        found += [Path(folder) / name for name in files if Path(name).suffix in suffixes and name != ".git"]
     return found
 
 
