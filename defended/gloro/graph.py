@@ -334,12 +334,15 @@ def _evaluate(layer: Any, inputs: Any) -> Any:
     if parts == 1:
         return layer(inputs, training=False) if layer._call_has_training_arg else layer(inputs)
     kernel = ops.convert_to_tensor(layer.kernel)
-    size = -(-kernel.shape[0] // parts)
-    total = ops.matmul(inputs[..., :size], kernel[:size])
-    for start in range(size, kernel.shape[0], size):
-        total = total + ops.matmul(inputs[..., start : start + size], kernel[start : start + size])
+    terms = kernel.shape[0]
+    size = -(-terms // parts)
+    cuts = parts if terms % parts == 0 else list(range(size, terms, size))
+    first, *others = zip(ops.split(inputs, cuts, axis=-1), ops.split(kernel, cuts), strict=True)
+    total = ops.matmul(*first)
     if layer.use_bias:
-        total = total + layer.bias
+        total = ops.add(total, layer.bias)
+    for part in others:
+        total = total + ops.matmul(*part)
     return total if layer.activation is None else layer.activation(total)
 
 
