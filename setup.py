@@ -25,6 +25,7 @@ PACKAGES = {
 }
 
 ONNX = ["tf2onnx>=1.17", "onnx>=1.23", "onnxruntime>=1.32"]
+SIGNING = ["cryptography>=50.0"]
 ATTACKS = ["foolbox>=3.3.4", "pyarrow>=26.0"]
 SERVING = [
     "tensorflow-serving-api>=2.21",
@@ -39,9 +40,11 @@ TEST = [
     "hypothesis>=6.150",
     "jax>=0.10",
     "tensorboard>=2.21",
+    "pyyaml>=6.0",
     *ONNX,
     *ATTACKS,
     *SERVING,
+    *SIGNING,
 ]
 LINT = ["ruff>=0.17", "mypy>=2.4"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"]
@@ -67,7 +70,7 @@ setup(
     python_requires=">=3.11",
     packages=list(PACKAGES),
     package_dir=PACKAGES,
-    package_data={"defended": ["py.typed"], "defended.serving": ["templates/*.html"]},
+    package_data={"defended": ["py.typed"], "defended.serving": ["templates/*"]},
     install_requires=[
         "tensorflow>=2.21",
         "keras>=3.15",
@@ -88,6 +91,7 @@ setup(
         "onnx": ONNX,
         "attacks": ATTACKS,
         "serving": SERVING,
+        "signing": SIGNING,
         "test": TEST,
         "lint": LINT,
         "docs": DOCS,

@@ -28,6 +28,10 @@ class CertificateViolation(RuntimeError):  # noqa: N818  (it is the finding, not
         self.index = index
         self.inputs = inputs
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors of other processes arrive pickled."""
+        return type(self), (str(self), self.index, self.inputs)
+
 
 def whole_number(name: str, value: Any, least: int) -> int:
     """`value` as an int of at least `least`."""

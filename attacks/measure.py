@@ -6,7 +6,7 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,16 +15,17 @@ from keras import ops
 
 import defended
 from defended.attacks import checks
-from defended.attacks.attack import Attack, describe, model_radius
+from defended.attacks.attack import describe, model_radius
 from defended.attacks.certificate_descent import CertificateDescent
 from defended.attacks.checks import Array, CertificateViolation
 from defended.attacks.chunk_store import ChunkStore
 from defended.attacks.figures import Susceptibility
-from defended.attacks.projections import distances
+from defended.attacks.pieces import Engine, InProcess, Job, Settings
 from defended.attacks.records import DegradedInputs, Records
 
 # With a smaller probability, answers with another label are no longer chance.
 _UNEXPLAINED = 1e-6
+_CLEAN = ("predicted", "rejected", "radius")
 
 
 def susceptibility(
@@ -38,6 +39,7 @@ def susceptibility(
     time_budget: float | None = None,
     progress: bool | None = None,
     resume: str | os.PathLike[str] | None = None,
+    engine: Engine | None = None,
 ) -> Susceptibility:
     """Measure how far a defended model can be degraded: from below by an attack, from above by proof.
 
@@ -67,6 +69,8 @@ def susceptibility(
         resume: directory that keeps what is done, one file for each batch, degraded inputs included, which are then
             read from there and not held in memory. Killed at any point, or out of its time budget, and called again
             with the same arguments, the measurement goes on where it was.
+        engine: computes the pieces; None for one after the other, here. `defended.serving.cluster` has engines for many
+            processes and machines.
 
     Raises:
         CertificateViolation: when a point within eps of an answered one is answered with another label; of a smoothed
@@ -86,38 +90,44 @@ def susceptibility(
     x = checks.points(model, x, getattr(attack, "clip", None))
     label = checks.class_numbers(y, len(x), model.num_classes)
     epsilon = _radius(model, attack)
-    store = ChunkStore(resume, _fingerprint(model, x, label, attack, batch_size) if resume is not None else {})
+    engine = engine or InProcess()
+    store = engine.store(resume, _fingerprint(model, x, label, attack, batch_size) if resume is not None else {})
+    settings = Settings(attack, epsilon, batch_size)
 
-    clean = _judge_all(model, x, batch_size, store)
+    cuts = [np.arange(first, min(first + batch_size, len(x))) for first in range(0, len(x), batch_size)]
+    jobs = (Job(f"clean_{rows[0]:09d}", "clean", {"index": rows, "x": x[rows[0] : rows[-1] + 1]}) for rows in cuts)
+    judged = {name: done for name, _, done in _pieces(store, engine, model, settings, jobs)}
+    clean = {key: np.concatenate([judged[name][key] for name in sorted(judged)]) for key in _CLEAN}
     # Doubling is exact in float32, so this is the comparison that the deployed check would make at 2 eps.
     contested = ~clean["rejected"] & (clean["radius"] <= np.float32(2) * np.float32(epsilon))
     rows = np.flatnonzero(contested)
     attacked, degraded, distance = np.zeros(len(x), bool), np.zeros(len(x), bool), np.zeros(len(x))
-    found_index, found, seconds = [np.zeros(0, np.int64)], [], 0.0
-    redrawn, changed = 0, [np.zeros(0, np.int64)]
+    found: dict[str, tuple[Array, Any]] = {}
+    seconds, redrawn, changed = 0.0, 0, [np.zeros(0, np.int64)]
 
     deadline = time.monotonic() + budget
+    cuts = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+    jobs = (
+        Job(
+            f"attacked_{number * batch_size:09d}",
+            "attack",
+            {"index": chunk, "x": x[chunk], "answered": clean["predicted"][chunk]},
+        )
+        for number, chunk in enumerate(cuts)
+    )
     with _progress_bar(len(rows), progress) as advance:
-        for first in range(0, len(rows), batch_size):
-            name = f"attacked_{first:09d}"
-            chunk = rows[first : first + batch_size]
-            done = store.get(name)
-            if done is None:
-                if time.monotonic() >= deadline:
-                    break
-                start = time.perf_counter()
-                done = _attack_chunk(model, x, clean["predicted"], attack, epsilon, chunk)
-                done = store.put(name, **done, seconds=np.float64(time.perf_counter() - start))
+        for name, chunk, done in _pieces(store, engine, model, settings, jobs, deadline):
             attacked[chunk], degraded[chunk], distance[chunk] = True, done["degraded"], done["distance"]
-            found_index.append(chunk[done["degraded"]])
-            found.append(name if store.keeps else done["inputs"])
+            found[name] = (chunk[done["degraded"]], name if store.keeps else done["inputs"])
             seconds += float(done["seconds"])
             redrawn += int(done["redrawn"])
             changed.append(chunk[done["changed"]])
             advance(len(chunk))
+    found_index = [np.zeros(0, np.int64), *(found[name][0] for name in sorted(found))]
+    inputs = [found[name][1] for name in sorted(found)]
 
     if model.sampling:
-        _check_chance(model, np.concatenate(changed), int(attacked.sum()))
+        _check_chance(model, np.sort(np.concatenate(changed)), int(attacked.sum()))
     return Susceptibility(
         epsilon=epsilon,
         norm=model.norm,
@@ -128,7 +138,7 @@ def susceptibility(
         records=Records(
             label, clean["predicted"], clean["radius"], clean["rejected"], contested, attacked, degraded, distance
         ),
-        adversarial=DegradedInputs(np.concatenate(found_index), _inputs(store, found, x.shape[1:])),
+        adversarial=DegradedInputs(np.concatenate(found_index), _inputs(store, inputs, x.shape[1:])),
         sampling=dict(model.sampling) if model.sampling else None,
         radius_ceiling=getattr(model, "radius_ceiling", None),
         redrawn=redrawn,
@@ -136,59 +146,30 @@ def susceptibility(
     )
 
 
-def _judge_all(model: Any, x: Array, batch_size: int, store: ChunkStore) -> dict[str, Array]:
-    """`_judge` on all inputs, a piece at a time."""
-    pieces = []
-    for first in range(0, len(x), batch_size):
-        name = f"clean_{first:09d}"
-        pieces.append(store.get(name) or store.put(name, **_judge(model, x[first : first + batch_size], batch_size)))
-    return {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
+def _pieces(
+    store: ChunkStore,
+    engine: Engine,
+    model: Any,
+    settings: Settings,
+    jobs: Iterable[Job],
+    deadline: float = np.inf,
+) -> Iterator[tuple[str, Array, dict[str, Array]]]:
+    """Names, input numbers and arrays of pieces: those kept, and those that are begun before a deadline."""
+    kept: list[tuple[str, Array, dict[str, Array]]] = []
 
+    def missing() -> Iterator[Job]:
+        for job in jobs:
+            done = store.get(job.name)
+            if done is not None:
+                kept.append((job.name, job.arrays["index"], {k: v for k, v in done.items() if k != "inputs"}))
+            elif time.monotonic() < deadline:
+                yield job
 
-def _judge(model: Any, x: Array, batch_size: int) -> dict[str, Array]:
-    """Verdicts on clean inputs, and the classes of the largest scores: verdicts name none where they reject."""
-    verdicts = _verdicts(model, x, batch_size)
-    predicted = verdicts.label.copy()
-    rest = np.flatnonzero(verdicts.rejected)
-    if len(rest):
-        scores = model(x[rest], training=False)[:, : model.num_classes]
-        predicted[rest] = ops.convert_to_numpy(ops.argmax(scores, axis=-1))
-    return {"predicted": predicted, "rejected": verdicts.rejected, "radius": verdicts.radius}
-
-
-def _verdicts(model: Any, x: Array, batch_size: int = 256) -> Any:
-    # A smoothed model shares its noise among a batch; alone, each input has its own.
-    return model.verdicts(x, batch_size=1 if model.sampling else batch_size)
-
-
-def _redrawn(model: Any, x: Array) -> Array:
-    """Which inputs another draw rejects, `[n]` bool."""
-    # The noise of a seeded model depends on the batch: beside an input that is not finite, which takes no draw, an
-    # input meets other noise than alone.
-    pairs = np.stack([x, np.full_like(x, np.nan)], axis=1).reshape(-1, *x.shape[1:])
-    return np.asarray(model.verdicts(pairs, batch_size=2).rejected[::2])
-
-
-def _attack_chunk(model: Any, x: Array, answered: Array, attack: Any, epsilon: float, chunk: Array) -> dict[str, Any]:
-    """Attack the inputs numbered `chunk`, all of them answered, and let the deployed check judge."""
-    labels = None if getattr(attack, "targeted", False) else answered[chunk]
-    extra = {"index": chunk} if isinstance(attack, Attack) else {}
-    attacked = attack(model, x[chunk], labels, **extra)
-    clip = getattr(attack, "clip", None)
-    attacked = checks.perturbed(x[chunk], attacked, epsilon, model.norm, f"the attack {attack!r}", clip)
-    verdicts = _verdicts(model, attacked)
-    changed = ~verdicts.rejected & (verdicts.label != answered[chunk])
-    if changed.any() and not model.sampling:
-        _report_violation(
-            model, epsilon, chunk[changed], answered[chunk][changed], verdicts.label[changed], attacked[changed]
-        )
-    return {
-        "degraded": verdicts.rejected,
-        "distance": distances(x[chunk], attacked, model.norm),
-        "inputs": attacked[verdicts.rejected],
-        "changed": changed,
-        "redrawn": _redrawn(model, x[chunk]).sum() if model.sampling else 0,
-    }
+    for job, done in engine.run(missing(), model, settings):
+        yield from kept
+        kept.clear()
+        yield job.name, job.arrays["index"], store.put(job.name, **done)
+    yield from kept
 
 
 def _check_chance(model: Any, changed: Array, attacked: int) -> None:
@@ -216,17 +197,6 @@ def _inputs(store: ChunkStore, found: list[Any], shape: tuple[int, ...]) -> Any:
         return np.concatenate([empty, *((store.get(name) or {})["inputs"] for name in found)])
 
     return read
-
-
-def _report_violation(model: Any, epsilon: float, index: Array, before: Array, after: Array, inputs: Array) -> None:
-    first = f"input {index[0]} is answered {before[0]}, and a point within {epsilon:g} ({model.norm}) of it {after[0]}"
-    if model.is_final:
-        advice = "The certificate is broken: do not deploy this model, and report the points kept in this error."
-    else:
-        advice = "The model is not final, its bounds are estimates: call `model.finalize()` and measure again."
-    raise CertificateViolation(
-        f"{len(index)} accepted inputs have an accepted neighbour with another label: {first}. {advice}", index, inputs
-    )
 
 
 def _radius(model: Any, attack: Any) -> float:

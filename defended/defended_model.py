@@ -15,6 +15,7 @@ from keras import ops
 from defended.jax_steps import VisibleSteps
 from defended.margins import FLOAT_MAX, finite_rows, predicted_class
 from defended.network_checks import checked_network, checked_radius
+from defended.provenance import describe_data, read_record, write_record
 from defended.rejection_head import RejectionHead
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -88,7 +89,7 @@ class DefendedModel(VisibleSteps, keras.Model):
         # 0 while the certificate rests on estimates; afterwards a checksum of the weights that it was proven for.
         self._proven_for = self._scalar("proven_for", 0, dtype="int32")
         # A plain namespace: Keras would track a list of metrics, and save it with the weights.
-        self._aside = SimpleNamespace(monitors=[], functions={})
+        self._aside = SimpleNamespace(monitors=[], functions={}, drift=0.0, training_data=())
         self.built = True
 
     def _scalar(self, name: str, value: float, dtype: str = "float32") -> Any:
@@ -130,6 +131,15 @@ class DefendedModel(VisibleSteps, keras.Model):
     def _refine_estimates(self) -> None:
         """Bring training-time estimates close to the constants that `_prove` would find; cheap."""
 
+    def covered_drift(self, x: Any) -> Array | None:
+        """By how much two evaluations of `y_j - y_i`, j the predicted class, may differ at inputs `[n, ...]`.
+
+        Returns:
+            `[n, m]`, what the certificate has paid for already, infinity where a difference voids nothing; or None
+            where it pays for nothing, so that an export folds what it measured into `evaluation_drift`.
+        """
+        return None
+
     def radius_from_scores(self, scores: Any) -> Any:
         """Certified radius `[batch]` from the scores `[batch, m + 1]` alone, where the defence allows it.
 
@@ -150,6 +160,25 @@ class DefendedModel(VisibleSteps, keras.Model):
     @epsilon.setter
     def epsilon(self, value: float) -> None:
         self._epsilon.assign(checked_radius(value))
+
+    @property
+    def evaluation_drift(self) -> float:
+        """What is taken off every margin `y_j - y_i` at inference, in units of the logits; 0 by default.
+
+        An export sets it, where the certificate does not pay for rounding itself, so that Keras, the SavedModel and
+        ONNX answer from one reduced radius although their logits differ. It is not saved with the model. Defences whose
+        `covered_drift` is None subtract it in `_slack` and `_radii`; an export sees that they do.
+        """
+        return float(self._aside.drift)
+
+    @evaluation_drift.setter
+    def evaluation_drift(self, value: float) -> None:
+        drift = float(value)
+        if not (np.isfinite(drift) and drift >= 0):
+            raise ValueError(f"`evaluation_drift` must be finite and not negative. Received: {value!r}")
+        if drift != self._aside.drift:
+            self._aside.drift = drift
+            self._aside.functions.clear()  # graphs hold it as a constant
 
     # Verdicts.
 
@@ -394,10 +423,21 @@ class DefendedModel(VisibleSteps, keras.Model):
             self._checked_data(*validation[:2])
         elif validation is not None:
             kwargs["validation_data"] = self._checked_data(validation)
+        described = describe_data(x, y)
         self._refine_estimates()
         history = super().fit(x, y, **kwargs)
         self.finalize()
+        if described is not None and described not in self.training_data:
+            self._aside.training_data = (*self.training_data, described)
         return history
+
+    @property
+    def training_data(self) -> tuple[dict[str, Any], ...]:
+        """`{"sha256", "points"}` of each data set, given as arrays, that `fit` has seen; saved with the model.
+
+        The digest is `defended.provenance.data_digest(x, y)`. It is recorded when `fit` ends.
+        """
+        return tuple(self._aside.training_data)
 
     def _checked_data(self, x: Any, y: Any = None) -> Any:
         """`x`, its labels checked: now (arrays) or as they are read (`tf.data`); elsewhere bad labels give NaN."""
@@ -438,6 +478,14 @@ class DefendedModel(VisibleSteps, keras.Model):
     @property
     def input_shape(self) -> Any:
         return self.network.input_shape
+
+    def save_assets(self, inner_path: str) -> None:
+        """Keras's hook: what is saved with the weights and is none."""
+        write_record(inner_path, self.training_data)
+
+    def load_assets(self, inner_path: str | None) -> None:
+        """Keras's hook, the way back."""
+        self._aside.training_data = read_record(inner_path)
 
     def get_config(self) -> dict[str, Any]:
         return {

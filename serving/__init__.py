@@ -14,7 +14,7 @@ if __name__ != "defended.serving":
 
 # TensorFlow, matplotlib and jinja2 are imported where they are used, so this import stays light.
 from defended.serving.agreement import AgreementError
-from defended.serving.artefact import Artefact, ArtefactError, load
+from defended.serving.artefact import Artefact, ArtefactError, load, verify
 from defended.serving.audit import audit
 from defended.serving.cpp_loader import CppLoaderError
 from defended.serving.export import export, next_version
@@ -23,12 +23,18 @@ from defended.serving.onnx_export import export_onnx
 from defended.serving.onnx_model import OnnxModel, load_onnx
 from defended.serving.report import AuditReport
 from defended.serving.request_log import LoggedAnswer, RequestLog, RequestLogError, read_request_log
+from defended.serving.serving_files import EditedFileWarning, write_serving_files
+from defended.serving.signing import SignatureError, generate_key, sign
 
 __all__ = [
     "export",
     "next_version",
     "load",
     "Artefact",
+    "verify",
+    "write_serving_files",
+    "generate_key",
+    "sign",
     "export_onnx",
     "load_onnx",
     "OnnxModel",
@@ -42,4 +48,6 @@ __all__ = [
     "CppLoaderError",
     "ForbiddenOpError",
     "RequestLogError",
+    "SignatureError",
+    "EditedFileWarning",
 ]

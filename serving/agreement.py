@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from defended.serving.cpp_loader import CppSession
+from defended.serving.graph_ops import CLASSIFY
 
 if TYPE_CHECKING:
     from defended import DefendedModel
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 # Two float32 evaluations of one network differ by roundings, some 1e-6 of the largest score. A difference above this is
 # no rounding: reduced precision, other weights, another graph.
 SCORE_DRIFT_BOUND = 1e-4
+BOTTOM = "⊥"
 _SAMPLED_INPUTS = 64
 
 
@@ -81,6 +83,8 @@ def require_rejection(session: CppSession, clean: np.ndarray, sampled: bool = Fa
     flat[1, 0], flat[2, -1], flat[3, flat.shape[1] // 2] = np.nan, np.inf, -np.inf
     alone = np.repeat(clean, 4, axis=0)
     for name in session.signatures:
+        if name == CLASSIFY:
+            continue
         outputs = session.run(name, {"image": batch})
         expected = (outputs if sampled else session.run(name, {"image": alone}))["label"][0]
         if outputs["label"].tolist() != [expected, -1, -1, -1] or not outputs["rejected"][1:].all():
@@ -88,3 +92,30 @@ def require_rejection(session: CppSession, clean: np.ndarray, sampled: bool = Fa
                 f"The graph's signature {name!r} must reject NaN and infinity, and them only. To a finite input, one "
                 f"with NaN, one with inf and one with -inf it answered {outputs['label'].tolist()} (-1 = rejected)."
             )
+
+
+def require_classification(session: CppSession, x: np.ndarray, labels: Sequence[str], sampled: bool = False) -> None:
+    """See that the signature `classify` names the class that `serving_default` answers, and ⊥ where it rejects.
+
+    Args:
+        session: the graph in the C++ loader.
+        x: finite inputs, `[n, *input_shape]` float32.
+        labels: the names of the classes.
+        sampled: whether verdicts are drawn at random; then only names, shapes and an input with NaN are compared.
+
+    Raises:
+        AgreementError: it does not.
+    """
+    from defended.serving.examples import serialized_examples
+
+    broken = np.concatenate([x, np.full_like(x[:1], np.nan)])
+    found = session.run(CLASSIFY, {"inputs": serialized_examples(broken)})
+    names = [text.decode() for text in found["classes"][:, 0]]
+    label = session.run("serving_default", {"image": broken})["label"]
+    expected = [BOTTOM if number < 0 else labels[number] for number in label]
+    same = set(names) <= {*labels, BOTTOM} and names[-1] == BOTTOM if sampled else names == expected
+    if not same or found["classes"].shape != (len(broken), 1) or not np.isfinite(found["scores"]).all():
+        raise AgreementError(
+            f"The graph's signature {CLASSIFY!r} says {names[:8]}, its default signature {expected[:8]} (the first of "
+            f"{len(broken)})."
+        )

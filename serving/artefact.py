@@ -13,8 +13,9 @@ from pydantic import ValidationError
 
 from defended._io import sha256_file
 from defended.serving.cpp_loader import CppLoaderError, CppSession
-from defended.serving.graph_ops import check_ops, list_ops
+from defended.serving.graph_ops import CLASSIFY, check_ops, check_parsing, list_ops
 from defended.serving.manifest import MANIFEST, FileRecord, Manifest, files_below
+from defended.serving.signing import verify_signature
 
 if TYPE_CHECKING:
     from defended import Verdicts
@@ -24,7 +25,9 @@ class ArtefactError(ValueError):
     """An artefact is not what its manifest says: a file is missing, changed or extra, or the manifest is wrong."""
 
 
-def load(path: str | os.PathLike[str], *, digest: str | None = None) -> Artefact:
+def load(
+    path: str | os.PathLike[str], *, digest: str | None = None, public_key: str | os.PathLike[str] | None = None
+) -> Artefact:
     """Verify an artefact and open it.
 
     The SHA-256 of every file is compared with the manifest's before TensorFlow reads any of them, then the operations
@@ -34,6 +37,7 @@ def load(path: str | os.PathLike[str], *, digest: str | None = None) -> Artefact
         path: the artefact's directory, as `export` returned it.
         digest: the `manifest.digest` that the artefact must have, kept from the export. Hashes inside the artefact tell
             of accidents; only a digest kept elsewhere tells of somebody who rewrote the artefact and its manifest.
+        public_key: PEM file of the Ed25519 key that must have signed the manifest, kept elsewhere: tells of that too.
 
     Returns:
         The open artefact; close it, or use it in a `with` statement. Nobody else should write the directory meanwhile.
@@ -41,18 +45,14 @@ def load(path: str | os.PathLike[str], *, digest: str | None = None) -> Artefact
     Raises:
         ArtefactError: each missing, changed or extra file by name; a manifest that is absent, malformed or edited;
             another digest than the one asked for; a graph that is not the one described.
+        SignatureError: with `public_key`, a manifest that is not signed, or by another key, or was changed since.
     """
     directory = Path(path)
-    manifest = _read_manifest(directory)
-    if digest is not None and digest != manifest.digest:
-        raise ArtefactError(
-            f"{directory} has the digest {manifest.digest}, but `digest` asks for {digest}: "
-            "this is another artefact, or somebody rewrote it. Fetch it again from where the digest comes from."
-        )
-    _verify_files(directory, manifest)
+    manifest = verify(directory, digest=digest, public_key=public_key)
     try:
         ops = list_ops(directory)
-        check_ops(ops, sampled=manifest.sampling is not None)
+        check_ops(ops, sampled=manifest.sampling is not None, parsing=CLASSIFY in manifest.signatures)
+        check_parsing(directory)
         session = CppSession(directory)
     except CppLoaderError:
         raise
@@ -65,6 +65,35 @@ def load(path: str | os.PathLike[str], *, digest: str | None = None) -> Artefact
             "Export the model again."
         )
     return Artefact(directory, manifest, session)
+
+
+def verify(
+    path: str | os.PathLike[str], *, digest: str | None = None, public_key: str | os.PathLike[str] | None = None
+) -> Manifest:
+    """Compare every file of an artefact with its manifest, without opening any as a model.
+
+    Args:
+        path: the artefact's directory.
+        digest: the `manifest.digest` that it must have.
+        public_key: PEM file of the Ed25519 key that must have signed the manifest.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ArtefactError, SignatureError: as for `load`.
+    """
+    directory = Path(path)
+    manifest, content = _read_manifest(directory)
+    if public_key is not None:
+        verify_signature(directory, content, public_key)
+    if digest is not None and digest != manifest.digest:
+        raise ArtefactError(
+            f"{directory} has the digest {manifest.digest}, but `digest` asks for {digest}: "
+            "this is another artefact, or somebody rewrote it. Fetch it again from where the digest comes from."
+        )
+    _verify_files(directory, manifest)
+    return manifest
 
 
 class Artefact:
@@ -93,7 +122,8 @@ class Artefact:
         """Run `serving_default` on one batch.
 
         Returns:
-            `label` `[batch]` int64, -1 where rejected; `rejected` `[batch]` bool; `scores` `[batch, m]` float32.
+            `label` `[batch]` int64, -1 where rejected; `rejected` `[batch]` bool; `scores` `[batch, m]` float32; of a
+            defence that tells why it rejects, `reason` `[batch]` int32.
 
         Raises:
             TypeError: `x` is not float32.
@@ -153,11 +183,13 @@ class Artefact:
         return x
 
 
-def _read_manifest(directory: Path) -> Manifest:
+def _read_manifest(directory: Path) -> tuple[Manifest, bytes]:
+    """The manifest, and the bytes that it was read from."""
     path = directory / MANIFEST
     try:
         regular = stat.S_ISREG(path.lstat().st_mode)
-        manifest = Manifest.model_validate_json(path.read_bytes()) if regular else None
+        content = path.read_bytes() if regular else b""
+        manifest = Manifest.model_validate_json(content) if regular else None
     except OSError as error:
         raise ArtefactError(
             f"{directory} is not an artefact: {MANIFEST} cannot be read ({error.strerror}). "
@@ -165,6 +197,11 @@ def _read_manifest(directory: Path) -> Manifest:
         ) from error
     except ValidationError as error:
         first = error.errors()[0]
+        if first["loc"] == ("format_version",):
+            raise ArtefactError(
+                f"{path} is not a valid manifest: format_version: this version of defended reads formats 1 and 2. "
+                "Install the version that wrote the artefact or a later one, or export the model again with this one."
+            ) from error
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ArtefactError(
             f"{path} is not a valid manifest: {where}: {first['msg']}. "
@@ -174,7 +211,7 @@ def _read_manifest(directory: Path) -> Manifest:
         raise ArtefactError(f"{path} is not a regular file. Fetch the artefact again.")
     if manifest.digest != manifest.content_digest():
         raise ArtefactError(f"{path} was edited: it does not have the digest it states. Fetch the artefact again.")
-    return manifest
+    return manifest, content
 
 
 def _verify_files(directory: Path, manifest: Manifest) -> None:

@@ -18,16 +18,20 @@ from typing import Any
 
 import numpy as np
 
-# TF_DataType codes of the types a signature of ours may carry.
+# TF_DataType codes of the types a signature of ours may carry; text is bytes in arrays of objects.
+_TEXT = 7
 _DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype(np.float32),
     2: np.dtype(np.float64),
     3: np.dtype(np.int32),
     4: np.dtype(np.uint8),
     9: np.dtype(np.int64),
+    _TEXT: np.dtype(object),
     10: np.dtype(np.bool_),
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_NAMES = {code: "string" if code == _TEXT else dtype.name for code, dtype in _DTYPES.items()}
+_TEXT_BYTES = 24  # sizeof(TF_TString)
 
 
 class CppLoaderError(RuntimeError):
@@ -36,7 +40,7 @@ class CppLoaderError(RuntimeError):
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A signature's tensor: its NumPy dtype name, and its shape with `None` for an axis of any length."""
+    """A signature's tensor: its NumPy dtype name, or `string`, and its shape with `None` for an axis of any length."""
 
     dtype: str
     shape: tuple[int | None, ...]
@@ -89,6 +93,11 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "TF_Dim": (ctypes.c_int64, [_P, _I]),
     "TF_TensorByteSize": (_N, [_P]),
     "TF_TensorData": (_P, [_P]),
+    "TF_StringInit": (None, [_P]),
+    "TF_StringCopy": (None, [_P, _S, _N]),
+    "TF_StringDealloc": (None, [_P]),
+    "TF_StringGetDataPointer": (_P, [_P]),
+    "TF_StringGetSize": (_N, [_P]),
     "TF_SessionRun": (
         None,
         [_P, _P, _Outputs, _Tensors, _I, _Outputs, _Tensors, _I, ctypes.POINTER(_P), _I, _P, _P],
@@ -161,7 +170,8 @@ class CppSession:
 
         Args:
             signature: a name in `signatures`.
-            inputs: one array for each input, in exactly the dtype and shape that the signature states.
+            inputs: one array for each input, in exactly the dtype and shape that the signature states; of a `string`
+                input, `bytes` in an array of objects.
 
         Returns:
             The outputs by name, as arrays of their own memory.
@@ -181,10 +191,10 @@ class CppSession:
         arrays = {name: np.ascontiguousarray(inputs[name]) for name in info.inputs}
         for name, array in arrays.items():
             wanted = info.inputs[name]
-            if array.dtype.name != wanted.dtype or not wanted.accepts(array.shape):
+            if _name_of(array) != wanted.dtype or not wanted.accepts(array.shape):
                 raise CppLoaderError(
                     f"Input {name!r} of signature {signature!r} takes {wanted.dtype} of shape {wanted.shape}. "
-                    f"Received: {array.dtype.name} of shape {array.shape}."
+                    f"Received: {_name_of(array)} of shape {array.shape}."
                 )
         return self._run(signature, arrays)
 
@@ -256,8 +266,16 @@ class CppSession:
             for position, name in enumerate(sources):
                 array = arrays[name]
                 dimensions = (ctypes.c_int64 * array.ndim)(*array.shape)
-                fed[position] = library.TF_AllocateTensor(_CODES[array.dtype], dimensions, array.ndim, array.nbytes)
-                ctypes.memmove(library.TF_TensorData(fed[position]), array.ctypes.data, array.nbytes)
+                is_text = array.dtype == object
+                size = array.size * _TEXT_BYTES if is_text else array.nbytes
+                fed[position] = library.TF_AllocateTensor(_CODES[array.dtype], dimensions, array.ndim, size)
+                data = library.TF_TensorData(fed[position])
+                if is_text:
+                    for number, text in enumerate(array.flat):
+                        library.TF_StringInit(data + number * _TEXT_BYTES)
+                        library.TF_StringCopy(data + number * _TEXT_BYTES, text, len(text))
+                else:
+                    ctypes.memmove(data, array.ctypes.data, array.nbytes)
             library.TF_SessionRun(
                 self._session, None, (_Output * len(sources))(*sources.values()), fed, len(sources),
                 (_Output * len(sinks))(*sinks.values()), fetched, len(sinks), None, 0, None, status,
@@ -266,6 +284,11 @@ class CppSession:
             return {name: self._read(tensor) for name, tensor in zip(sinks, fetched, strict=True)}
         finally:
             library.TF_DeleteStatus(status)
+            for tensor, array in zip(fed, arrays.values(), strict=True):
+                if tensor and array.dtype == object:  # a tensor of one's own does not free long texts
+                    data = library.TF_TensorData(tensor)
+                    for number in range(array.size):
+                        library.TF_StringDealloc(data + number * _TEXT_BYTES)
             for tensor in (*fed, *fetched):
                 if tensor:
                     library.TF_DeleteTensor(tensor)
@@ -273,6 +296,13 @@ class CppSession:
     def _read(self, tensor: int) -> np.ndarray:
         library = self._library
         shape = [library.TF_Dim(tensor, axis) for axis in range(library.TF_NumDims(tensor))]
+        if library.TF_TensorType(tensor) == _TEXT:
+            data, found = library.TF_TensorData(tensor), np.empty(shape, object)
+            for number in range(found.size):
+                text = data + number * _TEXT_BYTES
+                pointer = library.TF_StringGetDataPointer(text)
+                found.flat[number] = ctypes.string_at(pointer, library.TF_StringGetSize(text))
+            return found
         content = ctypes.string_at(library.TF_TensorData(tensor), library.TF_TensorByteSize(tensor))
         return np.frombuffer(bytearray(content), _DTYPES[library.TF_TensorType(tensor)]).reshape(shape)
 
@@ -284,10 +314,17 @@ def _describe(tensors: Mapping[str, Any]) -> dict[str, TensorInfo]:
         if tensor.dtype not in _DTYPES:
             raise CppLoaderError(
                 f"Tensor {name!r} has the TensorFlow type {tensor.dtype}, which is not read here; "
-                f"signatures carry {', '.join(dtype.name for dtype in _DTYPES.values())}."
+                f"signatures carry {', '.join(_NAMES.values())}."
             )
         if tensor.tensor_shape.unknown_rank:
             raise CppLoaderError(f"Tensor {name!r} has no known rank; state the signature's shapes.")
         shape = tuple(None if axis.size < 0 else int(axis.size) for axis in tensor.tensor_shape.dim)
-        described[name] = TensorInfo(_DTYPES[tensor.dtype].name, shape)
+        described[name] = TensorInfo(_NAMES[tensor.dtype], shape)
     return described
+
+
+def _name_of(array: np.ndarray) -> str:
+    """The array's dtype by the name that a signature gives it; objects are text where all of them are bytes."""
+    if array.dtype != object or not all(isinstance(item, bytes) for item in array.flat):
+        return array.dtype.name
+    return "string"

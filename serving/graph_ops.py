@@ -3,6 +3,7 @@
 A graph is a program: TensorFlow has operations that read files, run Python, or draw random numbers. Certified
 inference is arithmetic, so everything else is refused, on export and on loading, before TensorFlow builds the graph.
 A defence whose verdicts are drawn may hold the few operations that draw them; its manifest says so under `sampling`.
+The signature `classify`, and it alone, may parse what it is sent.
 This catches mistakes, not a hostile author: the checkpoint's own operations, which every SavedModel holds, read and
 write files. Load artefacts of people you trust, with the digest they gave you.
 """
@@ -10,6 +11,7 @@ write files. Load artefacts of people you trust, with the digest they gave you.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 # In groups: arithmetic; layers; shapes and indices; control flow; variables and their checkpoint, which is restored.
 ALLOWED_OPS = frozenset(
@@ -46,6 +48,10 @@ SAMPLING_OPS = frozenset(
     """.split()  # noqa: SIM905
 )
 
+# The parser of tf.Example is more code than all arithmetic together, and reads what strangers send: it stays away from
+# the signatures that do not need it.
+CLASSIFY, PARSING_OPS = "classify", frozenset({"ParseExampleV2"})
+
 
 class ForbiddenOpError(ValueError):
     """A graph holds an operation that an artefact may not hold."""
@@ -57,39 +63,97 @@ def list_ops(directory: Path) -> tuple[str, ...]:
     Raises:
         ValueError: `saved_model.pb` is not a SavedModel.
     """
-    from google.protobuf.message import DecodeError
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    path = directory / "saved_model.pb"
-    try:
-        proto = saved_model_pb2.SavedModel.FromString(path.read_bytes())
-    except DecodeError as error:
-        raise ValueError(f"{path} is not a SavedModel: {error}") from error
-    functions = {
-        function.signature.name for graph in proto.meta_graphs for function in graph.graph_def.library.function
-    }
-    nodes = (
-        node.op
-        for graph in proto.meta_graphs
-        for body in (graph.graph_def.node, *(function.node_def for function in graph.graph_def.library.function))
-        for node in body
-    )
-    return tuple(sorted(set(nodes) - functions))
+    found: set[str] = set()
+    for graph in _read(directory).meta_graphs:
+        functions = _functions(graph)
+        found.update(node.op for node in graph.graph_def.node)
+        found.update(node.op for nodes in functions.values() for node in nodes)
+        found.difference_update(functions)
+    return tuple(sorted(found))
 
 
-def check_ops(ops: tuple[str, ...], *, sampled: bool = False) -> None:
+def check_ops(ops: tuple[str, ...], *, sampled: bool = False, parsing: bool = False) -> None:
     """Refuse operations that are not on the list.
 
     Args:
         ops: names, as `list_ops` returns them.
         sampled: whether verdicts are drawn at random, so that the operations that draw them are allowed.
+        parsing: whether there is a signature `classify`, so that one may parse; `check_parsing` sees that no other
+            does.
 
     Raises:
         ForbiddenOpError: naming each of them.
     """
-    forbidden = sorted(set(ops) - ALLOWED_OPS - (SAMPLING_OPS if sampled else set()))
+    allowed = ALLOWED_OPS | (SAMPLING_OPS if sampled else frozenset()) | (PARSING_OPS if parsing else frozenset())
+    forbidden = sorted(set(ops) - allowed)
     if forbidden:
         raise ForbiddenOpError(
             f"The graph holds the operations {forbidden}, which an artefact may not hold: it is arithmetic on inputs "
             "and weights, without files, Python, assertions or random numbers. Build the network from such layers."
         )
+
+
+def check_parsing(directory: Path) -> None:
+    """See that what parses is in functions that the signature `classify` alone reaches.
+
+    Raises:
+        ForbiddenOpError: another signature, the initialiser, the checkpoint or the graph itself parses too.
+        ValueError: `saved_model.pb` is not a SavedModel.
+    """
+    for graph in _read(directory).meta_graphs:
+        functions = _functions(graph)
+        parsing = {name for name, nodes in functions.items() if any(node.op in PARSING_OPS for node in nodes)}
+        own = _called_by_signature(graph, CLASSIFY)
+        others = [node for node in graph.graph_def.node if node.name not in own]
+        bad = sorted(parsing & _reachable(others, functions))
+        bad += sorted({node.op for node in graph.graph_def.node if node.op in PARSING_OPS})
+        # A function that nothing calls is of no use here.
+        bad += sorted(parsing - _reachable(list(graph.graph_def.node), functions))
+        if bad:
+            raise ForbiddenOpError(
+                f"The graph parses examples outside of its signature {CLASSIFY!r} ({', '.join(bad)}). Export the model "
+                "again; an artefact from elsewhere should not be loaded."
+            )
+
+
+def _read(directory: Path) -> Any:
+    from google.protobuf.message import DecodeError
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    path = directory / "saved_model.pb"
+    try:
+        return saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    except DecodeError as error:
+        raise ValueError(f"{path} is not a SavedModel: {error}") from error
+
+
+def _functions(graph: Any) -> dict[str, list[Any]]:
+    """The nodes of each function of the library."""
+    return {function.signature.name: list(function.node_def) for function in graph.graph_def.library.function}
+
+
+def _called_by_signature(graph: Any, name: str) -> set[str]:
+    """The calls that give a signature's outputs, and nothing to any other node or signature."""
+
+    def producers(signatures: list[Any]) -> set[str]:
+        return {tensor.name.partition(":")[0] for item in signatures for tensor in item.outputs.values()}
+
+    own = [graph.signature_def[name]] if name in graph.signature_def else []
+    others = [item for key, item in graph.signature_def.items() if key != name]
+    used = {source.lstrip("^").partition(":")[0] for node in graph.graph_def.node for source in node.input}
+    return producers(own) - producers(others) - used
+
+
+def _reachable(nodes: list[Any], functions: dict[str, list[Any]]) -> set[str]:
+    """The functions that nodes call, directly or through others."""
+    found: set[str] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        named = {node.op}
+        for value in node.attr.values():
+            named.update(item.name for item in (value.func, *value.list.func))
+        new = (named & functions.keys()) - found
+        found |= new
+        waiting += [inner for name in new for inner in functions[name]]
+    return found

@@ -13,6 +13,8 @@ from defended.serving.canonical import canonical_json
 from defended.serving.cpp_loader import SignatureInfo
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.json.sig"
+_APART = (MANIFEST, SIGNATURE)  # what cannot list its own hash
 
 # TensorFlow Serving puts the name into the paths of its routes and the version into an int64.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -34,6 +36,20 @@ class FileRecord(_Record):
     size: int = Field(ge=0)
 
 
+class DriftRecord(_Record):
+    """How far evaluations of the same network lay apart on the samples, in units of the logits.
+
+    `largest` is the largest difference of a margin `y_j - y_i`, j the predicted class, between two of the `evaluators`.
+    Where the certificate pays for rounding, `share_of_covered` is that difference's largest share of what is paid for,
+    at most 1. Where it does not, it is None, and `folded` was taken off every margin of the exported graphs.
+    """
+
+    evaluators: tuple[str, ...]
+    largest: NonNegative
+    share_of_covered: NonNegative | None
+    folded: NonNegative
+
+
 class CheckRecord(_Record):
     """What the export compared, in TensorFlow's C++ loader, with the Keras model.
 
@@ -45,6 +61,34 @@ class CheckRecord(_Record):
     samples: int = Field(ge=1)
     score_drift: NonNegative
     score_drift_bound: Positive
+    given: bool = False
+    """Whether the samples were given, as real inputs, or drawn at random."""
+    drift: DriftRecord | None = None
+    """None where verdicts are drawn at random: each evaluation then proves its own."""
+
+
+class OnnxRecord(_Record):
+    """The ONNX file of the artefact, or why there is none. Its noise is an input where verdicts are drawn."""
+
+    file: str | None
+    opset: int | None
+    omitted: str | None
+
+
+class WarmUpRecord(_Record):
+    """The requests that TensorFlow Serving runs before it answers, or why there are none."""
+
+    file: str | None
+    requests: int = Field(ge=0)
+    omitted: str | None
+
+
+class DataRecord(_Record):
+    """A data set that the model was trained on, by the digest that `defended.provenance.data_digest` gives."""
+
+    sha256: Sha256
+    points: int | None = None
+    name: str | None = None
 
 
 class SamplingRecord(_Record):
@@ -67,10 +111,13 @@ class Manifest(_Record):
     """Everything an artefact states about itself.
 
     `digest` is the SHA-256 of the manifest without it, so an edit by hand is noticed. It is no signature: who can write
-    the artefact can write a new digest. Keep the digest elsewhere, and give it to `load`, where that matters.
+    the artefact can write a new digest. Keep the digest elsewhere and give it to `load`, or sign the manifest, where
+    that matters.
+
+    Format 2 added what has a default here; a manifest of format 1 lacks it, and is read as it is.
     """
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 2
     name: str = Field(pattern=rf"^{NAME.pattern}$")
     version: int = Field(ge=1, le=MAX_VERSION)
     created: AwareDatetime
@@ -86,6 +133,11 @@ class Manifest(_Record):
     packages: dict[str, str]
     check: CheckRecord
     susceptibility: dict[str, JsonValue] | None = None
+    susceptibility_assumptions: tuple[str, ...] = ()
+    class_names: tuple[str, ...] | None = None
+    training_data: tuple[DataRecord, ...] = ()
+    onnx: OnnxRecord | None = None
+    warm_up: WarmUpRecord | None = None
     metadata: dict[str, JsonValue] = {}
     files: dict[str, FileRecord]
     digest: Sha256 | Literal[""] = ""
@@ -95,17 +147,24 @@ class Manifest(_Record):
     def _inside_the_artefact(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
         for name in files:
             path = PurePosixPath(name)
-            if not name or path.is_absolute() or ".." in path.parts or path.as_posix() != name or name == MANIFEST:
+            if not name or path.is_absolute() or ".." in path.parts or path.as_posix() != name or name in _APART:
                 raise ValueError(f"{name!r} is not the plain relative path of a file beside the manifest")
         return files
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes, their numbers where they have none."""
+        return self.class_names or tuple(str(number) for number in range(self.num_classes))
+
     def sealed(self) -> Manifest:
-        """Return this manifest with its digest."""
-        return self.model_copy(update={"digest": self.content_digest()})
+        """Return this manifest with its digest, as it will be read."""
+        # Written whole and read again: the digest covers the fields that a file states, and no defaults.
+        whole = type(self).model_validate_json(canonical_json(self.model_dump(mode="json")))
+        return whole.model_copy(update={"digest": whole.content_digest()})
 
     def content_digest(self) -> str:
         """Return the SHA-256 of the canonical JSON of everything but `digest`."""
-        content = self.model_dump(mode="json", exclude={"digest"})
+        content = self.model_dump(mode="json", exclude={"digest"}, exclude_unset=True)
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
     def to_json(self) -> str:
@@ -114,14 +173,18 @@ class Manifest(_Record):
         Raises:
             ValueError: `susceptibility` or `metadata` hold a NaN or an infinity.
         """
-        return canonical_json(self.model_dump(mode="json"))
+        return canonical_json(self.model_dump(mode="json", exclude_unset=True))
 
 
 def files_below(directory: Path) -> dict[str, Path]:
-    """Return every file, link and special file below a directory by its relative POSIX path, the manifest left out."""
+    """Return every file, link and special file below a directory by its relative POSIX path.
+
+    The manifest and its signature are left out.
+    """
     found = {}
     for path in sorted(directory.rglob("*")):
         if path.is_symlink() or not path.is_dir():
             found[path.relative_to(directory).as_posix()] = path
-    found.pop(MANIFEST, None)
+    for name in _APART:
+        found.pop(name, None)
     return found

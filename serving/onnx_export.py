@@ -21,15 +21,17 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from defended._io import atomic_write_bytes
 from defended._version import __version__
 from defended.serving.agreement import SCORE_DRIFT_BOUND, AgreementError, require_agreement
-from defended.serving.export import SIGNATURES, check_sample
+from defended.serving.drift import fold, keras_outputs, measure_drift
 from defended.serving.onnx_model import METADATA, OnnxModel
+from defended.serving.sample import check_sample
+from defended.serving.saved_model import output_names
 
 if TYPE_CHECKING:
     from defended import DefendedModel
@@ -70,8 +72,6 @@ def export_onnx(
         TypeError, ValueError: an argument does not fit, or the network holds what ONNX cannot say.
         AgreementError: onnxruntime does not answer as the model does.
     """
-    import tensorflow as tf
-
     from defended import DefendedModel
 
     if not isinstance(model, DefendedModel):
@@ -82,28 +82,76 @@ def export_onnx(
     sample = check_sample(model, sample)
     if not model.is_final:
         model.finalize()
+    if model.sampling is not None:
+        return atomic_write_bytes(target, convert(model, sample).content)
+    converted = convert(model, sample)
+    ours = keras_outputs(model, sample)
+    drift = measure_drift(model, sample, {"keras": ours, "onnxruntime": converted.outputs})
+    if fold(model, sample, drift):
+        converted = convert(model, sample)
+    return atomic_write_bytes(target, converted.content if not audit else converted.whole)
 
-    if model.sampling is None:
-        names = SIGNATURES["audit" if audit else "serving_default"] + (model.details if audit else ())
-        specification = [tf.TensorSpec([None, *model.input_shape[1:]], tf.float32, name="image")]
 
-        def answer(image: Any) -> dict[str, Any]:
-            outputs = model.deployed(image)
-            return {name: outputs[name] for name in names}
+class Converted(NamedTuple):
+    """A model converted and compared."""
 
-    else:
+    content: bytes
+    """The file: the default signature, or of random verdicts one step of sampling."""
+    whole: bytes
+    """The file with the radii and the scores with ⊥ too, where verdicts are not drawn; else the same."""
+    outputs: dict[str, np.ndarray]
+    """What the whole file gave for the sample in onnxruntime; empty where verdicts are drawn."""
+
+
+def convert(model: DefendedModel, sample: np.ndarray) -> Converted:
+    """Convert a final model, and compare what onnxruntime makes of it with what Keras does.
+
+    Args:
+        model: a final model.
+        sample: float32 `[n, *input_shape]`, finite.
+
+    Raises:
+        ImportError: the extra is not installed: `pip install 'keras-defended[onnx]'`.
+        ValueError: the network holds what ONNX cannot say.
+        AgreementError: onnxruntime does not answer as the model does.
+    """
+    import tensorflow as tf
+
+    if model.sampling is not None:
         from defended.smoothing.step import step_function
 
         answer, specification = step_function(model)
-
-    content = _convert(answer, specification, _metadata(model))
-    converted = OnnxModel(content)
-    if model.sampling is None:
-        _require_same_verdicts(model, converted, sample)
-    else:
+        content = _convert(answer, specification, _metadata(model))
         compiled = tf.function(answer, input_signature=specification, autograph=False)
-        _require_same_votes(model, converted, compiled, sample)
-    return atomic_write_bytes(target, content)
+        _require_same_votes(model, OnnxModel(content), compiled, sample)
+        return Converted(content, content, {})
+
+    names = output_names(model)
+    specification = [tf.TensorSpec([None, *model.input_shape[1:]], tf.float32, name="image")]
+
+    def judge(image: Any) -> dict[str, Any]:
+        outputs = model.deployed(image)
+        return {name: outputs[name] for name in names["audit"]}
+
+    whole = _convert(judge, specification, _metadata(model))
+    converted = OnnxModel(whole)
+    outputs = _require_same_verdicts(model, converted, sample)
+    content = _only(whole, names["serving_default"])
+    found = OnnxModel(content).run(sample)
+    if any(not np.array_equal(found[name], outputs[name]) for name in ("label", "rejected")):
+        raise AgreementError("The ONNX file without its radii answers differently: onnxruntime changed its plan.")
+    return Converted(content, whole, outputs)
+
+
+def _only(content: bytes, names: tuple[str, ...]) -> bytes:
+    """The same file with these outputs only; runtimes leave out what then goes nowhere."""
+    import onnx
+
+    proto = onnx.load_from_string(content)
+    kept = [output for output in proto.graph.output if output.name in names]
+    del proto.graph.output[:]
+    proto.graph.output.extend(kept)
+    return bytes(proto.SerializeToString())
 
 
 def _metadata(model: DefendedModel) -> dict[str, Any]:
@@ -131,9 +179,13 @@ def _convert(answer: Callable[..., Any], specification: list[Any], metadata: dic
         import tf2onnx
 
         function = tf.function(answer, input_signature=specification, autograph=False)
-        proto, _ = tf2onnx.convert.from_function(
-            function, specification, opset=OPSET, custom_op_handlers={"SelectV2": (_where, []), "Select": (_where, [])}
-        )
+        handlers = {"SelectV2": (_where, []), "Select": (_where, [])}
+        try:
+            proto, _ = tf2onnx.convert.from_function(function, specification, opset=OPSET, custom_op_handlers=handlers)
+        except Exception as error:  # of any kind, from a rewriter that met what it did not expect
+            raise ValueError(
+                f"The network cannot be written as ONNX, opset {OPSET}: {type(error).__name__}: {error}"
+            ) from error
         entry = proto.metadata_props.add()
         entry.key, entry.value = METADATA, json.dumps(metadata, sort_keys=True)
         try:
@@ -157,8 +209,9 @@ def _where(context: Any, node: Any, name: str, _: Any) -> Any:
     return context.make_node("Where", inputs, outputs=outputs, name=name, dtypes=dtypes, shapes=shapes)
 
 
-def _require_same_verdicts(model: DefendedModel, converted: OnnxModel, sample: np.ndarray) -> None:
-    require_agreement(model, sample, converted.run(sample))
+def _require_same_verdicts(model: DefendedModel, converted: OnnxModel, sample: np.ndarray) -> dict[str, np.ndarray]:
+    outputs = converted.run(sample)
+    require_agreement(model, sample, outputs)
     broken = np.repeat(sample[:1], 3, axis=0)
     broken.reshape(3, -1)[np.arange(3), [0, -1, broken[0].size // 2]] = np.nan, np.inf, -np.inf
     found = converted.run(np.concatenate([sample[:1], broken]))
@@ -167,6 +220,7 @@ def _require_same_verdicts(model: DefendedModel, converted: OnnxModel, sample: n
             f"The ONNX model must reject NaN and infinity. To a finite input, one with NaN, one with inf and one with "
             f"-inf it answered {found['label'].tolist()} (-1 = rejected)."
         )
+    return outputs
 
 
 def _finite(outputs: dict[str, np.ndarray]) -> bool:

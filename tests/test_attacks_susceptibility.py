@@ -18,7 +18,7 @@ from defended.attacks import (
     CertificateViolation,
     DegradationAttack,
     EpsilonPGD,
-    measure,
+    pieces,
     susceptibility,
 )
 from defended.attacks.projections import distances
@@ -188,22 +188,23 @@ def test_the_result_does_not_depend_on_how_the_work_is_cut(planes):
 
 def test_a_killed_measurement_goes_on_where_it_was(planes, tmp_path, monkeypatch):
     attack, folder = CertificateDescent(steps=5, batch_size=16), tmp_path / "run"
-    original, attacked = measure._attack_chunk, []
+    original, attacked = pieces.attack_inputs, []
 
-    def killed_at_the_third(*arguments):
+    def counted(*arguments, index, **arrays):
+        attacked.append(index)
+        return original(*arguments, index=index, **arrays)
+
+    def killed_at_the_third(*arguments, **arrays):
         if len(attacked) == 2:
             raise KeyboardInterrupt
-        attacked.append(arguments[-1])
-        return original(*arguments)
+        return counted(*arguments, **arrays)
 
-    monkeypatch.setattr(measure, "_attack_chunk", killed_at_the_third)
+    monkeypatch.setattr(pieces, "attack_inputs", killed_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         susceptibility(planes, *cloud(), attack, batch_size=10, resume=folder)
     (folder / ".attacked_000000020.npz.half").write_bytes(b"what a kill in the middle of writing leaves")
 
-    monkeypatch.setattr(
-        measure, "_attack_chunk", lambda *arguments: attacked.append(arguments[-1]) or original(*arguments)
-    )
+    monkeypatch.setattr(pieces, "attack_inputs", counted)
     result = susceptibility(planes, *cloud(), attack, batch_size=10, resume=folder)
     # Each contested input was attacked once, in both calls together.
     np.testing.assert_array_equal(np.concatenate(attacked), np.flatnonzero(result.records.contested))

@@ -341,7 +341,7 @@ def evaluations(model, x, folder, name):
         np.concatenate([*(np.asarray(outputs[key]) for outputs in one), part])
         for key, part in zip(("scores", "label"), rest, strict=True)
     )
-    with CppSession(export(model, folder / "models", name, sample=x[:32])) as session:
+    with CppSession(export(model, folder / "models", name, sample=x[:32], onnx=False)) as session:
         outputs = session.run("audit", {"image": x})
     found["C++ loader"] = outputs["scores"], outputs["label"]
     return found

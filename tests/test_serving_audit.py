@@ -46,7 +46,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def path(model, tmp_path_factory):
-    return export(model, tmp_path_factory.mktemp("models"), "plane")
+    return export(model, tmp_path_factory.mktemp("models"), "plane", onnx=False)
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ class TestAttack:
         model = plane()
         # Lipschitz constants ten times too small claim radii ten times too large.
         model._margin_lipschitz.assign(np.array([[0, np.sqrt(2)], [np.sqrt(2), 0]], "float32") / 10)
-        path = export(model, tmp_path, "broken")
+        path = export(model, tmp_path, "broken", onnx=False)
         x = np.array([[0.4, 0], [0, 0.4], [0.7, 0]], "float32")  # true radii .28, .28 and .49
         report = audit(path, x, [0, 1, 0], model=model, attack=towards_the_boundary(0.45))
         assert report.rejection_rate == 0

@@ -27,6 +27,8 @@ from defended.margins import (
 
 _REFINING_STEPS = 20
 
+Array = np.ndarray[Any, np.dtype[Any]]
+
 
 @keras.saving.register_keras_serializable(package="defended")
 class GloroNet(DefendedModel):
@@ -158,8 +160,22 @@ class GloroNet(DefendedModel):
     def _certify(self, inputs: Any, logits: Any, frozen: bool) -> tuple[Leader, Any, Any]:
         """The predicted class, its row of K and the radii against each competitor."""
         first = leader(logits)
+        if self.evaluation_drift and not self.rounding:
+            first = first._replace(top=first.top - self.evaluation_drift)
         rows = self.lipschitz_rows(first.predicted, frozen=frozen)
         return first, rows, competitor_radii(logits, rows, self._rounding_of(inputs), first)
+
+    def covered_drift(self, x: Any) -> Array | None:
+        """`[n, m]`: `K_ij * (t0 + t1 * |x|)`, twice what one float32 evaluation of `y_j - y_i` at x may err by.
+
+        None where the certificate does not pay for rounding.
+        """
+        if not self.rounding:
+            return None
+        inputs = ops.convert_to_tensor(x)
+        predicted = predicted_class(self._logits(inputs, training=False))
+        allowed = self.lipschitz_rows(predicted) * self._rounding_of(inputs).paid
+        return np.asarray(ops.convert_to_numpy(allowed), dtype=np.float64)
 
     def _valid(self, inputs: Any, training: bool) -> Any:
         # At inference, an input whose norm is not finite has no radius.

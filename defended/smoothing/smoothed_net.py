@@ -312,6 +312,10 @@ class SmoothedNet(DefendedModel):
         """`[batch, m]`: the network's logits at the inputs themselves, without noise, in this model's precision."""
         return self._aside.sampler.logits(ops.convert_to_tensor(inputs, "float32"))
 
+    def covered_drift(self, x: Any) -> Array:
+        """`[n, m]`, infinity: votes are those of the evaluation that is deployed, and the certificate is about it."""
+        return np.full((len(x), self.num_classes), np.inf)
+
     def disagreements(self, x: Array, outputs: Mapping[str, Array], batch_size: int = 256) -> Array:
         """Inputs whose shares of votes in `outputs` differ from this model's by more than chance explains.
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -56,6 +57,19 @@ def test_points(data: str, limit: int) -> tuple[np.ndarray, np.ndarray]:
     dataset = datasets.load(data)
     end = limit or None
     return dataset.x_test[:end], dataset.y_test[:end]
+
+
+@contextlib.contextmanager
+def shown_warnings() -> Iterator[None]:
+    """Print the block's warnings that are meant for users as single lines on stderr."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            yield
+        finally:
+            for item in caught:
+                if item.category.__module__.startswith("defended"):
+                    typer.echo(f"note: {item.message}", err=True)
 
 
 def load_tensorflow() -> None:
