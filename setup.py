@@ -21,11 +21,13 @@ PACKAGES = {
     "defended.training": "defended/training",
     "defended.attacks": "attacks",
     "defended.serving": "serving",
+    "defended.serving.cluster": "serving/cluster",
     "defended_cli": "serving/cli",
 }
 
 ONNX = ["tf2onnx>=1.17", "onnx>=1.23", "onnxruntime>=1.32"]
 SIGNING = ["cryptography>=50.0"]
+RAY = ["ray>=2.60", "pyarrow>=26.0"]
 ATTACKS = ["foolbox>=3.3.4", "pyarrow>=26.0"]
 SERVING = [
     "tensorflow-serving-api>=2.21",
@@ -45,6 +47,7 @@ TEST = [
     *ATTACKS,
     *SERVING,
     *SIGNING,
+    *RAY,
 ]
 LINT = ["ruff>=0.17", "mypy>=2.4"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"]
@@ -92,6 +95,7 @@ setup(
         "attacks": ATTACKS,
         "serving": SERVING,
         "signing": SIGNING,
+        "ray": RAY,
         "test": TEST,
         "lint": LINT,
         "docs": DOCS,

@@ -91,7 +91,10 @@ def susceptibility(
     label = checks.class_numbers(y, len(x), model.num_classes)
     epsilon = _radius(model, attack)
     engine = engine or InProcess()
-    store = engine.store(resume, _fingerprint(model, x, label, attack, batch_size) if resume is not None else {})
+    plan = {}
+    if resume is not None:
+        plan = _fingerprint(model, x, label, attack, batch_size) | engine.fingerprint
+    store = engine.store(resume, plan)
     settings = Settings(attack, epsilon, batch_size)
 
     cuts = [np.arange(first, min(first + batch_size, len(x))) for first in range(0, len(x), batch_size)]
@@ -161,15 +164,23 @@ def _pieces(
         for job in jobs:
             done = store.get(job.name)
             if done is not None:
-                kept.append((job.name, job.arrays["index"], {k: v for k, v in done.items() if k != "inputs"}))
+                kept.append((job.name, job.arrays["index"], _without_inputs(done)))
             elif time.monotonic() < deadline:
                 yield job
+            del job, done  # or their inputs would be held until the next ones are there
 
     for job, done in engine.run(missing(), model, settings):
         yield from kept
         kept.clear()
-        yield job.name, job.arrays["index"], store.put(job.name, **done)
+        store.put(job.name, **done)
+        piece = job.name, job.arrays["index"], _without_inputs(done) if store.keeps else done
+        del job, done
+        yield piece
     yield from kept
+
+
+def _without_inputs(arrays: dict[str, Array]) -> dict[str, Array]:
+    return {name: value for name, value in arrays.items() if name != "inputs"}
 
 
 def _check_chance(model: Any, changed: Array, attacked: int) -> None:

@@ -45,6 +45,9 @@ class Engine(Protocol):
     store: type[ChunkStore]
     """How pieces are kept."""
 
+    fingerprint: dict[str, Any]
+    """What else results depend on, ready for JSON."""
+
     def run(self, jobs: Iterable[Job], model: Any, settings: Settings) -> Iterator[tuple[Job, dict[str, Array]]]:
         """Yield each job with what came of it, in any order; jobs are taken from the iterable as they can be begun."""
 
@@ -54,9 +57,14 @@ class InProcess:
 
     store = ChunkStore
 
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        return {}
+
     def run(self, jobs: Iterable[Job], model: Any, settings: Settings) -> Iterator[tuple[Job, dict[str, Array]]]:
         for job in jobs:
             yield job, compute(model, settings, job)
+            del job
 
 
 def compute(model: Any, settings: Settings, job: Job) -> dict[str, Array]:
@@ -68,6 +76,10 @@ def compute(model: Any, settings: Settings, job: Job) -> dict[str, Array]:
     """
     if job.kind == "clean":
         return judge(model, job.arrays["x"], settings.batch_size)
+    if job.kind != "attack":
+        raise ValueError(
+            f"A job's kind must be 'clean' or 'attack', where the engine knows no other. Received: {job!r}"
+        )
     return attack_inputs(model, settings.attack, settings.epsilon, **job.arrays)
 
 

@@ -1,0 +1,99 @@
+"""An artefact, and an attack, as the audit uses them, computed by an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from defended.attacks import Attack
+from defended.attacks.checks import Array
+from defended.attacks.pieces import Job, Settings
+from defended.serving.artefact import Artefact
+from defended.serving.manifest import MANIFEST, Manifest
+
+_BATCHES = 8
+
+
+class DistributedArtefact(Artefact):
+    """An artefact whose runs are an engine's; what takes an `Artefact` takes it too.
+
+    Args:
+        engine: of `open_engine`, with the artefact; it is closed by whoever opened it.
+        path: what reports call the artefact's place.
+    """
+
+    def __init__(self, engine: Any, path: Any) -> None:
+        if engine.source.kind != "artefact":
+            raise ValueError("`engine` must have been opened with an artefact; it holds a Keras model.")
+        manifest = Manifest.model_validate_json(engine.source.files[MANIFEST])
+        super().__init__(path, manifest, None)  # type: ignore[arg-type]  (no session: workers have them)
+        self._engine = engine
+
+    def __call__(self, x: Array) -> dict[str, Array]:
+        """`serving_default`, as `Artefact` gives it."""
+        names = self.manifest.signatures["serving_default"].outputs
+        return {name: value for name, value in self.audit(x).items() if name in names}
+
+    def audit(self, x: Array, batch_size: int = 256) -> dict[str, Array]:
+        """The signature `audit` on any number of inputs, as `Artefact` gives it; the last batch is filled up."""
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be a positive integer. Received: {batch_size!r}.")
+        settings = Settings(None, self.epsilon, batch_size)
+        return in_order(self._engine, pieces("audit", self._checked(x), batch_size * _BATCHES), settings)
+
+    def close(self) -> None:
+        """Do nothing: the engine is closed by whoever opened it."""
+
+
+class RemoteAttack(Attack):
+    """An attack that an engine's workers run; what takes an `Attack` takes it too.
+
+    Args:
+        engine: of `open_engine`, with the Keras model that is attacked.
+        attack: the attack; it must arrive at workers pickled.
+        piece: inputs a piece of work.
+    """
+
+    def __init__(self, engine: Any, attack: Attack, piece: int = 512) -> None:
+        if engine.source.kind != "model":
+            raise ValueError("`engine` must have been opened with a Keras model: attacks need its gradients.")
+        self._engine, self._attack, self._piece = engine, attack, piece
+        self.epsilon, self.norm, self.clip = attack.epsilon, attack.norm, attack.clip
+        self.targeted = getattr(attack, "targeted", False)
+
+    def __call__(self, model: Any, x: Any, y: Any = None, *, epsilon: float | None = None, index: Any = None) -> Any:
+        """What the attack gives; the model is the workers' copy, and `epsilon` the attack's or the model's."""
+        if epsilon is not None:
+            raise ValueError("`epsilon` is set when the attack is made: workers have it from there.")
+        x = np.asarray(x, dtype=np.float32)
+        numbers = np.arange(len(x)) if index is None else np.asarray(index)
+        extra = {} if y is None else {"labels": np.asarray(y)}
+        jobs = pieces("perturb", x, self._piece, index=numbers, **extra)
+        settings = Settings(self._attack, float(self._engine.source.facts["epsilon"]), self._piece)
+        return in_order(self._engine, jobs, settings)["perturbed"]
+
+    def _perturb(self, task: Any) -> Array:
+        raise NotImplementedError("Workers perturb: see `__call__`.")
+
+    def config(self) -> dict[str, Any]:
+        """The attack's own."""
+        return self._attack.config()
+
+    def __repr__(self) -> str:
+        return repr(self._attack)
+
+
+def pieces(kind: str, x: Array, size: int, **arrays: Array) -> Iterator[Job]:
+    """Inputs, and what belongs to each, cut into jobs."""
+    for first in range(0, max(len(x), 1), size):
+        cut = {name: value[first : first + size] for name, value in arrays.items()}
+        yield Job(f"{kind}_{first:012d}", kind, {"x": np.asarray(x[first : first + size]), **cut})
+
+
+def in_order(engine: Any, jobs: Iterator[Job], settings: Settings) -> dict[str, Array]:
+    """What the jobs give, one after the other."""
+    found = {job.name: outputs for job, outputs in engine.run(jobs, None, settings)}
+    parts = [found[name] for name in sorted(found)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

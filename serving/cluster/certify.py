@@ -1,0 +1,126 @@
+"""Verdicts and radii of many inputs, in pieces."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import defended
+from defended.attacks import checks
+from defended.attacks.checks import Array
+from defended.attacks.intervals import Rate
+from defended.attacks.pieces import Job, Settings
+from defended.provenance import data_digest
+from defended.serving.cluster.shards import read_shards, write_manifest
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """What a model says of each input, in the order of the inputs.
+
+    Attributes:
+        columns: arrays `[n]` by name: `label` (-1 = rejected), `rejected`, `radius`, `availability_radius`, `target`
+            where labels were given, and what else an artefact tells.
+        epsilon: the radius defended, in the norm `norm`.
+        directory: where the pieces are.
+    """
+
+    columns: dict[str, Array]
+    epsilon: float
+    norm: str
+    directory: Path
+
+    def summary(self, confidence: float = 0.95) -> dict[str, Any]:
+        """Rates with Clopper–Pearson intervals, ready for JSON."""
+        answered, radius = ~self.columns["rejected"], self.columns["radius"]
+        twice = answered & (radius > np.float32(2) * np.float32(self.epsilon))
+
+        def rate(chosen: Array, among: Array | None = None) -> dict[str, Any]:
+            return Rate(int(chosen.sum()), int(len(chosen) if among is None else among.sum()), confidence).to_dict()
+
+        figures: dict[str, Any] = {
+            "epsilon": self.epsilon,
+            "norm": self.norm,
+            "inputs": len(radius),
+            "rejection_rate": rate(~answered),
+            "fpr_upper": rate(answered & ~twice, answered),
+        }
+        if "target" in self.columns:
+            correct = self.columns["label"] == self.columns["target"]
+            figures |= {"vra": rate(correct & answered), "vra_2eps": rate(correct & twice)}
+        return figures
+
+
+def certify(
+    engine: Any,
+    x: Array,
+    y: Array | None = None,
+    *,
+    out: str | os.PathLike[str],
+    batch_size: int = 256,
+    shard_size: int = 2048,
+) -> Certificates:
+    """Judge inputs with an engine, and keep label, rejection and radii of each in Parquet files.
+
+    Args:
+        engine: of `open_engine`, with the model or the artefact.
+        x: float32 `[n, *input_shape]`; a `numpy.memmap` is read in pieces. What is not finite is rejected.
+        y: `[n]` true class numbers, kept in the column `target`.
+        out: directory; gets `shards/certified_….parquet` and, when all are there, `manifest.json`. The same call goes
+            on where a killed one was.
+        batch_size: inputs a run of the model. Runs of another size may differ in last digits.
+        shard_size: inputs a file, a multiple of `batch_size`, so that no batch is cut.
+
+    Raises:
+        ValueError: an argument does not fit, or `out` holds another run, naming what differs.
+        WorkerLostError: a worker died again and again.
+    """
+    batch_size = checks.whole_number("batch_size", batch_size, 1)
+    shard_size = checks.whole_number("shard_size", shard_size, 1)
+    if shard_size % batch_size:
+        raise ValueError(
+            f"`shard_size` must be a multiple of `batch_size`, so that batches do not depend on files. Received: "
+            f"{shard_size} and {batch_size}."
+        )
+    source = engine.source
+    shape = tuple(source.facts["input_shape"])
+    if not isinstance(x, np.ndarray) or x.dtype != np.float32 or x.shape[1:] != shape or not len(x):
+        received = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
+        raise ValueError(
+            f"`x` must be a float32 array of shape [n, {', '.join(map(str, shape))}], n at least 1. "
+            f"Received: {received}."
+        )
+    target = None if y is None else checks.class_numbers(y, len(x), source.facts["num_classes"])
+    plan = {
+        "task": "certify",
+        "model": source.digest,
+        "data": data_digest(x, target),
+        "batch_size": batch_size,
+        "shard_size": shard_size,
+        "threads": engine.threads,
+        "version": defended.__version__,
+    }
+    folder = Path(out)
+    store = engine.store(folder / "shards", plan)
+
+    def missing() -> Iterator[Job]:
+        for first in range(0, len(x), shard_size):
+            name = f"certified_{first:012d}"
+            if store.get(name) is None:
+                piece = np.asarray(x[first : first + shard_size])
+                yield Job(name, "certify", {"index": np.arange(first, first + len(piece)), "x": piece})
+
+    settings = Settings(None, float(source.facts["epsilon"]), batch_size)
+    for job, found in engine.run(missing(), None, settings):
+        index = job.arrays["index"]
+        extra = {} if target is None else {"target": target[index]}
+        store.put(job.name, index=index, **extra, **found)
+    columns = read_shards(folder)
+    certificates = Certificates(columns, float(source.facts["epsilon"]), source.facts["norm"], folder)
+    write_manifest(folder, "certify", plan, certificates.summary())
+    return certificates

@@ -1,0 +1,135 @@
+"""What a worker loads: a model's file or an artefact, as bytes, so that no shared disk is needed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from defended.attacks.attack import model_radius
+
+if TYPE_CHECKING:
+    from defended import DefendedModel
+    from defended.serving.artefact import Artefact
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to be opened elsewhere.
+
+    Attributes:
+        kind: `"model"` or `"artefact"`.
+        files: contents by relative path.
+        digest: tells one from another: SHA-256 of the weights and settings, or the manifest's digest.
+        facts: `epsilon`, `norm`, `num_classes` and `input_shape`.
+        drift: the model's `evaluation_drift`, which its file does not hold.
+    """
+
+    kind: str
+    files: dict[str, bytes]
+    digest: str
+    facts: dict[str, Any]
+    drift: float = 0.0
+
+    @classmethod
+    def of_model(cls, model: DefendedModel) -> Source:
+        """A Keras model, finalized if it is not final."""
+        if not model.is_final:
+            model.finalize()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.keras"
+            model.save(path)
+            content = path.read_bytes()
+        facts = {
+            "epsilon": model_radius(model),
+            "norm": model.norm,
+            "num_classes": model.num_classes,
+            "input_shape": list(model.input_shape[1:]),
+        }
+        return cls("model", {"model.keras": content}, model_digest(model), facts, model.evaluation_drift)
+
+    @classmethod
+    def of_artefact(cls, path: str | os.PathLike[str]) -> Source:
+        """An artefact, compared with its manifest.
+
+        Raises:
+            ArtefactError: it is not what its manifest says.
+        """
+        from defended.serving.artefact import verify
+        from defended.serving.manifest import MANIFEST
+
+        directory = Path(path)
+        manifest = verify(directory)
+        files = {name: (directory / name).read_bytes() for name in (*manifest.files, MANIFEST)}
+        facts = {
+            "epsilon": manifest.epsilon,
+            "norm": manifest.norm,
+            "num_classes": manifest.num_classes,
+            "input_shape": list(manifest.signatures["serving_default"].inputs["image"].shape[1:]),
+        }
+        return cls("artefact", files, manifest.digest, facts)
+
+    @classmethod
+    def of(cls, what: DefendedModel | Artefact | str | os.PathLike[str]) -> Source:
+        """A model, an open artefact, or the path of a `.keras` file or of an artefact.
+
+        Raises:
+            ValueError: the file holds an undefended model.
+        """
+        from defended import DefendedModel
+        from defended.serving.artefact import Artefact
+
+        if isinstance(what, DefendedModel):
+            return cls.of_model(what)
+        if isinstance(what, Artefact):
+            return cls.of_artefact(what.path)
+        if Path(what).is_dir():
+            return cls.of_artefact(what)
+        import keras
+
+        model = keras.models.load_model(what)
+        if not isinstance(model, DefendedModel):
+            raise ValueError(f"{os.fspath(what)} holds an undefended {type(model).__name__}: defend it first.")
+        return cls.of_model(model)
+
+    def open(self) -> Any:
+        """The model, or the open artefact."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in self.files.items():
+                path = Path(folder) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            if self.kind == "artefact":
+                from defended.serving.artefact import load
+
+                return load(folder, digest=self.digest)
+            import keras
+
+            model = keras.models.load_model(Path(folder) / "model.keras")
+            model.evaluation_drift = self.drift
+            return model
+
+
+def model_digest(model: DefendedModel) -> str:
+    """SHA-256 of a model's kind, settings and weights, whatever its layers are called."""
+    import json
+
+    import numpy as np
+    from keras import ops
+
+    settings = {
+        "kind": type(model).__name__,
+        "epsilon": model_radius(model),
+        "norm": model.norm,
+        "sampling": dict(model.sampling) if model.sampling else None,
+        "seed": getattr(model, "seed", None),
+        "drift": model.evaluation_drift,
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for variable in model.variables:
+        value = np.ascontiguousarray(ops.convert_to_numpy(variable))
+        digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,108 @@
+"""What computes pieces: a model, loaded once, and the functions that use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from defended.attacks.checks import Array
+from defended.attacks.pieces import Job, Settings, compute
+from defended.serving.cluster.source import Source
+
+_BATCH = 256
+
+
+class Worker:
+    """Loads a model once, and computes pieces with it.
+
+    Args:
+        source: the model.
+        threads: TensorFlow's threads within an operation. Their number changes the order of float32 sums, and with it
+            last digits, so all workers of a run have the same.
+    """
+
+    def __init__(self, source: Source, threads: int) -> None:
+        use_threads(threads)
+        self.model = source.open()
+        self._tasks: dict[str, Callable[[Job, Settings], dict[str, Array]]] = {
+            "certify": self._certify,
+            "audit": self._audit,
+            "perturb": self._perturb,
+        }
+
+    def run(self, job: Job, settings: Settings) -> dict[str, Array]:
+        """What comes of a job.
+
+        Jobs: `"certify"` and `"audit"` an input range, `"perturb"` it by the settings' attack, and those of
+        `defended.attacks.pieces`.
+        """
+        # Arrays from an object store are read-only, and attacks may write into their own copies only.
+        own = job._replace(arrays={name: np.array(value) for name, value in job.arrays.items()})
+        task = self._tasks.get(job.kind)
+        return compute(self.model, settings, own) if task is None else task(own, settings)
+
+    def _certify(self, job: Job, settings: Settings) -> dict[str, Array]:
+        x = job.arrays["x"]
+        if hasattr(self.model, "audit"):
+            outputs = padded_audit(self.model, x, settings.batch_size)
+            plain = {name: value for name, value in outputs.items() if value.ndim == 1}
+            return {"radius": plain.pop("certified_radius"), **plain}
+        found = self.model.verdicts(x, batch_size=settings.batch_size)
+        epsilon = np.float32(settings.epsilon)
+        return {
+            "label": found.label,
+            "rejected": found.rejected,
+            "radius": found.radius,
+            "availability_radius": np.maximum(found.radius - epsilon, np.float32(0)),
+        }
+
+    def _audit(self, job: Job, settings: Settings) -> dict[str, Array]:
+        return padded_audit(self.model, job.arrays["x"], settings.batch_size)
+
+    def _perturb(self, job: Job, settings: Settings) -> dict[str, Array]:
+        from defended.attacks import Attack
+
+        index = {"index": job.arrays["index"]} if isinstance(settings.attack, Attack) else {}
+        found = settings.attack(self.model, job.arrays["x"], job.arrays.get("labels"), **index)
+        return {"perturbed": np.asarray(found)}
+
+
+def padded_audit(artefact: Any, x: Array, batch_size: int) -> dict[str, Array]:
+    """`artefact.audit`, in batches of one size: the last one is filled up with its last input.
+
+    The shape of a batch may change the order of float32 sums. Of random verdicts no input is drawn for nothing.
+    """
+    missing = -len(x) % batch_size if len(x) and artefact.manifest.sampling is None else 0
+    filled = np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]) if missing else x
+    return {name: value[: len(x)] for name, value in artefact.audit(filled, batch_size).items()}
+
+
+def threads_in_use() -> int:
+    """TensorFlow's threads within an operation, in this process."""
+    import os
+
+    import tensorflow as tf
+
+    found = tf.config.threading.get_intra_op_parallelism_threads()
+    return int(found or len(os.sched_getaffinity(0)))
+
+
+def use_threads(threads: int) -> None:
+    """Set TensorFlow's threads within an operation.
+
+    Raises:
+        RuntimeError: TensorFlow runs already, with another number.
+    """
+    import tensorflow as tf
+
+    if threads == threads_in_use():
+        return
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"`threads`={threads}, and TensorFlow runs already with {threads_in_use()} in this process. Set it before "
+            "TensorFlow's first operation, or leave `threads` out."
+        ) from error
