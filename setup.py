@@ -22,6 +22,7 @@ PACKAGES = {
     "defended.attacks": "attacks",
     "defended.serving": "serving",
     "defended.serving.cluster": "serving/cluster",
+    "defended.serving.server": "serving/server",
     "defended_cli": "serving/cli",
 }
 
@@ -34,6 +35,8 @@ SERVING = [
     "grpcio>=1.85",
     "grpcio-health-checking>=1.85",
     "aiohttp>=3.14",
+    "orjson>=3.11",
+    "urllib3>=2.6",
     "prometheus-client>=0.26",
 ]
 TEST = [

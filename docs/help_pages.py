@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 MARK = "<!-- help pages -->"
-COMMANDS = ("demo", "train", "attack", "export", "audit")
+COMMANDS = ("demo", "train", "attack", "export", "serve", "audit")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

@@ -16,6 +16,7 @@ if __name__ != "defended.serving":
 from defended.serving.agreement import AgreementError
 from defended.serving.artefact import Artefact, ArtefactError, load, verify
 from defended.serving.audit import audit
+from defended.serving.client import Client
 from defended.serving.cpp_loader import CppLoaderError
 from defended.serving.export import export, next_version
 from defended.serving.graph_ops import ForbiddenOpError
@@ -25,6 +26,7 @@ from defended.serving.report import AuditReport
 from defended.serving.request_log import LoggedAnswer, RequestLog, RequestLogError, read_request_log
 from defended.serving.serving_files import EditedFileWarning, write_serving_files
 from defended.serving.signing import SignatureError, generate_key, sign
+from defended.serving.transports import ClientError
 
 __all__ = [
     "export",
@@ -40,6 +42,7 @@ __all__ = [
     "OnnxModel",
     "audit",
     "AuditReport",
+    "Client",
     "RequestLog",
     "read_request_log",
     "LoggedAnswer",
@@ -50,4 +53,5 @@ __all__ = [
     "RequestLogError",
     "SignatureError",
     "EditedFileWarning",
+    "ClientError",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -145,6 +146,14 @@ class Artefact:
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be a positive integer. Received: {batch_size!r}.")
         return self._session.run_batches("audit", self._checked(x), batch_size)
+
+    def run(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run any of `manifest.signatures` on one batch, its inputs by name; threads may run at the same time.
+
+        Raises:
+            CppLoaderError: no such signature, or inputs that do not fit it.
+        """
+        return self._session.run(signature, inputs)
 
     def verdicts(self, x: np.ndarray, batch_size: int = 256) -> Verdicts:
         """Return `Verdicts(label, rejected, radius)` as the model's own `verdicts` does, errors as for `audit`."""

@@ -49,3 +49,21 @@ def mnist(data_dir):
 @pytest.fixture(scope="session")
 def fashion_mnist(data_dir):
     return datasets.load(str(data_dir / "fashion_mnist.npz"))
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory):
+    """A folder with one small exported model, `tiny`, version 1; not to be written."""
+    from served import export_tiny
+
+    folder = tmp_path_factory.mktemp("models")
+    export_tiny(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_artefact(tiny_models):
+    from defended.serving import load
+
+    with load(tiny_models / "tiny" / "1") as artefact:
+        yield artefact

@@ -16,12 +16,13 @@ from defended_cli.attack import attack
 from defended_cli.audit import audit
 from defended_cli.demo import demo
 from defended_cli.export import export
+from defended_cli.serve import serve
 from defended_cli.signing import keygen, sign, verify
 from defended_cli.train import train
 
 __all__ = ["app", "main"]
 
-for _command in (demo, train, attack, export, audit, keygen, sign, verify):
+for _command in (demo, train, attack, export, serve, audit, keygen, sign, verify):
     app.command()(_command)
 
 

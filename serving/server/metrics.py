@@ -1,0 +1,173 @@
+"""What `/metrics` tells Prometheus: requests, latency, verdicts, batches, queues and the request log."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+ANSWERED, REJECTED = "answered", "rejected"
+REASONS = ("", "not certified", "not finite", "adversarial")
+
+# Seconds: from a bare call of a small network to the default timeout.
+_LATENCIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_WINDOW = 1000
+
+_BOTTOM = "⊥".encode()
+
+
+@dataclass
+class _Window:
+    """The rejections among the last so many inputs, kept as (inputs, rejected) of the last requests."""
+
+    requests: collections.deque[tuple[int, int]] = field(default_factory=collections.deque)
+    inputs: int = 0
+    rejected: int = 0
+
+    def add(self, inputs: int, rejected: int) -> None:
+        self.requests.append((inputs, rejected))
+        self.inputs += inputs
+        self.rejected += rejected
+        while self.inputs - self.requests[0][0] >= _WINDOW:
+            gone = self.requests.popleft()
+            self.inputs -= gone[0]
+            self.rejected -= gone[1]
+
+
+class Metrics:
+    """The metrics of one server, in a registry of their own.
+
+    `queued_rows` and `log_losses` are asked for when somebody looks; set them to functions that return numbers by
+    (model, version), and by reason.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.queued_rows: Callable[[], Mapping[tuple[str, int], int]] = dict
+        self.log_losses: Callable[[], Mapping[str, int]] = dict
+        self.log_written: Callable[[], int] = lambda: 0
+        self.requests = Counter(
+            "defended_requests",
+            "Requests by their canonical status.",
+            ("model", "version", "protocol", "method", "status"),
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "defended_request_seconds",
+            "Seconds from a request's arrival to its answer.",
+            ("model", "protocol"),
+            buckets=_LATENCIES,
+            registry=self.registry,
+        )
+        self.verdicts = Counter(
+            "defended_verdicts",
+            "Inputs judged: answered, or rejected and why.",
+            ("model", "version", "verdict", "reason"),
+            registry=self.registry,
+        )
+        self.batches = Histogram(
+            "defended_batch_size",
+            "Inputs of each run of a model.",
+            ("model", "signature"),
+            buckets=_BATCHES,
+            registry=self.registry,
+        )
+        self._windows: dict[tuple[str, int], _Window] = {}
+        self.registry.register(_Gauges(self, self._windows))
+
+    def observe_request(
+        self, protocol: str, method: str, model: str, version: int | None, status: str, seconds: float
+    ) -> None:
+        """Count one finished request; names and versions that clients make up are not kept, but are "" and None."""
+        known = "" if version is None else str(version)
+        self.requests.labels(model, known, protocol, method, status).inc()
+        self.seconds.labels(model, protocol).observe(seconds)
+
+    def observe_batch(self, model: str, signature: str, rows: int) -> None:
+        """Count one run of a model."""
+        self.batches.labels(model, signature).observe(rows)
+
+    def observe_verdicts(
+        self, model: str, version: int, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+    ) -> None:
+        """Count the verdicts of one answered request, from the outputs of a signature that tells them."""
+        reasons = verdict_reasons(inputs, outputs)
+        if reasons is None or not len(reasons):
+            return
+        counts = np.bincount(reasons, minlength=len(REASONS))
+        for reason, count in enumerate(counts):
+            if count:
+                self.verdicts.labels(model, str(version), REJECTED if reason else ANSWERED, REASONS[reason]).inc(
+                    int(count)
+                )
+        window = self._windows.setdefault((model, version), _Window())
+        window.add(len(reasons), int(counts[1:].sum()))
+
+    def page(self) -> bytes:
+        """Return all of it in Prometheus's text format."""
+        return generate_latest(self.registry)
+
+
+def verdict_reasons(inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Return the index into `REASONS` of each row, int64 `[batch]`; None where the outputs tell no verdicts.
+
+    The model's own `reason` counts where there is one. Else a rejected input that is not finite was rejected for that,
+    and any other because it could not be certified. An unknown reason counts as not certified.
+    """
+    if "rejected" not in outputs:
+        classes = outputs.get("classes")  # of `classify`: the first column names the answer, or ⊥
+        if classes is None or classes.ndim != 2 or classes.dtype != object:
+            return None
+        return np.asarray([int(row[0] == _BOTTOM) for row in classes], np.int64)
+    rejected = np.asarray(outputs["rejected"], bool)
+    if "reason" in outputs:
+        told = np.asarray(outputs["reason"], np.int64)
+        known = (told >= 0) & (told < len(REASONS)) & ((told > 0) == rejected)
+        return np.where(known, told, rejected.astype(np.int64))
+    reasons = rejected.astype(np.int64)
+    for array in inputs.values():
+        if array.dtype.kind == "f" and rejected.any():
+            finite = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
+            reasons[rejected & ~finite] = 2
+    return reasons
+
+
+class _Gauges(Collector):
+    """Metrics whose values exist only at the moment that somebody looks."""
+
+    def __init__(self, metrics: Metrics, windows: Mapping[tuple[str, int], _Window]) -> None:
+        self._metrics, self._windows = metrics, windows
+
+    def collect(self) -> Iterable[Metric]:
+        depth = GaugeMetricFamily(
+            "defended_queue_depth", "Inputs that wait for a free model.", labels=("model", "version")
+        )
+        for (model, version), rows in self._metrics.queued_rows().items():
+            depth.add_metric((model, str(version)), rows)
+        yield depth
+        rate = GaugeMetricFamily(
+            "defended_rejection_rate",
+            f"Share of the last {_WINDOW} inputs, or of all where there are fewer, that were rejected.",
+            labels=("model", "version"),
+        )
+        for (model, version), window in dict(self._windows).items():
+            if window.inputs:
+                rate.add_metric((model, str(version)), window.rejected / window.inputs)
+        yield rate
+        losses = CounterMetricFamily(
+            "defended_log_losses", "Answers missing from the request log, by what stopped them.", labels=("reason",)
+        )
+        for reason, count in self._metrics.log_losses().items():
+            losses.add_metric((reason,), count)
+        yield losses
+        written = CounterMetricFamily("defended_log_records", "Answers in the request log.")
+        written.add_metric((), self._metrics.log_written())
+        yield written
