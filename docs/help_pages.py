@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 MARK = "<!-- help pages -->"
-COMMANDS = ("demo", "train", "attack", "export", "serve", "audit")
+COMMANDS = (
+    "demo", "train", "attack", "certify", "export", "serve", "audit", "keygen", "sign", "verify",
+)  # fmt: skip
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -49,6 +50,16 @@ def inputs(n=150, seed=0):
 
 def attack():
     return CertificateDescent(steps=4, seed=5, restarts=2, batch_size=16)
+
+
+def kept(engine):
+    """What an engine tells, with nobody who works."""
+
+    def run(jobs, model, settings):
+        assert not list(jobs)
+        return iter(())
+
+    return {"source": engine.source, "fingerprint": engine.fingerprint, "run": run}
 
 
 def files(folder):
@@ -188,12 +199,21 @@ class TestArtefacts:
             with pytest.raises(ValueError, match="Keras model"):
                 RemoteAttack(engine, attack())
 
-    def test_the_audit_takes_them_for_its_own(self, model, engine, artefact):
+    def test_the_audit_takes_them_for_its_own(self, model, engine, artefact, tmp_path):
         x, y = inputs(60)
         plain = audit(artefact, x, y, model=model, attack=attack())
         with open_engine("local", artefact) as other:
             distributed = DistributedArtefact(other, artefact)
             report = audit(distributed, x, y, model=model, attack=RemoteAttack(engine, attack(), piece=16))
+            # Kept pieces are not computed again: an engine that computes nothing gives the same.
+            for computing in (True, False):
+                work = [engine, other] if computing else [SimpleNamespace(**kept(one)) for one in (engine, other)]
+                again = audit(
+                    DistributedArtefact(work[1], artefact, keep=tmp_path), x, y, model=model,
+                    attack=RemoteAttack(work[0], attack(), piece=16, keep=tmp_path),
+                )  # fmt: skip
+                assert again.rates() == report.rates()
+            assert len(list(tmp_path.glob("perturb-*/perturb_*.parquet"))) >= 2
         assert report.fpr_lower == plain.fpr_lower
         assert report.rates() == plain.rates()
         with pytest.raises(ValueError, match="opened with an artefact"):

@@ -14,6 +14,7 @@ import sys
 from defended_cli.app import app
 from defended_cli.attack import attack
 from defended_cli.audit import audit
+from defended_cli.certify import certify
 from defended_cli.demo import demo
 from defended_cli.export import export
 from defended_cli.serve import serve
@@ -22,7 +23,7 @@ from defended_cli.train import train
 
 __all__ = ["app", "main"]
 
-for _command in (demo, train, attack, export, serve, audit, keygen, sign, verify):
+for _command in (demo, train, attack, certify, export, serve, audit, keygen, sign, verify):
     app.command()(_command)
 
 

@@ -10,6 +10,7 @@ import typer
 
 from defended_cli.common import Data, Limit, ModelFile, open_model, test_points
 from defended_cli.config import Config
+from defended_cli.engine import Address, EngineName, Threads, Workers, opened, start
 
 if TYPE_CHECKING:
     from defended.attacks import Attack
@@ -42,7 +43,7 @@ def attack(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     limit: Limit = 0,
     resume: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep finished parts there: the same command again continues.")
+        Path | None, typer.Option(metavar="DIR", help="Keep finished parts there: the same command again continues.")
     ] = None,
     time_budget: Annotated[
         float | None, typer.Option(min=0.001, metavar="SECONDS", help="Of attacking; the rest counts as not degraded.")
@@ -50,6 +51,10 @@ def attack(
     records: Annotated[
         Path | None, typer.Option(metavar="FILE.parquet", help="One row an input: radius, verdict, degraded, distance.")
     ] = None,
+    engine: EngineName = None,
+    workers: Workers = None,
+    threads: Threads = None,
+    ray_address: Address = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Default: susceptibility.json beside the model.")
     ] = None,
@@ -63,8 +68,10 @@ def attack(
     ```
     defended attack runs/digits/model.keras --data digits
     defended attack runs/mnist/model.keras --data mnist --limit 2000 --steps 100
+    defended attack runs/mnist/model.keras --data mnist --resume runs/attack --engine ray --workers 8
     ```
     """
+    start(engine, threads)
     defended_model = open_model(model)
     x, y = test_points(data, limit)
 
@@ -75,7 +82,15 @@ def attack(
     box = (0.0, 1.0) if clip else None
     targets = min(3, defended_model.num_classes - 1)
     chosen = make_attack(attack, steps=steps, restarts=restarts, targets=targets, queries=queries, clip=box, seed=seed)
-    result = susceptibility(defended_model, x, y, chosen, resume=resume, time_budget=time_budget)
+    if engine is not None and resume is None:
+        raise ValueError("--engine keeps its pieces in a directory: name one with --resume DIR.")
+    with opened(engine, defended_model, workers, threads, ray_address) as opened_engine:
+        if opened_engine is None:
+            result = susceptibility(defended_model, x, y, chosen, resume=resume, time_budget=time_budget)
+        else:
+            from defended.serving.cluster import measure
+
+            result = measure(opened_engine, defended_model, x, y, chosen, out=resume, time_budget=time_budget)
     path = out or model.with_name("susceptibility.json")
     typer.echo(result.to_table())
     atomic_write_text(path, canonical_json(result.summary()))

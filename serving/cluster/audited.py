@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import defended
 from defended.attacks import Attack
 from defended.attacks.checks import Array
+from defended.attacks.chunk_store import ChunkStore
 from defended.attacks.pieces import Job, Settings
+from defended.provenance import data_digest
 from defended.serving.artefact import Artefact
+from defended.serving.cluster.shards import ParquetStore
 from defended.serving.manifest import MANIFEST, Manifest
 
 _BATCHES = 8
@@ -22,14 +29,15 @@ class DistributedArtefact(Artefact):
     Args:
         engine: of `open_engine`, with the artefact; it is closed by whoever opened it.
         path: what reports call the artefact's place.
+        keep: directory that keeps finished pieces, so that the same calls go on where they were killed; None for none.
     """
 
-    def __init__(self, engine: Any, path: Any) -> None:
+    def __init__(self, engine: Any, path: Any, keep: Any = None) -> None:
         if engine.source.kind != "artefact":
             raise ValueError("`engine` must have been opened with an artefact; it holds a Keras model.")
         manifest = Manifest.model_validate_json(engine.source.files[MANIFEST])
         super().__init__(path, manifest, None)  # type: ignore[arg-type]  (no session: workers have them)
-        self._engine = engine
+        self._engine, self._keep = engine, keep
 
     def __call__(self, x: Array) -> dict[str, Array]:
         """`serving_default`, as `Artefact` gives it."""
@@ -40,8 +48,11 @@ class DistributedArtefact(Artefact):
         """The signature `audit` on any number of inputs, as `Artefact` gives it; the last batch is filled up."""
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be a positive integer. Received: {batch_size!r}.")
-        settings = Settings(None, self.epsilon, batch_size)
-        return in_order(self._engine, pieces("audit", self._checked(x), batch_size * _BATCHES), settings)
+        settings, size = Settings(None, self.epsilon, batch_size), batch_size * _BATCHES
+        # Random verdicts are drawn anew; what was drawn before is no answer to this call.
+        keep = self._keep if self.manifest.sampling is None else None
+        store = open_store(self._engine, keep, "audit", self._checked(x), {"batch_size": batch_size})
+        return in_order(self._engine, pieces("audit", x, size), settings, store)
 
     def close(self) -> None:
         """Do nothing: the engine is closed by whoever opened it."""
@@ -54,12 +65,13 @@ class RemoteAttack(Attack):
         engine: of `open_engine`, with the Keras model that is attacked.
         attack: the attack; it must arrive at workers pickled.
         piece: inputs a piece of work.
+        keep: directory that keeps finished pieces, so that the same calls go on where they were killed; None for none.
     """
 
-    def __init__(self, engine: Any, attack: Attack, piece: int = 512) -> None:
+    def __init__(self, engine: Any, attack: Attack, piece: int = 512, keep: Any = None) -> None:
         if engine.source.kind != "model":
             raise ValueError("`engine` must have been opened with a Keras model: attacks need its gradients.")
-        self._engine, self._attack, self._piece = engine, attack, piece
+        self._engine, self._attack, self._piece, self._keep = engine, attack, piece, keep
         self.epsilon, self.norm, self.clip = attack.epsilon, attack.norm, attack.clip
         self.targeted = getattr(attack, "targeted", False)
 
@@ -72,7 +84,10 @@ class RemoteAttack(Attack):
         extra = {} if y is None else {"labels": np.asarray(y)}
         jobs = pieces("perturb", x, self._piece, index=numbers, **extra)
         settings = Settings(self._attack, float(self._engine.source.facts["epsilon"]), self._piece)
-        return in_order(self._engine, jobs, settings)["perturbed"]
+        labels = None if y is None else data_digest(np.asarray(y, dtype=np.int64))
+        plan = {"attack": self.config(), "piece": self._piece, "index": data_digest(numbers), "labels": labels}
+        store = open_store(self._engine, self._keep, "perturb", x, plan)
+        return in_order(self._engine, jobs, settings, store)["perturbed"]
 
     def _perturb(self, task: Any) -> Array:
         raise NotImplementedError("Workers perturb: see `__call__`.")
@@ -92,8 +107,35 @@ def pieces(kind: str, x: Array, size: int, **arrays: Array) -> Iterator[Job]:
         yield Job(f"{kind}_{first:012d}", kind, {"x": np.asarray(x[first : first + size]), **cut})
 
 
-def in_order(engine: Any, jobs: Iterator[Job], settings: Settings) -> dict[str, Array]:
-    """What the jobs give, one after the other."""
-    found = {job.name: outputs for job, outputs in engine.run(jobs, None, settings)}
+def in_order(engine: Any, jobs: Iterator[Job], settings: Settings, store: ChunkStore) -> dict[str, Array]:
+    """What the jobs give, one after the other; what the store has is not computed again."""
+    found: dict[str, dict[str, Array]] = {}
+
+    def missing() -> Iterator[Job]:
+        for job in jobs:
+            kept = store.get(job.name)
+            if kept is None:
+                yield job
+            else:
+                found[job.name] = kept
+
+    for job, outputs in engine.run(missing(), None, settings):
+        found[job.name] = store.put(job.name, **outputs)
     parts = [found[name] for name in sorted(found)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if parts[0][name].ndim}
+
+
+def open_store(engine: Any, keep: Any, kind: str, x: Array, plan: dict[str, Any]) -> ChunkStore:
+    """Where the pieces of one call are kept: a folder of their own for every work, named after it."""
+    if keep is None:
+        return ParquetStore(None, {})
+    whole = {
+        "task": kind,
+        "model": engine.source.digest,
+        "data": data_digest(x),
+        "version": defended.__version__,
+        **engine.fingerprint,
+        **plan,
+    }
+    name = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+    return ParquetStore(Path(keep) / f"{kind}-{name}", whole)

@@ -14,7 +14,7 @@ from defended.attacks.checks import Array
 from defended.attacks.pieces import Job, Settings
 from defended.serving.cluster.shards import ParquetStore
 from defended.serving.cluster.source import Source
-from defended.serving.cluster.worker import Worker, threads_in_use
+from defended.serving.cluster.worker import Worker, threads_in_use, use_threads
 
 RESTARTS = 3
 
@@ -172,6 +172,8 @@ def open_engine(
     count = threads_in_use() if threads is None else threads
     if count < 1:
         raise ValueError(f"`threads` must be a positive number. Received: {threads!r}.")
+    if name == "local":
+        use_threads(count)  # before a model is loaded, which starts TensorFlow
     source = Source.of(what)
     if name == "local":
         engine: LocalEngine | ClusterEngine = LocalEngine(source, count)

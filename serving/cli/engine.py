@@ -1,0 +1,83 @@
+"""Options of commands that cut their work into pieces, and the engine that they name."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from defended_cli.common import load_tensorflow
+
+EngineName = Annotated[
+    Literal["local", "ray"] | None,
+    typer.Option(help="Who computes the pieces: this process, or actors of a Ray cluster (extra ray)."),
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Actors of --engine ray; by default as many as there are processors.")
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="TensorFlow's threads a worker. Another number may change last digits.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Of the Ray cluster; by default RAY_ADDRESS, or one made on this machine."),
+]
+
+
+def start(name: str | None, threads: int | None) -> None:
+    """Load TensorFlow, with the threads that the local engine is to have: later it cannot change them."""
+    load_tensorflow()
+    if name == "local" and threads is not None:
+        from defended.serving.cluster.worker import use_threads
+
+        use_threads(threads)
+
+
+@contextlib.contextmanager
+def opened(name: str | None, what: Any, workers: int | None, threads: int | None, address: str | None) -> Iterator[Any]:
+    """The engine of that name for a model or an artefact; None for no name, which allows no other option."""
+    if name is None:
+        if workers is not None or threads is not None or address is not None:
+            raise ValueError("--workers, --threads and --ray-address belong to an engine: name one with --engine.")
+        yield None
+        return
+    from defended.serving.cluster import open_engine
+
+    with open_engine(name, what, workers=workers, threads=threads, address=address) as engine:  # type: ignore[arg-type]
+        yield engine
+
+
+@contextlib.contextmanager
+def audited(
+    name: str | None,
+    artefact: Path | str,
+    model: Any,
+    keep: Path,
+    workers: int | None,
+    threads: int | None,
+    address: str | None,
+) -> Iterator[dict[str, Any]]:
+    """Arguments of `defended.serving.audit` that have an engine do its work; none without an engine.
+
+    Pieces are kept in `keep`: the same command again goes on where a killed one was.
+    """
+    with contextlib.ExitStack() as stack:
+        if name == "ray":
+            from defended.serving.cluster.engines import connected
+
+            stack.enter_context(connected(address))
+        first = stack.enter_context(opened(name, artefact, workers, threads, address))
+        if first is None:
+            yield {}
+            return
+        from defended.attacks import CertificateDescent
+        from defended.serving.cluster import DistributedArtefact, RemoteAttack
+
+        arguments: dict[str, Any] = {"target": DistributedArtefact(first, artefact, keep)}
+        if model is not None:
+            second = stack.enter_context(opened(name, model, workers, threads, address))
+            arguments["attack"] = RemoteAttack(second, CertificateDescent(steps=50), keep=keep)
+        yield arguments
