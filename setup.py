@@ -23,6 +23,8 @@ PACKAGES = {
     "defended.serving": "serving",
     "defended.serving.cluster": "serving/cluster",
     "defended.serving.server": "serving/server",
+    "defended.serving.auditing": "serving/auditing",
+    "defended.serving.monitoring": "serving/monitoring",
     "defended_cli": "serving/cli",
 }
 
@@ -46,6 +48,8 @@ TEST = [
     "jax>=0.10",
     "tensorboard>=2.21",
     "pyyaml>=6.0",
+    "jsonschema>=4.26",
+    "playwright>=1.65",
     *ONNX,
     *ATTACKS,
     *SERVING,
@@ -76,7 +80,7 @@ setup(
     python_requires=">=3.11",
     packages=list(PACKAGES),
     package_dir=PACKAGES,
-    package_data={"defended": ["py.typed"], "defended.serving": ["templates/*"]},
+    package_data={"defended": ["py.typed"], "defended.serving": ["templates/*", "schemas/*.json"]},
     install_requires=[
         "tensorflow>=2.21",
         "keras>=3.15",

@@ -27,6 +27,7 @@ from defended.attacks.pgd import APGD, PGD, EpsilonPGD
 from defended.attacks.plots import plot_fpr, plot_pairs, plot_vra
 from defended.attacks.projections import project_l2, project_l2_box, project_linf, project_linf_box
 from defended.attacks.records import DegradedInputs, Records
+from defended.attacks.score_descent import ScoreDescent
 from defended.attacks.smoothed_pgd import SmoothedPGD
 from defended.attacks.square import SquareAttack
 
@@ -48,6 +49,7 @@ __all__ = [
     "PGD",
     "Rate",
     "Records",
+    "ScoreDescent",
     "SmoothedPGD",
     "SquareAttack",
     "Susceptibility",

@@ -112,7 +112,7 @@ def draw_pairs(originals: list[Array], perturbed: list[Array], answers: list[str
         for column, (before, after, difference) in enumerate(zip(originals, perturbed, differences, strict=True)):
             _show(grid[0, column], before, low, high, answers[column])
             _show(grid[1, column], after, low, high, "rejects: ⊥")
-            _show(grid[2, column], _strongest_channel(difference), -scale, scale, sizes[column], "RdBu_r")
+            _show(grid[2, column], strongest_channel(difference), -scale, scale, sizes[column], "RdBu_r")
         for row, name in enumerate(("original", "perturbed", f"difference\n±{scale:.2g}")):
             grid[row, 0].set_ylabel(name, fontweight="bold")
     return figure
@@ -178,7 +178,7 @@ def as_picture(values: Array) -> Array:
     return padded.reshape(-1, width)
 
 
-def _strongest_channel(difference: Array) -> Array:
+def strongest_channel(difference: Array) -> Array:
     """For a colour image the signed change of the channel that changes most, so that no change cancels another."""
     if difference.ndim != 3 or difference.shape[-1] == 1:
         return difference

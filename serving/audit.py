@@ -1,200 +1,351 @@
-"""Measures what an artefact guarantees on given data, and how far an attacker can force it to reject."""
+"""Measures what an artefact, a served model or a request log shows, and how far an attacker can force rejections."""
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from defended.attacks.intervals import Rate
 from defended.serving.agreement import AgreementError, require_agreement
 from defended.serving.artefact import Artefact, load
-from defended.serving.report import AttackFindings, AuditReport, Curves, DegradedPair
+from defended.serving.auditing import strata
+from defended.serving.auditing.advice import advise
+from defended.serving.auditing.black_box import BlackBox, attack_endpoint
+from defended.serving.auditing.comparison import compare_with
+from defended.serving.auditing.conditions import Condition, decide, parse_conditions
+from defended.serving.auditing.draws import QUANTILES, draws
+from defended.serving.auditing.log import is_request_log, read_log
+from defended.serving.auditing.profile import profile
+from defended.serving.auditing.record import AuditRecord, read_record
+from defended.serving.auditing.replay import Attacked, attack_model, cap_of, read_attacked, replay
+from defended.serving.auditing.targets import (
+    AUDIT,
+    Answers,
+    Endpoint,
+    EndpointError,
+    Subject,
+    Target,
+    artefact_target,
+    described,
+    endpoint_target,
+    infer_epsilon,
+)
+from defended.serving.report import AuditReport, Curves
 
 if TYPE_CHECKING:
     from defended import DefendedModel
+    from defended.serving.manifest import Manifest
 
     Perturb = Callable[..., np.ndarray]
-
-QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 # Grid of the curves: multiples of epsilon / 40, so that epsilon and 2 epsilon are on it exactly.
 _STEPS_PER_EPSILON = 40
 
-# Relative: radii and float32 projections are known no better. A point that far outside is moved inside, not dropped.
-_ROUNDING = 1e-5
+_SCHEMES = ("http://", "https://", "grpc://", "grpcs://")
 
 
 def audit(
-    artefact: Artefact | str | os.PathLike[str],
-    x: np.ndarray,
-    y: np.ndarray,
+    target: Artefact | Endpoint | str | os.PathLike[str],
+    x: np.ndarray | None = None,
+    y: np.ndarray | None = None,
     *,
     model: DefendedModel | None = None,
     attack: Perturb | None = None,
+    attacked: Attacked | str | os.PathLike[str] | None = None,
+    black_box: BlackBox | None = None,
+    conditions: Mapping[str, Condition | Mapping[str, Any]] | None = None,
+    baseline: AuditRecord | str | os.PathLike[str] | None = None,
+    manifest: Manifest | None = None,
+    epsilon: float | None = None,
+    norm: str | None = None,
+    name: str | None = None,
     confidence: float = 0.95,
     batch_size: int = 256,
     data_name: str = "",
     pairs: int = 6,
 ) -> AuditReport:
-    """Measure an artefact: what it guarantees, and what an attacker can do to its availability.
+    """Measure what guarantees hold on given data, and what an attacker can do to availability.
 
-    The artefact alone gives the false positive rate's upper bound: an answer whose certified radius is at most
-    2 epsilon *may* be forced into a rejection. With the Keras model an attack gives the lower bound: it perturbs the
-    answered inputs on the model, and the artefact judges the results. The true rate lies between.
+    Radii, where they are told, give the false positive rate's upper bound: an answer whose certified radius is at most
+    2 epsilon *may* be forced into a rejection. Attacks give the lower bound: attacked inputs that were made on a local
+    Keras copy are replayed, and `black_box` asks the endpoint alone. The true rate lies between.
 
     Args:
-        artefact: an open artefact, or the path of one, which is then verified and loaded.
+        target: an open artefact; the path of one, which is then verified and loaded; the address of a served model
+            (`http(s)://...`, `grpc(s)://...`) or an object with `predict(x, signature)`, such as a `Client`; or the
+            path of a request log, which takes neither data nor attacks.
         x: float32 `[n, *input_shape]`, finite.
-        y: integers `[n]`, the right classes.
-        model: the Keras model that the artefact was exported from; finalized if it is not final.
+        y: integers `[n]`, the right classes; None where they are not known.
+        model: the Keras model that is deployed; finalized if it is not final. It is compared with the target on `x`.
         attack: an attack of `defended.attacks`, or a callable `(model, x, label) -> perturbed x` within epsilon, to
             which the answers are given as labels; by default `CertificateDescent(steps=50)`.
+        attacked: attacked inputs that were made elsewhere, or the path of a `.npz` of them, in place of `attack`.
+        black_box: what an attack that only uses the endpoint may spend; None for none.
+        conditions: limits on figures, by name; see `read_conditions`.
+        baseline: an earlier audit, or the path of its JSON, to compare with.
+        manifest: of the artefact that an endpoint should serve, which tells epsilon, norm and certificate.
+        epsilon: the radius defended, where nothing else tells it.
+        norm: `"l2"` or `"linf"`, where nothing else tells it.
+        name: of the model, in a log of several.
         confidence: of the Clopper–Pearson intervals, two-sided.
-        batch_size: inputs a run.
+        batch_size: inputs a run or a request.
         data_name: what the report calls the data.
         pairs: at most so many degraded inputs are kept for the pictures.
 
     Raises:
-        AgreementError: `model` and the artefact differ in epsilon, norm, scores or verdicts on `x`.
+        AgreementError: `model` and the target differ in epsilon, norm, scores or verdicts on `x`.
         ArtefactError: the path holds no intact artefact.
+        EndpointError: an endpoint answers what no rejecting classifier says, or changed its version meanwhile.
+        ConditionsError, RecordError: `conditions` or `baseline` cannot be used.
         TypeError, ValueError: `x`, `y` or another argument does not fit.
     """
-    if not isinstance(artefact, Artefact):
-        with load(artefact) as opened:
-            return audit(
-                opened, x, y, model=model, attack=attack, confidence=confidence, batch_size=batch_size,
-                data_name=data_name, pairs=pairs,
-            )  # fmt: skip
-    y = _check_data(artefact, x, y)
     if not 0 < confidence < 1:
         raise ValueError(f"`confidence` must lie between 0 and 1. Received: {confidence!r}.")
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be a positive integer. Received: {batch_size!r}.")
+    limits = parse_conditions(conditions or {})
+    earlier = baseline if baseline is None or isinstance(baseline, AuditRecord) else read_record(baseline)
+    if is_request_log(target):
+        if any(value is not None for value in (x, y, model, attack, attacked, black_box)):
+            raise ValueError("A request log holds its own inputs: give neither data nor a model nor an attack.")
+        subject, answers, more = read_log(target, name, confidence)
+        report = _figures(subject, answers, None, None, confidence, {"name": data_name, "sha256": None})
+        report = dataclasses.replace(
+            report, strata=report.strata | more, unknown=(*report.unknown, *_UNKNOWN_OF_LOGS), queries=0
+        )
+        return _decided(report, limits, earlier)
     if attack is not None and model is None:
         raise ValueError("`attack` runs on the Keras model: give `model` too, the one that was exported.")
+    if attacked is not None and attack is not None:
+        raise ValueError("Give `attack` or `attacked`, not both.")
+    if x is None:
+        raise ValueError("`x` must be given: an artefact or an endpoint is audited on data.")
+    if model is not None and not model.is_final:
+        model.finalize()
+    with _opened(target, batch_size, manifest=manifest, model=model, epsilon=epsilon, norm=norm) as opened:
+        y = _check_data(opened, x, y)
+        return _decided(
+            _measure(opened, x, y, model, attack, attacked, black_box, confidence, data_name, pairs), limits, earlier
+        )
 
-    epsilon = artefact.epsilon
-    outputs = artefact.audit(x, batch_size)
-    predicted = outputs["scores"].argmax(axis=-1)
-    correct = predicted == y
-    answered = ~outputs["rejected"]
-    # The verdict decides at epsilon: a radius within a rounding of epsilon is moved to the verdict's side of it.
-    radius = outputs["certified_radius"].astype(np.float64)
-    radius = np.where(answered, np.maximum(radius, np.nextafter(epsilon, np.inf)), np.minimum(radius, epsilon))
-    twice = radius > 2 * epsilon
 
-    def rate(chosen: np.ndarray, among: np.ndarray | None = None) -> Rate:
-        return Rate(int(chosen.sum()), len(x) if among is None else int(among.sum()), confidence)
+@contextlib.contextmanager
+def _opened(target: Any, batch_size: int, **known: Any) -> Iterator[Target]:
+    """The target, opened here or elsewhere; what was opened here is closed."""
+    if isinstance(target, Artefact):
+        yield artefact_target(target, batch_size)
+    elif isinstance(target, str) and target.startswith(_SCHEMES):
+        from defended.serving.client import Client
+
+        with contextlib.closing(Client(target)) as client:
+            yield endpoint_target(client, batch_size, location=target, threads=2, **known)
+    elif isinstance(target, str | os.PathLike):
+        with load(target) as artefact:
+            yield artefact_target(artefact, batch_size)
+    elif callable(getattr(target, "predict", None)):
+        yield endpoint_target(target, batch_size, **known)
+    else:
+        raise TypeError(
+            "`target` must be an artefact or its path, an address such as http://localhost:8501/v1/models/digits, a "
+            f"request log's path, or an object with `predict(x, signature)`. Received: {type(target).__name__}."
+        )
+
+
+def _measure(
+    target: Target,
+    x: np.ndarray,
+    y: np.ndarray | None,
+    model: DefendedModel | None,
+    attack: Perturb | None,
+    attacked: Attacked | str | os.PathLike[str] | None,
+    black_box: BlackBox | None,
+    confidence: float,
+    data_name: str,
+    pairs: int,
+) -> AuditReport:
+    answers = target.ask(x)
+    assumptions: list[str] = []
+    radius = answers.radius
+    if model is not None:
+        _require_same(target.subject, model)
+        _agree(model, x, answers, target.batch_size)
+        if radius is None and model.sampling is None:
+            radius = model.verdicts(x, batch_size=target.batch_size).radius.astype(np.float64)
+            assumptions.append(
+                f"The radii are the Keras model's, since the endpoint tells none; on these {len(x):,} inputs its "
+                "labels are equal to the endpoint's, and its scores up to rounding."
+            )
+    if target.subject.epsilon is None and (inferred := infer_epsilon(answers)) is not None:
+        target.subject = dataclasses.replace(target.subject, epsilon=inferred, epsilon_from="radii")
+        assumptions.append(f"Epsilon, {inferred:.6g}, was read off the endpoint's two radii; nothing else told it.")
+    if answers.scores is not None and target.subject.num_classes is None:
+        target.subject = dataclasses.replace(target.subject, num_classes=answers.scores.shape[1])
+    if target.subject.kind == "endpoint":
+        assumptions.append("The endpoint answers everybody as it answered this audit.")
+    answers = answers._replace(radius=radius)
+    report = _figures(target.subject, answers, y, x, confidence, {"name": data_name, "sha256": _fingerprint(x, y)})
 
     findings = None
-    if model is not None:
-        _require_same(artefact, model)
-        require_agreement(model, x, outputs, batch_size)
-        findings = _attack(artefact, model, attack, x, y, outputs["label"], radius, rate, batch_size, pairs)
-    return AuditReport(
-        manifest=artefact.manifest,
-        data={"name": data_name, "points": len(x), "sha256": _fingerprint(x, y)},
+    if attacked is not None or model is not None:
+        _require_radius(target.subject, "replaying attacked inputs")
+        if attacked is None:
+            assert model is not None  # noqa: S101  (one of the two)
+            made = attack_model(model, attack, x, answers.label)
+        else:
+            made = attacked if isinstance(attacked, Attacked) else read_attacked(attacked)
+        findings = replay(target, made, x, y, answers, _on_its_side(answers, target.subject), confidence, pairs)
+    asked = None
+    if black_box is not None:
+        _require_radius(target.subject, "an attack on the endpoint")
+        asked = attack_endpoint(target, black_box, x, answers, confidence, pairs)
+    if target.subject.kind == "endpoint":
+        _require_same_version(target)
+    unknown = list(report.unknown)
+    if findings is None and asked is None:
+        unknown.append("How many answers can really be forced into rejections: nothing was attacked.")
+    return dataclasses.replace(
+        report,
+        attack=findings,
+        black_box=asked,
+        unknown=tuple(unknown),
+        assumptions=(*assumptions, *report.assumptions),
+        queries=target.points,
+    )
+
+
+def _figures(
+    subject: Subject,
+    answers: Answers,
+    y: np.ndarray | None,
+    x: np.ndarray | None,
+    confidence: float,
+    data: Mapping[str, Any],
+) -> AuditReport:
+    """The report of what was answered to clean inputs, attacks left out."""
+    n = len(answers.label)
+    answered, predicted = ~answers.rejected, answers.predicted
+    right = None if y is None else answered & (answers.label == y)
+    correct = None if y is None or predicted is None else predicted == y
+
+    def rate(chosen: np.ndarray | None, among: np.ndarray | None = None) -> Rate | None:
+        if chosen is None:
+            return None
+        return Rate(int(chosen.sum()), n if among is None else int(among.sum()), confidence)
+
+    kinds: dict[str, tuple[strata.Stratum, ...]] = {}
+    classes = y if y is not None else predicted
+    if classes is not None:
+        kinds["class"] = strata.by_class(answers.rejected, classes, confidence, right)
+    if answers.scores is not None:
+        kinds["confidence"] = strata.by_confidence(
+            answers.rejected, strata.confidences(answers.scores), confidence, right
+        )
+    unknown = []
+    if y is None:
+        unknown.append("Whether answers are right: the inputs have no labels.")
+    if answers.scores is None:
+        unknown.append("How rejection depends on confidence: no scores are told.")
+    report = AuditReport(
+        subject=subject,
+        data={"points": n, **data},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         confidence=confidence,
+        rejection_rate=Rate(int(answers.rejected.sum()), n, confidence),
         clean_accuracy=rate(correct),
-        rejection_rate=rate(~answered),
-        accuracy_on_answered=rate(correct & answered, answered),
-        vra=rate(correct & answered),
-        vra_2eps=rate(correct & twice),
+        accuracy_on_answered=rate(right, answered),
+        vra=rate(right),
+        strata=kinds,
+        draws=draws(answers.samples, cap_of(subject.sampling)),
+        profile=None if answers.scores is None else profile(answers.scores, answers.rejected, answers.reason),
+        unknown=tuple(unknown),
+        assumptions=(
+            "Intervals are Clopper–Pearson, for inputs drawn independently from the distribution they speak of.",
+        ),
+    )
+    radius, epsilon = _on_its_side(answers, subject), subject.epsilon
+    if radius is None or epsilon is None:
+        why = "nobody tells epsilon" if radius is not None or answers.radius is not None else "no radii are told"
+        return dataclasses.replace(
+            report,
+            unknown=(
+                f"How many answers an attacker can force into rejections at most: {why}, so the upper end of the false "
+                "positive rate is 100 %, and VRA at 2ε and availability are not known. The signature `audit`, the "
+                "artefact or the Keras model would tell.",
+                *report.unknown,
+            ),
+        )
+    twice = radius > 2 * epsilon
+    return dataclasses.replace(
+        report,
+        vra_2eps=None if right is None else rate(right & twice),
         always_answered=rate(twice),
         fpr_upper=rate(answered & ~twice, answered),
-        fpr_upper_correct=rate(correct & answered & ~twice, correct & answered),
+        fpr_upper_correct=None if right is None else rate(right & ~twice, right),
         availability={
-            probability: float(np.quantile(np.maximum(radius - epsilon, 0), probability, method="inverted_cdf"))
-            for probability in QUANTILES
+            p: float(np.quantile(np.maximum(radius - epsilon, 0), p, method="inverted_cdf")) for p in QUANTILES
         },
-        curves=_curves(radius, correct, epsilon),
-        attack=findings,
-        draws=_draws(outputs),
+        curves=None if correct is None else _curves(radius, correct, epsilon),
+        advice=advise(radius, correct, epsilon, confidence),
     )
 
 
-def _attack(
-    artefact: Artefact,
-    model: DefendedModel,
-    attack: Perturb | None,
-    x: np.ndarray,
-    y: np.ndarray,
-    label: np.ndarray,
-    radius: np.ndarray,
-    rate: Callable[..., Rate],
-    batch_size: int,
-    pairs: int,
-) -> AttackFindings:
-    """Perturb the answered inputs on the Keras model, and let the artefact judge the results."""
-    from defended import Verdicts
-    from defended.attacks import Attack, CertificateDescent
-    from defended.attacks.projections import distances, place_inside
-
-    attack = attack or CertificateDescent(steps=50)
-    epsilon, norm = artefact.epsilon, artefact.manifest.norm
-    sampled = artefact.manifest.sampling is not None
-    answered = label >= 0
-    rows = np.flatnonzero(answered)
-    attacked = x.copy()
-    if rows.size:
-        labels = None if getattr(attack, "targeted", False) else label[rows]
-        # Ours seed by an input's index, so that the choice of inputs changes no result.
-        run = functools.partial(attack, index=rows) if isinstance(attack, Attack) else attack
-        found = np.asarray(run(model, x[rows], labels), dtype=np.float32)
-        if found.shape != x[rows].shape:
-            raise ValueError(f"`attack` must return the shape of its `x`, {x[rows].shape}. Received: {found.shape}.")
-        attacked[rows] = found
-    inside = distances(x, attacked, norm) <= epsilon * (1 + _ROUNDING)  # False for NaN
-    attacked[~inside] = x[~inside]
-    attacked = place_inside(x, attacked, epsilon, norm)
-    size = distances(x, attacked, norm)
-
-    judged = artefact.audit(attacked, batch_size)
-    verdicts = Verdicts(judged["label"], judged["rejected"], judged["certified_radius"])
-    correct = answered & (label == y)
-    degraded = answered & verdicts.rejected
-    changed = answered & ~verdicts.rejected & (verdicts.label != label)
-    smallest_first = np.argsort(size, kind="stable")
-    shown = smallest_first[degraded[smallest_first]][:pairs]
-    return AttackFindings(
-        name=getattr(attack, "__name__", None) or repr(attack),
-        fpr_lower=rate(degraded, answered),
-        fpr_lower_correct=rate(correct & degraded, correct),
-        vra_under_attack=rate(verdicts.label == y),
-        utility_reduction=rate(correct & degraded),
-        discarded=int((~inside).sum()),
-        broken_answers=int((changed & (size * (1 + _ROUNDING) < radius)).sum()),
-        broken_availability=0 if sampled else int((degraded & ((size + epsilon) * (1 + _ROUNDING) < radius)).sum()),
-        pairs=tuple(DegradedPair(int(i), int(label[i]), x[i], attacked[i], float(size[i])) for i in shown),
-        draws=_draws({name: value[answered] for name, value in judged.items()}),
+def _decided(report: AuditReport, limits: Mapping[str, Condition], baseline: AuditRecord | None) -> AuditReport:
+    figures: dict[str, float | None] = {
+        **report.rates(),
+        "worst_class_rejection_rate": strata.worst_rejection(report.strata.get("class", ()), report.confidence),
+        "worst_confidence_rejection_rate": strata.worst_rejection(
+            report.strata.get("confidence", ()), report.confidence
+        ),
+        "epsilon": report.subject.epsilon,
+        "draws_ratio": report.draws_ratio,
+        "draws_mean": None if report.draws is None else report.draws.mean,
+    }
+    return dataclasses.replace(
+        report,
+        decisions=decide(limits, figures),
+        comparison=None if baseline is None else compare_with(baseline, report.rates(), report.confidence),
     )
 
 
-def _draws(outputs: Mapping[str, np.ndarray]) -> dict[float, int] | None:
-    """Quantiles of the draws that inputs took, where the graph tells them."""
-    used = outputs.get("samples_used")
-    if used is None:
+def _on_its_side(answers: Answers, subject: Subject) -> np.ndarray | None:
+    """The radii, one within a rounding of epsilon moved to the verdict's side of it: the verdict decides at epsilon."""
+    epsilon = subject.epsilon
+    if answers.radius is None or epsilon is None:
         return None
-    return {p: int(np.quantile(used, p, method="inverted_cdf")) if used.size else 0 for p in QUANTILES}
+    return np.where(
+        answers.rejected,
+        np.minimum(answers.radius, epsilon),
+        np.maximum(answers.radius, np.nextafter(epsilon, np.inf)),
+    )
 
 
-def _check_data(artefact: Artefact, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    y = np.asarray(y)
-    if not isinstance(x, np.ndarray) or y.shape != x.shape[:1] or len(y) == 0 or y.dtype.kind not in "iu":
+def _check_data(target: Target, x: np.ndarray, y: np.ndarray | None) -> np.ndarray | None:
+    labels = None if y is None else np.asarray(y)
+    fits = labels is None or (labels.shape == np.shape(x)[:1] and labels.dtype.kind in "iu")
+    if not isinstance(x, np.ndarray) or not fits or len(x) == 0:
         received = x.shape if isinstance(x, np.ndarray) else type(x).__name__
         raise ValueError(
             "`x` and `y` must be arrays of the same positive length, `y` integers [n]. "
-            f"Received: x {received}, y {y.dtype} {y.shape}."
+            f"Received: x {received}, y {'None' if labels is None else f'{labels.dtype} {labels.shape}'}."
         )
-    if y.min() < 0 or y.max() >= artefact.manifest.num_classes:
+    classes = target.subject.num_classes
+    if labels is not None and (labels.min() < 0 or (classes is not None and labels.max() >= classes)):
         raise ValueError(
-            f"`y` must hold classes 0 to {artefact.manifest.num_classes - 1}. Received: {y.min()} to {y.max()}."
+            f"`y` must hold classes 0 to {'m - 1' if classes is None else classes - 1}. "
+            f"Received: {labels.min()} to {labels.max()}."
+        )
+    if x.dtype != np.float32:
+        raise TypeError(
+            f"`x` must be float32, scaled as in training. Received: {x.dtype}. Convert it yourself: a silent "
+            "conversion would answer for pixels in 0…255 as if they were in 0…1."
         )
     finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
     if not finite.all():
@@ -202,16 +353,49 @@ def _check_data(artefact: Artefact, x: np.ndarray, y: np.ndarray) -> np.ndarray:
             f"`x` must be finite: {int((~finite).sum())} inputs hold NaN or infinity, first at {np.argmin(finite)}. "
             "The artefact rejects them; leave them out, or the rates describe the broken inputs."
         )
-    return y
+    return labels
 
 
-def _require_same(artefact: Artefact, model: DefendedModel) -> None:
-    if not model.is_final:
-        model.finalize()
-    if float(model.epsilon) != artefact.epsilon or model.norm != artefact.manifest.norm:
+def _require_same(subject: Subject, model: DefendedModel) -> None:
+    epsilon = float(model.epsilon)
+    # An endpoint's radius may have been typed, or read off its answers; an artefact's is exact.
+    tolerance = 0.0 if subject.kind == "artefact" else 1e-5 * epsilon
+    other = subject.epsilon is not None and abs(epsilon - subject.epsilon) > tolerance
+    if other or (subject.norm is not None and model.norm != subject.norm):
         raise AgreementError(
-            f"`model` must be the one that was exported. It defends {model.norm} {float(model.epsilon):.6g}, the "
-            f"artefact {artefact.manifest.norm} {artefact.epsilon:.6g}. Set `model.epsilon`, or give the right model."
+            f"`model` must be the one that was exported. It defends {model.norm} {epsilon:.6g}, the "
+            f"{subject.kind} {subject.norm} {subject.epsilon:.6g}. Set `model.epsilon`, or give the right model."
+        )
+
+
+def _agree(model: DefendedModel, x: np.ndarray, answers: Answers, batch_size: int) -> None:
+    needed = {"scores"} if model.sampling is None else {"scores", "logits", "samples_used", "certified_radius"}
+    if needed <= set(answers.raw):
+        require_agreement(model, x, answers.raw, batch_size)
+    elif model.sampling is None:
+        differing = model.disagreements(x, answers.raw, batch_size)
+        if differing.size:
+            raise AgreementError(
+                f"The endpoint's verdicts differ from the Keras model's on {differing.size} of {len(x)} inputs, first "
+                f"on {differing[0]}. Is it the same model, and do both defend the same radius?"
+            )
+
+
+def _require_radius(subject: Subject, what: str) -> None:
+    missing = [name for name in ("epsilon", "norm") if getattr(subject, name) is None]
+    if missing:
+        raise ValueError(
+            f"`{'` and `'.join(missing)}` must be given for {what}: the endpoint does not tell. Give the Keras model, "
+            "the artefact's manifest, or the values."
+        )
+
+
+def _require_same_version(target: Target) -> None:
+    _, version, _ = described(target.endpoint)
+    if version != target.subject.version:
+        raise EndpointError(
+            f"The endpoint changed from version {target.subject.version} to {version} during the audit, so the figures "
+            "are of neither. Audit again, at an address that names the version."
         )
 
 
@@ -230,7 +414,15 @@ def _curves(radius: np.ndarray, correct: np.ndarray, epsilon: float) -> Curves:
     )
 
 
-def _fingerprint(x: np.ndarray, y: np.ndarray) -> str:
+def _fingerprint(x: np.ndarray, y: np.ndarray | None) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(x).tobytes())
-    digest.update(np.ascontiguousarray(y, dtype="<i8").tobytes())
+    if y is not None:
+        digest.update(np.ascontiguousarray(y, dtype="<i8").tobytes())
     return digest.hexdigest()
+
+
+_UNKNOWN_OF_LOGS = (
+    "Whether anybody attacked: a log shows who was rejected, not why. `defended monitor` weighs what it can.",
+)
+
+__all__ = ["AUDIT", "audit"]

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from defended.attacks.plots import COLOURS, GRID, INK, MUTED, NORMS, PAPER, STYLE, draw_pairs
+from defended.attacks.plots import (
+    COLOURS,
+    GRID,
+    INK,
+    MUTED,
+    NORMS,
+    PAPER,
+    STYLE,
+    as_picture,
+    draw_pairs,
+    strongest_channel,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,15 +32,20 @@ _VRA, _FPR = COLOURS[:2]
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--card", _VRA: "--vra", _FPR: "--fpr"}
 
 
-def draw_radius_curves(report: AuditReport) -> Figure:
-    """VRA, and the upper bound on the false positive rate, at every radius that the model could be deployed at."""
+def draw_radius_curves(report: AuditReport, narrow: bool = False) -> Figure | None:
+    """VRA, and the upper bound on the false positive rate, at every radius that the model could be deployed at.
+
+    None where no radii are known; `narrow` for screens as wide as a hand.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    curves, epsilon = report.curves, report.manifest.epsilon
+    curves, epsilon = report.curves, report.subject.epsilon
+    if curves is None or epsilon is None:
+        return None
     radius = np.asarray(curves.radius)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 4.0), layout="constrained")
+        figure = Figure(figsize=(4.4, 4.0) if narrow else (8.6, 4.2), layout="constrained")
         axes = figure.add_subplot()
         ends = []
         for values, colour, name in ((curves.vra, _VRA, "VRA"), (curves.fpr_upper, _FPR, "FPR, at most")):
@@ -50,19 +67,22 @@ def draw_radius_curves(report: AuditReport) -> Figure:
                 label, (multiple * epsilon, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 4),
                 textcoords="offset points", ha="center", color=MUTED,
             )  # fmt: skip
-        if report.attack is not None and report.fpr_upper.total:
-            low, high = 100 * report.attack.fpr_lower, 100 * report.fpr_upper
+        lower, upper = report.best_fpr_lower, report.fpr_upper
+        if lower is not None and upper is not None and upper.total:
+            low, high = 100 * lower, 100 * upper
             axes.plot([epsilon, epsilon], [low, high], color=_FPR, linewidth=5, alpha=0.35, solid_capstyle="butt")
             axes.plot([epsilon], [low], color=_FPR, marker="D", markersize=6)
             axes.annotate(
-                f"found by the attack: {low:.1f} %", (epsilon, low), xytext=(10, 14 if low < 8 else 0),
+                f"forced: {low:.1f} %", (epsilon, low), xytext=(10, 14 if low < 8 else 0),
                 textcoords="offset points", color=_FPR, va="center", fontsize=9,
                 bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.5},
             )  # fmt: skip
         axes.set(
             xlim=(0, radius[-1]),
             ylim=(0, 100),
-            xlabel=f"radius ({NORMS[report.manifest.norm]}, input units)",
+            xlabel=f"radius ({NORMS[report.subject.norm]}, input units)"
+            if report.subject.norm
+            else "radius (input units)",
             ylabel="% of inputs (VRA) · % of answers (FPR)",
         )
         axes.grid(color=GRID, linewidth=0.8)
@@ -73,7 +93,7 @@ def draw_radius_curves(report: AuditReport) -> Figure:
 
 def draw_degraded_pairs(report: AuditReport) -> Figure | None:
     """Inputs that were answered, the same perturbed and rejected, and the differences; None where none were found."""
-    pairs = report.attack.pairs if report.attack is not None else ()
+    pairs = report.pairs
     if not pairs:
         return None
     return draw_pairs(
@@ -82,6 +102,44 @@ def draw_degraded_pairs(report: AuditReport) -> Figure | None:
         [f"answers {pair.label}" for pair in pairs],
         [f"‖δ‖ = {pair.size:.3g}" for pair in pairs],
     )
+
+
+def difference_scale(report: AuditReport) -> str:
+    """The largest change of an entry in the pairs that are shown, as text."""
+    largest = max((float(np.abs(pair.perturbed - pair.original).max()) for pair in report.pairs), default=0.0)
+    return f"{largest:.2g}"
+
+
+def pair_images(report: AuditReport) -> list[dict[str, Any]]:
+    """For each degraded pair its `index`, `label` and `size`, and three pictures as `data:` addresses."""
+    pairs = report.pairs
+    if not pairs:
+        return []
+    images = [image for pair in pairs for image in (pair.original, pair.perturbed)]
+    low, high = min(float(image.min()) for image in images), max(float(image.max()) for image in images)
+    scale = max(float(np.abs(pair.perturbed - pair.original).max()) for pair in pairs)
+    return [
+        {
+            "index": pair.index,
+            "label": pair.label,
+            "size": f"{pair.size:.3g}",
+            "original": _image(pair.original, low, high, "gray"),
+            "perturbed": _image(pair.perturbed, low, high, "gray"),
+            "difference": _image(strongest_channel(pair.perturbed - pair.original), -scale, scale, "RdBu_r"),
+        }
+        for pair in pairs
+    ]
+
+
+def _image(values: np.ndarray, low: float, high: float, colours: str) -> str:
+    from matplotlib.image import imsave
+
+    picture = as_picture(values)
+    if picture.ndim == 3:
+        picture = np.clip((picture - low) / max(high - low, 1e-12), 0, 1)
+    buffer = io.BytesIO()
+    imsave(buffer, picture, cmap=colours, vmin=low, vmax=high, format="png", metadata={"Software": None})
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def to_png(figure: Figure) -> bytes:

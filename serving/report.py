@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from defended._io import atomic_write_bytes
 from defended.attacks.intervals import Rate
+from defended.serving.auditing.advice import Advice
+from defended.serving.auditing.black_box import BlackBoxFindings
+from defended.serving.auditing.comparison import Comparison
+from defended.serving.auditing.conditions import Decision, Status
+from defended.serving.auditing.draws import Draws, cost_ratio
+from defended.serving.auditing.junit import to_junit
+from defended.serving.auditing.profile import Profile
+from defended.serving.auditing.record import AuditRecord
+from defended.serving.auditing.replay import AttackFindings, DegradedPair
+from defended.serving.auditing.strata import Stratum
+from defended.serving.auditing.targets import Subject
 from defended.serving.canonical import canonical_json
 from defended.serving.manifest import Manifest
+
+__all__ = ["AttackFindings", "AuditReport", "Curves", "DegradedPair"]
 
 _RATES = (
     "clean_accuracy", "rejection_rate", "accuracy_on_answered", "vra", "vra_2eps", "always_answered", "fpr_upper",
     "fpr_upper_correct",
 )  # fmt: skip
 _ATTACK_RATES = ("fpr_lower", "fpr_lower_correct", "vra_under_attack", "utility_reduction")
-
-# What of the manifest says which artefact was audited, and what it claims.
-_IDENTITY = (
-    "name", "version", "digest", "defence", "norm", "epsilon", "num_classes", "certificate_method",
-    "certificate_assumptions",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,62 +43,19 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class DegradedPair:
-    """An input that is answered, and one within epsilon of it that is rejected; `size` is the difference's norm."""
-
-    index: int
-    label: int
-    original: np.ndarray
-    perturbed: np.ndarray
-    size: float
-
-
-@dataclass(frozen=True)
-class AttackFindings:
-    """What an attack on the Keras model did to the artefact.
-
-    Attributes:
-        name: the attack and its settings.
-        fpr_lower: degraded inputs among the answered ones.
-        fpr_lower_correct: degraded inputs among the rightly answered ones.
-        vra_under_attack: right answers to attacked inputs, among all inputs.
-        utility_reduction: right answers that the attack forced into rejections, among all inputs.
-        discarded: perturbations that were not finite or not in the ball, and so were not used.
-        broken_answers: inputs that got another answer inside their certified radius: a broken certificate unless 0,
-            or, of a model whose verdicts are drawn at random, unless chance explains so many.
-        broken_availability: inputs rejected inside their availability radius: a broken certificate unless 0. Not
-            counted (0) where verdicts are drawn at random: there the radius holds for the smoothed classifier, and the
-            deployed check may miss it.
-        pairs: some of the degraded inputs, the smallest perturbations first.
-        draws: quantiles of the noise draws that an attacked input took, by probability; None of a model that draws
-            none.
-    """
-
-    name: str
-    fpr_lower: Rate
-    fpr_lower_correct: Rate
-    vra_under_attack: Rate
-    utility_reduction: Rate
-    discarded: int
-    broken_answers: int
-    broken_availability: int
-    pairs: tuple[DegradedPair, ...] = field(repr=False)
-    draws: Mapping[float, int] | None = None
-
-
-@dataclass(frozen=True)
 class AuditReport:
     """The figures of an audit; rates are numbers with a Clopper–Pearson `interval`, `count` and `total` each.
 
-    With r the certified radius of an input and epsilon the radius defended:
+    With r the certified radius of an input and epsilon the radius defended. What the target does not tell is None: an
+    endpoint without the signature `audit` gives no radii, a request log no labels.
 
     Attributes:
-        manifest: the artefact's manifest.
+        subject: what was audited.
         data: the data's `name`, number of `points`, and `sha256` of its inputs and labels.
         created: when, in UTC.
         confidence: of the intervals.
-        clean_accuracy: inputs whose largest score is the right class, rejected or not.
         rejection_rate: inputs rejected although nobody perturbed them.
+        clean_accuracy: inputs whose largest score is the right class, rejected or not.
         accuracy_on_answered: right answers among the answers.
         vra: inputs answered rightly, certified at epsilon.
         vra_2eps: the same at 2 epsilon, so that no perturbation within epsilon can make them wrong or rejected.
@@ -102,44 +64,85 @@ class AuditReport:
         fpr_upper_correct: the same among the rightly answered inputs, as the paper's code counts.
         availability: quantiles of the availability radius max(r - epsilon, 0), by probability.
         curves: VRA and FPR bound over the radius.
-        draws: quantiles of the noise draws that an input took, by probability; None of a model that draws none.
-        attack: what an attack found, where the Keras model was given.
+        strata: rejection by kind of stratum (`class`, `confidence`, of a log also `version` and `time`).
+        advice: what other radii would give.
+        draws: the noise draws that an input took; None of a model that draws none.
+        attack: what replayed inputs did.
+        black_box: what the attack on the endpoint did.
+        decisions: conditions, decided.
+        comparison: with an earlier audit.
+        profile: what a monitor compares later traffic with.
+        unknown: what this audit cannot tell, in sentences.
+        assumptions: what its figures rest on beside the certificate, in sentences.
+        queries: inputs sent.
     """
 
-    manifest: Manifest
+    subject: Subject
     data: Mapping[str, Any]
     created: str
     confidence: float
-    clean_accuracy: Rate
     rejection_rate: Rate
-    accuracy_on_answered: Rate
-    vra: Rate
-    vra_2eps: Rate
-    always_answered: Rate
-    fpr_upper: Rate
-    fpr_upper_correct: Rate
-    availability: Mapping[float, float]
-    curves: Curves = field(repr=False)
+    clean_accuracy: Rate | None = None
+    accuracy_on_answered: Rate | None = None
+    vra: Rate | None = None
+    vra_2eps: Rate | None = None
+    always_answered: Rate | None = None
+    fpr_upper: Rate | None = None
+    fpr_upper_correct: Rate | None = None
+    availability: Mapping[float, float] | None = None
+    curves: Curves | None = field(default=None, repr=False)
+    strata: Mapping[str, tuple[Stratum, ...]] = field(default_factory=dict, repr=False)
+    advice: Advice | None = field(default=None, repr=False)
+    draws: Draws | None = None
     attack: AttackFindings | None = None
-    draws: Mapping[float, int] | None = None
+    black_box: BlackBoxFindings | None = None
+    decisions: tuple[Decision, ...] = ()
+    comparison: Comparison | None = field(default=None, repr=False)
+    profile: Profile | None = field(default=None, repr=False)
+    unknown: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
+    queries: int = 0
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The artefact's manifest, where it was read."""
+        return self.subject.manifest
 
     @property
     def fpr_lower(self) -> Rate | None:
-        """The false positive rate that the attack proved, None without an attack."""
+        """The false positive rate that replayed inputs proved, None without them."""
         return None if self.attack is None else self.attack.fpr_lower
 
     @property
+    def best_fpr_lower(self) -> Rate | None:
+        """The larger of what replayed inputs and the attack on the endpoint proved, None without either."""
+        proven = [found.fpr_lower for found in (self.attack, self.black_box) if found is not None]
+        return max(proven) if proven else None
+
+    @property
     def vra_under_attack(self) -> Rate | None:
-        """VRA on attacked inputs, None without an attack."""
+        """VRA on attacked inputs, None without an attack or labels."""
         return None if self.attack is None else self.attack.vra_under_attack
+
+    @property
+    def draws_ratio(self) -> float | None:
+        """Mean draws of attacked inputs relative to clean ones."""
+        return None if self.attack is None else cost_ratio(self.draws, self.attack.draws)
+
+    @property
+    def pairs(self) -> tuple[DegradedPair, ...]:
+        """Degraded inputs to show: the replayed attack's, or else those of the attack on the endpoint."""
+        replayed = self.attack.pairs if self.attack is not None else ()
+        return replayed or (self.black_box.pairs if self.black_box is not None else ())
 
     @property
     def alarms(self) -> tuple[str, ...]:
         """What must not happen and did, in sentences; empty for a sound artefact."""
         if self.attack is None:
             return ()
-        sampling, broken = self.manifest.sampling, self.attack.broken_answers
-        if sampling is not None and _explained(broken, self.fpr_upper.total, 2 * sampling.alpha):
+        sampling, broken = self.subject.sampling, self.attack.broken_answers
+        total = self.attack.fpr_lower.total
+        if sampling is not None and _explained(broken, total, 2 * float(sampling["alpha"])):
             broken = 0
         found = (
             (broken, "got another answer inside their certified radius"),
@@ -147,70 +150,129 @@ class AuditReport:
         )
         return tuple(f"The certificate is broken: {count} attacked inputs {what}." for count, what in found if count)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain dicts, lists, strings and finite numbers."""
-        attack = self.attack
-        return {
-            "artefact": self.manifest.model_dump(mode="json", include=set(_IDENTITY)),
-            "data": dict(self.data),
-            "created": self.created,
-            "confidence": self.confidence,
-            "rates": {name: None if rate is None else rate.to_dict() for name, rate in self.rates().items()},
-            "availability_radius": _by_name(self.availability),
-            "draws": None if self.draws is None else _by_name(self.draws),
-            "curves": {
-                "radius": list(self.curves.radius),
-                "vra": list(self.curves.vra),
-                "fpr_upper": list(self.curves.fpr_upper),
-            },
-            "attack": None
-            if attack is None
-            else {
-                "name": attack.name,
-                "discarded": attack.discarded,
-                "broken_answers": attack.broken_answers,
-                "broken_availability": attack.broken_availability,
-                "draws": None if attack.draws is None else _by_name(attack.draws),
-            },
-            "alarms": list(self.alarms),
-        }
+    @property
+    def verdict(self) -> Status:
+        """FAIL with an alarm or a failed condition, else WARN with a warning, else PASS."""
+        statuses = {decision.status for decision in self.decisions}
+        if self.alarms or "FAIL" in statuses:
+            return "FAIL"
+        return "WARN" if "WARN" in statuses else "PASS"
 
     def rates(self) -> dict[str, Rate | None]:
-        """Return every rate by its name, None for those that need an attack where none was run."""
+        """Return every rate by its name, None for what this audit does not tell."""
         rates: dict[str, Rate | None] = {name: getattr(self, name) for name in _RATES}
-        return rates | {name: getattr(self.attack, name, None) for name in _ATTACK_RATES}
+        rates |= {name: getattr(self.attack, name, None) for name in _ATTACK_RATES}
+        return rates | {"black_box_fpr": None if self.black_box is None else self.black_box.fpr_lower}
+
+    def record(self) -> AuditRecord:
+        """Return the report as it is written to JSON, checked against the published schema's models."""
+        subject, manifest = self.subject, self.subject.manifest
+        attack = self.attack
+        return AuditRecord.model_validate(
+            {
+                "verdict": self.verdict,
+                "subject": {
+                    **{name: getattr(subject, name) for name in _SUBJECT},
+                    "signatures": list(subject.signatures),
+                    "digest": manifest and manifest.digest,
+                    "defence": manifest and manifest.defence,
+                    "certificate_method": manifest and manifest.certificate_method,
+                    "certificate_assumptions": list(manifest.certificate_assumptions) if manifest else [],
+                    "sampling": None if subject.sampling is None else dict(subject.sampling),
+                },
+                "data": dict(self.data),
+                "created": self.created,
+                "confidence": self.confidence,
+                "rates": _plain(self.rates()),
+                "conditions": _plain(self.decisions),
+                "alarms": list(self.alarms),
+                "unknown": list(self.unknown),
+                "assumptions": list(self.assumptions),
+                "strata": _plain(self.strata),
+                "availability_radius": None if self.availability is None else _by_name(self.availability),
+                "curves": self.curves and asdict(self.curves),
+                "advice": _plain(self.advice),
+                "cost": None
+                if self.draws is None
+                else {
+                    "clean": _of_draws(self.draws),
+                    "attacked": _of_draws(attack.draws) if attack else None,
+                    "ratio": self.draws_ratio,
+                },
+                "attack": attack
+                and {
+                    "name": attack.name,
+                    "attacked": attack.attacked,
+                    "discarded": attack.discarded,
+                    "broken_answers": attack.broken_answers,
+                    "broken_availability": attack.broken_availability,
+                },
+                "black_box": self.black_box
+                and {name: _plain(value) for name, value in vars(self.black_box).items() if name != "pairs"},
+                "comparison": _plain(self.comparison),
+                "profile": _plain(self.profile),
+                "queries": self.queries,
+            }
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain dicts, lists, strings and finite numbers."""
+        return self.record().model_dump(mode="json")
 
     def to_json(self) -> str:
         """Return `to_dict` as canonical JSON: sorted keys, no NaN, one spelling for one report."""
         return canonical_json(self.to_dict())
 
+    def to_junit(self) -> str:
+        """Return the conditions as JUnit XML."""
+        return to_junit(self)
+
     def to_html(self) -> str:
         """Return the report as one self-contained page."""
-        from defended.serving.figures import draw_degraded_pairs, draw_radius_curves
         from defended.serving.page import render
 
-        return render(self, draw_radius_curves(self), draw_degraded_pairs(self))
+        return render(self)
 
     def write(self, directory: str | os.PathLike[str]) -> dict[str, Path]:
         """Write the report into a directory, each file whole or not at all; files of an earlier report are replaced.
 
         Returns:
-            The paths, by name: `audit.json`, `report.html`, `radius_curves.png`, and `degraded_pairs.png` where the
-            attack found any.
+            The paths, by name: `audit.json`, `report.html`, `junit.xml`; `radius_curves.png` where there are radii, and
+            `degraded_pairs.png` where an attack found any.
         """
         from defended.serving.figures import draw_degraded_pairs, draw_radius_curves, to_png
-        from defended.serving.page import render
 
         folder = Path(directory)
-        curves, pairs = draw_radius_curves(self), draw_degraded_pairs(self)
-        files = {"radius_curves.png": to_png(curves)}
-        if pairs is None:
-            (folder / "degraded_pairs.png").unlink(missing_ok=True)
-        else:
-            files["degraded_pairs.png"] = to_png(pairs)
-        files["report.html"] = render(self, curves, pairs).encode()
+        pictures = {"radius_curves.png": draw_radius_curves(self), "degraded_pairs.png": draw_degraded_pairs(self)}
+        files = {name: to_png(figure) for name, figure in pictures.items() if figure is not None}
+        for name in set(pictures) - set(files):
+            (folder / name).unlink(missing_ok=True)
+        files["report.html"] = self.to_html().encode()
+        files["junit.xml"] = self.to_junit().encode()
         files["audit.json"] = self.to_json().encode()
         return {name: atomic_write_bytes(folder / name, content) for name, content in files.items()}
+
+
+_SUBJECT = ("kind", "location", "name", "version", "norm", "epsilon", "epsilon_from", "num_classes")
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses, rates and tuples as dicts and lists, to any depth."""
+    if isinstance(value, Rate):
+        return value.to_dict()
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _of_draws(draws: Draws | None) -> dict[str, Any] | None:
+    if draws is None:
+        return None
+    return {"quantiles": _by_name(draws.quantiles), "mean": draws.mean, "at_the_cap": draws.at_the_cap}
 
 
 def _by_name(quantiles: Mapping[float, Any]) -> dict[str, Any]:

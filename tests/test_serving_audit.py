@@ -249,7 +249,7 @@ class TestJson:
         content = json.loads(attacked.to_json())
         assert content["rates"]["fpr_upper"]["value"] == 0.25
         assert (content["rates"]["fpr_lower"]["count"], content["rates"]["fpr_lower"]["total"]) == (1, 4)
-        assert content["artefact"]["digest"] == attacked.manifest.digest
+        assert content["subject"]["digest"] == attacked.manifest.digest
         assert content["availability_radius"]["0.5"] == pytest.approx(0.2071, abs=1e-4)
         assert content["attack"]["discarded"] == 0
 
@@ -277,9 +277,11 @@ class Page(HTMLParser):
             self.ids.append(attributes["id"])
         if re.fullmatch("h[1-6]", tag):
             self.headings.append(int(tag[1]))
-        if tag == "svg":
+        if tag == "svg" and attributes.get("aria-hidden") != "true":
             assert attributes["role"] == "img"
             self.figures += 1
+        if tag == "img":
+            assert attributes["alt"]
 
 
 class TestPage:
@@ -301,12 +303,12 @@ class TestPage:
         assert html.startswith('<!DOCTYPE html>\n<html lang="en">')
         assert len(page.ids) == len(set(page.ids))
         assert page.headings[0] == 1
-        assert set(page.headings[1:]) == {2}
+        assert set(page.headings[1:]) == {2, 3}
         assert page.figures == 2
         assert html.count("<desc>") == 2
         for wanted in ("prefers-color-scheme: dark", "@media print", "<caption>", 'scope="col"'):
             assert wanted in html
-        assert set(re.findall(r"aria-labelledby=\"(\w+)\"", html)) <= set(page.ids)
+        assert set(re.findall(r"aria-labelledby=\"([\w-]+)\"", html)) <= set(page.ids)
         assert set(re.findall(r"url\(#([^)]*)\)", html)) <= set(page.ids)
 
     def test_names_are_escaped(self, attacked):
@@ -321,7 +323,7 @@ class TestPage:
     def test_says_what_it_does_not_know(self, alone):
         html = alone.to_html()
         assert "none was run" in html
-        assert "What the attack did" not in html
+        assert "What the attacks did" not in html
 
     @pytest.mark.parametrize(
         ("share", "text"),
@@ -334,7 +336,7 @@ class TestPage:
 class TestFiles:
     def test_are_written_and_named(self, attacked, tmp_path):
         paths = attacked.write(tmp_path / "new" / "report")
-        assert sorted(paths) == ["audit.json", "degraded_pairs.png", "radius_curves.png", "report.html"]
+        assert sorted(paths) == ["audit.json", "degraded_pairs.png", "junit.xml", "radius_curves.png", "report.html"]
         assert sorted(p.name for p in (tmp_path / "new" / "report").iterdir()) == sorted(paths)
         assert paths["audit.json"].read_text() == attacked.to_json()
         first = {name: path.read_bytes() for name, path in paths.items()}

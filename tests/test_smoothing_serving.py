@@ -128,16 +128,18 @@ class TestArtefact:
         model, path = exported
         report = audit(path, X, Y, model=model)
         if model.mode == "sequential":
-            assert report.draws[0.0] == 100 + model.gate.checkpoints[0]
-            assert report.draws[0.0] < report.draws[1.0] <= 2100
-            assert report.draws[0.0] <= report.attack.draws[1.0] <= 2100
+            assert report.draws.quantiles[0.0] == 100 + model.gate.checkpoints[0]
+            assert report.draws.quantiles[0.0] < report.draws.quantiles[1.0] <= 2100
+            assert report.draws_ratio == report.attack.draws.mean / report.draws.mean
+            assert report.draws.quantiles[0.0] <= report.attack.draws.quantiles[1.0] <= 2100
         else:
-            assert set(report.draws.values()) == set(report.attack.draws.values()) == {2100}
+            assert set(report.draws.quantiles.values()) == set(report.attack.draws.quantiles.values()) == {2100}
+            assert (report.draws.at_the_cap, report.draws_ratio) == (1.0, 1.0)
         assert report.alarms == ()
         assert report.attack.broken_availability == 0
         assert 0 < report.fpr_lower <= report.fpr_upper
         content = json.loads(report.write(tmp_path)["audit.json"].read_text())
-        assert content["draws"]["1"] == report.draws[1.0]
+        assert content["cost"]["clean"]["quantiles"]["1"] == report.draws.quantiles[1.0]
         html = (tmp_path / "report.html").read_text()
         assert "What sampling costs" in html
         assert ("mode fixed" in html.replace("\n", " ")) or model.mode == "fixed"

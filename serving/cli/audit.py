@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from defended_cli.app import EXIT_ALARM
 from defended_cli.common import Data, Limit, open_model, test_points
 from defended_cli.config import Config
+
+if TYPE_CHECKING:
+    from defended.serving import AuditReport
+    from defended.serving.auditing.conditions import Condition
 
 
 def share(text: str) -> Any:
@@ -18,59 +22,126 @@ def share(text: str) -> Any:
 
 
 def audit(
-    artefact: Annotated[
-        Path, typer.Argument(metavar="ARTEFACT", help="The directory NAME/VERSION that `defended export` made.")
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="URL|ARTEFACT|LOG",
+            help="A served model (http://HOST:8501/v1/models/NAME, grpc://HOST:8500/NAME), a directory NAME/VERSION "
+            "that `defended export` made, or a request log.",
+        ),
     ],
     data: Data = "digits",
     model: Annotated[
         Path | None,
         typer.Option(
             metavar="MODEL.keras",
-            help="The exported Keras model: with it, attacked inputs are replayed on the artefact.",
+            help="The exported Keras model: with it, attacked inputs are made and replayed.",
         ),
     ] = None,
+    attacked: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="Attacked inputs made elsewhere, to replay: `inputs`, and `index`."),
+    ] = None,
+    black_box: Annotated[
+        int, typer.Option(min=0, metavar="QUERIES", help="Attack by asking only, so many inputs at most; 0 for none.")
+    ] = 0,
+    clip: Annotated[bool, typer.Option("--clip", help="Keep the queries of --black-box in 0...1.")] = False,
+    artefact: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The artefact that the URL serves: tells epsilon and certificate."),
+    ] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(min=0.0, help="The radius defended, where neither model nor artefact tells it.")
+    ] = None,
+    norm: Annotated[str | None, typer.Option(metavar="l2|linf", help="Its norm, where nothing else tells it.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the model, in a log of several.")] = None,
     limit: Limit = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The report's folder.")] = Path("audit"),
+    conditions: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="Limits: a table [conditions], see the documentation.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="audit.json", help="An earlier audit to compare with.")
+    ] = None,
     max_rejection_rate: Annotated[float | None, share("Alarm when more clean inputs are rejected.")] = None,
     min_vra: Annotated[float | None, share("Alarm when fewer inputs are answered rightly, certified.")] = None,
     max_fpr_upper: Annotated[float | None, share("Alarm when more answers are not proven to hold out.")] = None,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.999999, help="Of the intervals.")] = 0.95,
+    batch_size: Annotated[int, typer.Option(min=1, help="Inputs a request.")] = 256,
     config: Config = None,
 ) -> None:
-    """Measure an exported artefact: what it guarantees, and how far an attacker can make it reject.
+    """Measure a served or exported model: what it guarantees, and how far an attacker can make it reject.
 
-    Every file is compared with the manifest first. DIR gets `report.html` (one self-contained page), `audit.json` and
-    the plots. The exit code is 1 when a limit is broken (`--max-...`, `--min-...`) or an attack broke a certificate.
+    An artefact's files are compared with its manifest first. DIR gets `report.html` (one self-contained page),
+    `audit.json`, `junit.xml` and the plots. The exit code is 1 when a condition fails or an attack broke a certificate;
+    a warning leaves it 0.
 
     ```
     defended audit models/digits/1 --data digits --model runs/digits/model.keras
-    defended audit models/mine/3 --data mine.npz --max-rejection-rate 0.05 --min-vra 0.9
+    defended audit http://localhost:8501/v1/models/digits --data digits --artefact models/digits/1 --black-box 20000
+    defended audit models/mine/3 --data mine.npz --conditions limits.toml --baseline audits/2/audit.json
+    defended audit logs --name digits
     ```
     """
-    x, y = test_points(data, limit)
-    keras_model = open_model(model) if model else None
+    from defended_cli.common import load_tensorflow
 
+    load_tensorflow()
     from defended import serving
+    from defended.serving.auditing.conditions import Condition, read_conditions
+    from defended.serving.auditing.log import is_request_log
 
-    report = serving.audit(artefact, x, y, model=keras_model, data_name=data)
+    limits: dict[str, Condition] = {} if conditions is None else read_conditions(conditions)
+    shortcuts = {
+        "rejection_rate": ("--max-rejection-rate", "max", max_rejection_rate),
+        "fpr_upper": ("--max-fpr-upper", "max", max_fpr_upper),
+        "vra": ("--min-vra", "min", min_vra),
+    }
+    options = {}
+    for metric, (option, side, value) in shortcuts.items():
+        if value is not None:
+            if metric in limits:
+                raise ValueError(f"{option} and {conditions} both limit {metric}: keep one of them.")
+            limits[metric] = Condition.model_validate({side: float(value), "sense": "measured"})
+            options[metric] = option
+    known: dict[str, Any] = {"conditions": limits, "baseline": baseline, "confidence": confidence, "name": name}
+    if not is_request_log(target):
+        x, y = test_points(data, limit)
+        known |= {
+            "x": x,
+            "y": y,
+            "model": None if model is None else open_model(model),
+            "attacked": attacked,
+            "manifest": None if artefact is None else serving.read_manifest(artefact),
+            "epsilon": epsilon,
+            "norm": norm,
+            "batch_size": batch_size,
+            "black_box": serving.BlackBox(black_box, clip=(0.0, 1.0) if clip else None) if black_box else None,
+        }
+    report = serving.audit(target, data_name="" if is_request_log(target) else data, **known)
     files = report.write(out)
+    show(report, options)
+    typer.echo(f"Report: {files['report.html']}")
+    if report.verdict == "FAIL":
+        raise typer.Exit(EXIT_ALARM)
+
+
+def show(report: AuditReport, options: dict[str, str]) -> None:
+    """Print the rates, and on stderr what warns and fails."""
     for name, rate in report.rates().items():
         if rate is not None:
             low, high = rate.interval
             typer.echo(
                 f"{name.replace('_', ' '):22} {rate:7.2%}   {rate.confidence:.0%} interval [{low:.2%}, {high:.2%}]"
             )
-    typer.echo(f"Report: {files['report.html']}")
-    limits = [
-        ("--max-rejection-rate", report.rejection_rate, max_rejection_rate, 1),
-        ("--max-fpr-upper", report.fpr_upper, max_fpr_upper, 1),
-        ("--min-vra", report.vra, min_vra, -1),
-    ]
-    broken = [
-        f"{option} is {limit:.2%}, and the audit found {rate:.2%}."
-        for option, rate, limit, sign in limits
-        if limit is not None and sign * (rate - limit) > 0
-    ]
-    for alarm in (*report.alarms, *broken):
+    if report.black_box is not None:
+        typer.echo(f"{'queries of black box':22} {report.black_box.queries:,} of {report.black_box.budget:,}")
+    for alarm in report.alarms:
         typer.echo(f"ALARM: {alarm}", err=True)
-    if report.alarms or broken:
-        raise typer.Exit(EXIT_ALARM)
+    for decision in report.decisions:
+        if decision.metric in options and decision.status == "FAIL" and decision.value is not None:
+            limit = float(decision.limit.split()[1]) / 100
+            found = f"{options[decision.metric]} is {limit:.2%}, and the audit found {decision.value:.2%}."
+            typer.echo(f"ALARM: {found}", err=True)
+        elif decision.status != "PASS":
+            typer.echo(f"{decision.status}: {decision.metric}: {decision.message}", err=True)
+    typer.echo(f"Verdict: {report.verdict}")

@@ -1,0 +1,132 @@
+"""What another epsilon would give the same network, from its radii (section 4.1 of Leino et al. 2022)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from defended.attacks.intervals import Rate
+
+# Shares of clean inputs that one may be willing to have rejected.
+AFFORDABLE = (0.01, 0.02, 0.05, 0.1)
+
+# Below the radius that must be kept, by more than the rounding of the run-time comparison.
+_BELOW = 1 - 2.0**-20
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What the same network would do at some epsilon.
+
+    Attributes:
+        name: why this epsilon.
+        epsilon: in input units.
+        rejection_rate: clean inputs that it rejects.
+        vra: inputs answered rightly, certified; None without labels.
+        vra_2eps: the same at twice this epsilon: neither a wrong answer nor a rejection can be forced.
+        fpr_upper: answers whose radius is at most twice this epsilon.
+    """
+
+    name: str
+    epsilon: float
+    rejection_rate: Rate
+    vra: Rate | None
+    vra_2eps: Rate | None
+    fpr_upper: Rate
+
+
+@dataclass(frozen=True)
+class Affordable:
+    """The largest epsilon at which at most a share of clean inputs is rejected.
+
+    Attributes:
+        max_rejection_rate: that share.
+        epsilon: the largest that keeps it on these data; None where none does.
+        epsilon_in_general: the largest for which the share holds, at the confidence given, for further inputs of the
+            same distribution: a radius of these data, chosen by Wilks's distribution-free tolerance limit; None where
+            the data are too few.
+    """
+
+    max_rejection_rate: float
+    epsilon: float | None
+    epsilon_in_general: float | None
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Deployments to compare, and what rejection costs."""
+
+    deployments: tuple[Deployment, ...]
+    affordable: tuple[Affordable, ...]
+    confidence: float
+
+
+def advise(
+    radius: np.ndarray,
+    right: np.ndarray | None,
+    epsilon: float,
+    confidence: float,
+    shares: Sequence[float] = AFFORDABLE,
+) -> Advice:
+    """Compare deployments of one network at several radii; the radii do not depend on epsilon.
+
+    At epsilon / 2 a network that was trained for epsilon is one trained with radius doubling: what was certified at
+    epsilon cannot be forced into a rejection. At 2 epsilon the line shows where a training for twice the radius begins.
+
+    Args:
+        radius: `[n]` float64, certified radii.
+        right: `[n]` bool, whether the network's class is the right one; None without labels.
+        epsilon: as deployed now.
+        confidence: of the intervals; of `epsilon_in_general` one-sided.
+        shares: rejection rates that may be affordable.
+    """
+    at = (("half of it", epsilon / 2), ("as deployed", epsilon), ("twice of it", 2 * epsilon))
+    return Advice(
+        tuple(deployment(name, value, radius, right, confidence) for name, value in at),
+        tuple(Affordable(share, *affordable(radius, share, confidence)) for share in shares),
+        confidence,
+    )
+
+
+def deployment(
+    name: str, epsilon: float, radius: np.ndarray, right: np.ndarray | None, confidence: float
+) -> Deployment:
+    """What the network would do at `epsilon`."""
+    n, answered, safe = len(radius), radius > epsilon, radius > 2 * epsilon
+
+    def rate(chosen: np.ndarray, total: int) -> Rate:
+        return Rate(int(chosen.sum()), total, confidence)
+
+    return Deployment(
+        name,
+        float(epsilon),
+        rate(~answered, n),
+        None if right is None else rate(right & answered, n),
+        None if right is None else rate(right & safe, n),
+        rate(answered & ~safe, int(answered.sum())),
+    )
+
+
+def affordable(radius: np.ndarray, share: float, confidence: float) -> tuple[float | None, float | None]:
+    """The largest epsilon that rejects at most `share`: on these data, and in general with the given confidence.
+
+    With the radii in ascending order `r_1 <= ... <= r_n`, an epsilon just below `r_(c+1)` rejects c of them. The share
+    of the distribution below `r_(c+1)` is Beta(c + 1, n - c) distributed, or lower where radii are tied (Wilks 1941):
+    so the largest c whose quantile is at most `share` gives an epsilon that keeps the share with the given confidence.
+    """
+    from scipy.stats import beta
+
+    ordered, n = np.sort(radius), len(radius)
+    here = math.floor(share * n + 1e-9)
+    counts = np.arange(here + 1)
+    holding = counts[beta.ppf(confidence, counts + 1, n - counts) <= share] if here < n else counts[:0]
+    return _below(ordered, here), _below(ordered, int(holding[-1])) if holding.size else None
+
+
+def _below(ordered: np.ndarray, count: int) -> float | None:
+    if count >= len(ordered) or ordered[count] <= 0:
+        return None
+    return float(ordered[count] * _BELOW)

@@ -1,0 +1,142 @@
+"""An attack that asks the endpoint itself, and nothing else, within a budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from defended.attacks import DecisionAttack, ScoreDescent
+from defended.attacks.intervals import Rate
+from defended.attacks.projections import distances
+from defended.attacks.score_search import Asked
+from defended.serving.auditing.replay import DegradedPair
+from defended.serving.auditing.strata import margins
+from defended.serving.auditing.targets import DEFAULT, Answers, Target
+
+
+@dataclass(frozen=True)
+class BlackBox:
+    """What an attack on the endpoint may spend.
+
+    Attributes:
+        budget: queries in all, a query being one input that the endpoint judges.
+        queries: of each input, at most.
+        clip: the box `(low, high)` that all queries keep to, or None.
+        seed: of all random numbers.
+    """
+
+    budget: int = 50_000
+    queries: int = 500
+    clip: tuple[float, float] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("budget", "queries"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"`{name}` must be a positive number of queries. Received: {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class BlackBoxFindings:
+    """What the attack on the endpoint did.
+
+    Attributes:
+        name: the attack and its settings.
+        attacked: answered inputs that it spent queries on, those of the least margins first.
+        degraded: of them, those that it forced into a rejection, each seen rejected by the endpoint.
+        queries: spent.
+        budget: what might have been spent.
+        spontaneous: of the attacked inputs, those that were rejected when asked again as they are; None where verdicts
+            are not drawn at random.
+        fpr_lower: degraded inputs among all answered ones. Inputs that the budget did not reach count as not degraded,
+            so this and the lower end of its interval are bounds from below; the upper end bounds nothing.
+        pairs: some of the degraded inputs, the smallest perturbations first.
+    """
+
+    name: str
+    attacked: int
+    degraded: int
+    queries: int
+    budget: int
+    spontaneous: int | None
+    fpr_lower: Rate
+    pairs: tuple[DegradedPair, ...] = field(repr=False)
+
+
+def attack_endpoint(
+    target: Target, settings: BlackBox, x: np.ndarray, clean: Answers, confidence: float, pairs: int
+) -> BlackBoxFindings:
+    """Force answered inputs into rejections by `serving_default` alone: by scores where it gives them, else by labels.
+
+    Args:
+        target: what is audited; its epsilon and norm must be known.
+        settings: the budget.
+        x: all inputs.
+        clean: the target's answers to `x`.
+        confidence: of the interval.
+        pairs: keep at most so many for pictures.
+    """
+    subject = target.subject
+    radius, norm = subject.epsilon, subject.norm
+    assert radius is not None  # noqa: S101  (the caller sees to it)
+    assert norm is not None  # noqa: S101
+    rows = np.flatnonzero(~clean.rejected)
+    if clean.scores is not None:
+        rows = rows[np.argsort(margins(clean.scores[rows]), kind="stable")]
+    if not rows.size:
+        return BlackBoxFindings(
+            "none: nothing was answered", 0, 0, 0, settings.budget, None, Rate(0, 0, confidence), ()
+        )
+    # Of random verdicts a part of the budget goes into what chance does without any attack.
+    reserve = 0 if subject.sampling is None else settings.budget // 10
+    budget = settings.budget - reserve
+    spent = 0
+
+    def ask(points: np.ndarray) -> Answers:
+        nonlocal spent
+        spent += len(points)
+        return target.ask(points, DEFAULT)
+
+    if clean.scores is not None:
+        scores = ScoreDescent(
+            queries=settings.queries, clip=settings.clip, seed=settings.seed,
+            # Shares of votes are noisy: longer differences stand out of it.
+            reach=0.5 if subject.sampling is None else 1.0,
+        )  # fmt: skip
+
+        def query(points: np.ndarray) -> Asked:
+            answers = ask(points)
+            assert answers.scores is not None  # noqa: S101  (it gave them before)
+            return Asked(answers.scores, answers.rejected)
+
+        result = scores.run(query, x[rows], radius=radius, norm=norm, budget=budget)
+        inputs, found, used, name = result.inputs, result.found, result.queries, repr(scores)
+    else:
+        count = max(1, budget // settings.queries)
+        rows = np.random.default_rng(settings.seed).permutation(rows)[:count]
+        labels = DecisionAttack(
+            queries=min(settings.queries, max(1, budget // len(rows))), clip=settings.clip, seed=settings.seed
+        )
+        nearest = labels.run(lambda points: ask(points).label, x[rows], radius=radius, norm=norm, index=rows)
+        found, name = nearest.found & (nearest.distance <= radius), repr(labels)
+        inputs, used = nearest.inputs, nearest.queries
+    spontaneous = None
+    if reserve:
+        # What chance does to the same inputs, each asked once more as it is.
+        spontaneous = int(ask(x[rows[used > 0]][: settings.budget - spent]).rejected.sum())
+    size = distances(x[rows], inputs, norm)
+    order = np.argsort(size, kind="stable")
+    shown = [i for i in order if found[i]][:pairs]
+    return BlackBoxFindings(
+        name=name,
+        attacked=int((used > 0).sum()),
+        degraded=int(found.sum()),
+        queries=spent,
+        budget=settings.budget,
+        spontaneous=spontaneous,
+        fpr_lower=Rate(int(found.sum()), int((~clean.rejected).sum()), confidence),
+        pairs=tuple(
+            DegradedPair(int(rows[i]), int(clean.label[rows[i]]), x[rows[i]], inputs[i], float(size[i])) for i in shown
+        ),
+    )

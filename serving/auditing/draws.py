@@ -1,0 +1,40 @@
+"""What sampling costs, and how far an attacker can drive the cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Noise draws, each an evaluation of the network, that inputs took.
+
+    Attributes:
+        quantiles: by probability.
+        mean: their mean.
+        at_the_cap: share of the inputs that took as many as are ever made; None where that number is not known.
+    """
+
+    quantiles: dict[float, int]
+    mean: float
+    at_the_cap: float | None
+
+
+def draws(used: np.ndarray | None, cap: int | None) -> Draws | None:
+    """Sum up draws `[n]`; None where they are not told, or of no inputs."""
+    if used is None or not len(used):
+        return None
+    return Draws(
+        {p: int(np.quantile(used, p, method="inverted_cdf")) for p in QUANTILES},
+        float(used.mean()),
+        None if cap is None else float((used >= cap).mean()),
+    )
+
+
+def cost_ratio(clean: Draws | None, attacked: Draws | None) -> float | None:
+    """How many times the clean inputs' mean cost the attacked ones take; None where either is not known."""
+    return None if clean is None or attacked is None else attacked.mean / max(clean.mean, 1.0)

@@ -1,0 +1,48 @@
+"""An audit as JUnit XML, so that a pipeline shows its conditions as tests."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from defended.serving.report import AuditReport
+
+# What XML 1.0 has no way to write.
+_FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def to_junit(report: AuditReport) -> str:
+    """One test a condition, and one that no certificate was seen broken; a warning passes and says so in its output."""
+    suite = ET.Element(
+        "testsuite",
+        name=_text(f"defended audit of {report.subject.name or report.subject.location}"),
+        timestamp=report.created,
+    )
+    sound = ET.SubElement(suite, "testcase", classname="defended.audit", name="the certificate holds", time="0")
+    for alarm in report.alarms:
+        ET.SubElement(sound, "failure", type="alarm", message=_text(alarm)).text = _text(alarm)
+    failures = int(bool(report.alarms))
+    for decision in report.decisions:
+        case = ET.SubElement(
+            suite, "testcase", classname="defended.audit.conditions", time="0",
+            name=f"{decision.metric} {decision.limit} ({decision.sense})",
+        )  # fmt: skip
+        if decision.status == "FAIL":
+            failures += 1
+            ET.SubElement(case, "failure", type="condition", message=_text(decision.message)).text = decision.message
+        else:
+            ET.SubElement(case, "system-out").text = _text(f"{decision.status}: {decision.message}")
+    suite.set("tests", str(1 + len(report.decisions)))
+    suite.set("failures", str(failures))
+    suite.set("errors", "0")
+    suite.set("skipped", "0")
+    root = ET.Element("testsuites")
+    root.append(suite)
+    ET.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+
+
+def _text(text: str) -> str:
+    return _FORBIDDEN.sub("\ufffd", text)

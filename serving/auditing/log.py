@@ -1,0 +1,133 @@
+"""A server's request log as a target: what was answered to real traffic, which has no labels."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from defended.attacks.intervals import Rate
+from defended.serving.auditing.strata import Stratum
+from defended.serving.auditing.targets import AUDIT, DEFAULT, Answers, Subject, checked
+
+if TYPE_CHECKING:
+    from defended.serving.request_log import LoggedAnswer
+
+_PATTERN = "*.tfrecord"
+
+# At most so many files are strata of their own; of more, runs of files are taken together.
+_PERIODS = 12
+
+_OUTPUTS = ("label", "rejected", "scores", "reason", "samples_used")
+
+
+def is_request_log(target: Any) -> bool:
+    """Whether a path is a file or a folder of logged requests, by its names."""
+    if not isinstance(target, str | os.PathLike) or str(target).partition("://")[1]:
+        return False
+    path = Path(target)
+    return (path.is_file() and path.match(_PATTERN)) or (path.is_dir() and any(path.glob(_PATTERN)))
+
+
+def read_log(
+    path: str | os.PathLike[str], name: str | None, confidence: float
+) -> tuple[Subject, Answers, dict[str, tuple[Stratum, ...]]]:
+    """Read what a log holds of one model.
+
+    Args:
+        path: of a file or a folder.
+        name: of the model; None where the log has one only.
+        confidence: of the strata's intervals.
+
+    Returns:
+        The log as a subject, the answers, and strata by version and by time (one a file, as they were rotated).
+
+    Raises:
+        ValueError: the log is empty, or holds several models and `name` says not which.
+        RequestLogError: a record is damaged.
+    """
+    parts: list[dict[str, np.ndarray]] = []
+    versions: list[np.ndarray] = []
+    periods: list[np.ndarray] = []
+    found: set[str] = set()
+    files = sorted(Path(path).glob(_PATTERN)) if Path(path).is_dir() else [Path(path)]
+    for number, file in enumerate(files):
+        for answer in _answers(file):
+            found.add(answer.model)
+            if name is not None and answer.model != name:
+                continue
+            outputs = verdicts_of(answer)
+            parts.append(outputs)
+            versions.append(np.full(len(outputs["label"]), answer.version))
+            periods.append(np.full(len(outputs["label"]), number))
+    if len(found) > 1 and name is None:
+        raise ValueError(f"{path} holds several models: {', '.join(sorted(found))}. Say which by `name`.")
+    if not parts or not sum(len(part["label"]) for part in parts):
+        whose = "" if name is None else f" of {name!r}; it has: {', '.join(sorted(found)) or 'none'}"
+        raise ValueError(f"{path} holds no answers{whose}.")
+    columns = {
+        column: np.concatenate([part[column] for part in parts])
+        for column in _OUTPUTS
+        if all(column in part for part in parts) and len({part[column].shape[1:] for part in parts}) == 1
+    }
+    version, period = np.concatenate(versions), np.concatenate(periods)
+    seen = np.unique(version)
+    subject = Subject(
+        kind="log",
+        location=os.fspath(path),
+        name=name or next(iter(found)),
+        version=int(seen[0]) if len(seen) == 1 else None,
+        num_classes=columns["scores"].shape[1] if "scores" in columns else None,
+    )
+    answers = Answers(
+        columns["label"].astype(np.int64),
+        columns["rejected"].astype(bool),
+        columns.get("scores"),
+        samples=columns.get("samples_used"),
+        reason=columns.get("reason"),
+        raw=columns,
+    )
+    rejected = answers.rejected
+    strata = {"version": tuple(_stratum(f"version {v}", version == v, rejected, confidence) for v in seen)}
+    if len(files) > 1:
+        strata["time"] = tuple(_periods(files, period, rejected, confidence))
+    return subject, answers, strata
+
+
+def verdicts_of(answer: LoggedAnswer) -> dict[str, np.ndarray]:
+    """The outputs of a logged answer that tell of verdicts, checked as an endpoint's are."""
+    signature = answer.signature or DEFAULT
+    known = signature in (DEFAULT, AUDIT)
+    if "label" not in answer.outputs:
+        what = "" if known else f" (signature {signature!r})"
+        raise ValueError(
+            f"The log holds an answer of {answer.model!r} without `label`{what}: no rejecting classifier's."
+        )
+    outputs = checked(answer.outputs, len(answer.outputs["label"]), signature)
+    return {name: outputs[name] for name in _OUTPUTS if name in outputs}
+
+
+def _answers(file: Path) -> Iterator[LoggedAnswer]:
+    from defended.serving.request_log import read_request_log
+
+    return iter(read_request_log(file))
+
+
+def _periods(files: list[Path], period: np.ndarray, rejected: np.ndarray, confidence: float) -> Iterator[Stratum]:
+    for group in np.array_split(np.arange(len(files)), min(len(files), _PERIODS)):
+        name = _when(files[int(group[0])])
+        yield _stratum(f"from {name}", np.isin(period, group), rejected, confidence)
+
+
+def _when(file: Path) -> str:
+    """The time in a log file's name, or the name."""
+    stamp = re.search(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)", file.name)
+    return "{}-{}-{} {}:{}:{} UTC".format(*stamp.groups()) if stamp else file.name
+
+
+def _stratum(name: str, among: np.ndarray, rejected: np.ndarray, confidence: float) -> Stratum:
+    return Stratum(name, Rate(int((rejected & among).sum()), int(among.sum()), confidence))

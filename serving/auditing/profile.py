@@ -1,0 +1,86 @@
+"""What clean traffic looks like, in counts: the picture that a monitor compares later traffic with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from defended.serving.auditing.strata import CONFIDENCE_EDGES, confidence_bins, confidences, margins
+
+_MARGIN_BINS = 16
+
+NOT_FINITE = 2
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Counts of answered and of rejected inputs, apart, by what the default answer tells.
+
+    Attributes:
+        margin_edges: ascending; bins are below the first, between each two, and from the last on.
+        answered_margins: answered inputs by margin, the difference of the two largest scores.
+        rejected_margins: rejected inputs by margin.
+        answered_classes: answered inputs by predicted class.
+        rejected_classes: rejected inputs by predicted class.
+        answered_confidence: answered inputs by confidence, between the `CONFIDENCE_EDGES`.
+        rejected_confidence: rejected inputs by confidence.
+        not_finite: rejected inputs that were not finite; they are in no other count.
+    """
+
+    margin_edges: tuple[float, ...]
+    answered_margins: tuple[int, ...]
+    rejected_margins: tuple[int, ...]
+    answered_classes: tuple[int, ...]
+    rejected_classes: tuple[int, ...]
+    answered_confidence: tuple[int, ...]
+    rejected_confidence: tuple[int, ...]
+    not_finite: int = 0
+
+
+def profile(
+    scores: np.ndarray,
+    rejected: np.ndarray,
+    reason: np.ndarray | None = None,
+    edges: tuple[float, ...] | None = None,
+) -> Profile:
+    """Count inputs by margin, class and confidence.
+
+    Args:
+        scores: `[n, m]`.
+        rejected: `[n]` bool.
+        reason: `[n]`, 2 where an input was not finite; None where reasons are not told: then rows of scores that are
+            not finite count so.
+        edges: of the margins; None for those that cut the margins of all finite inputs into equal parts.
+    """
+    finite = np.isfinite(scores).all(axis=1)
+    usable = finite if reason is None else finite & (reason != NOT_FINITE)
+    not_finite = int((rejected & ~usable).sum())
+    scores, rejected = scores[usable], rejected[usable]
+    margin, classes = margins(scores), scores.argmax(axis=1)
+    if edges is None:
+        edges = _edges(margin)
+    bins = np.searchsorted(edges, margin, side="right")
+    sure = confidence_bins(confidences(scores))
+
+    def counts(where: np.ndarray, values: np.ndarray, size: int) -> tuple[int, ...]:
+        return tuple(np.bincount(values[where], minlength=size).tolist())
+
+    m, c, k = len(edges) + 1, scores.shape[1], len(CONFIDENCE_EDGES) - 1
+    return Profile(
+        margin_edges=tuple(edges),
+        answered_margins=counts(~rejected, bins, m),
+        rejected_margins=counts(rejected, bins, m),
+        answered_classes=counts(~rejected, classes, c),
+        rejected_classes=counts(rejected, classes, c),
+        answered_confidence=counts(~rejected, sure, k),
+        rejected_confidence=counts(rejected, sure, k),
+        not_finite=not_finite,
+    )
+
+
+def _edges(margin: np.ndarray) -> tuple[float, ...]:
+    if not len(margin):
+        return ()
+    inner = np.quantile(margin, np.arange(1, _MARGIN_BINS) / _MARGIN_BINS)
+    return tuple(np.unique(inner.astype(np.float64)).tolist())

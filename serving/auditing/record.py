@@ -1,0 +1,246 @@
+"""The JSON of an audit as pydantic models: what is written, what its published schema says, and what is read back."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from defended.attacks.intervals import Rate
+
+SCHEMA_ID = "https://json-schema.org/draft/2020-12/schema"
+SCHEMA_FILE = "audit.schema.json"
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class RecordError(ValueError):
+    """A file is no audit's JSON; the message names the first thing that is wrong."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RateRecord(_Record):
+    """A share, its count and total, and the Clopper-Pearson interval."""
+
+    value: Share
+    count: Count
+    total: Count
+    interval: tuple[Share, Share]
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+
+    def rate(self) -> Rate:
+        """As a `Rate`."""
+        return Rate(self.count, self.total, self.confidence)
+
+
+class SubjectRecord(_Record):
+    """What was audited; null for what is not known."""
+
+    kind: Literal["artefact", "endpoint", "log"]
+    location: str
+    name: str
+    version: int | None
+    digest: str | None
+    defence: str | None
+    norm: Literal["l2", "linf"] | None
+    epsilon: Annotated[float, Field(gt=0)] | None
+    epsilon_from: Literal["manifest", "model", "given", "radii"] | None
+    num_classes: int | None
+    signatures: list[str]
+    certificate_method: str | None
+    certificate_assumptions: list[str]
+    sampling: dict[str, JsonValue] | None
+
+
+class DataRecord(_Record):
+    """The inputs: a name, how many, and the SHA-256 of inputs and labels; null of a log."""
+
+    name: str
+    points: Count
+    sha256: str | None
+
+
+class DecisionRecord(_Record):
+    """A condition and its outcome."""
+
+    metric: str
+    limit: str
+    sense: Literal["proven", "measured", "refuted"]
+    value: Number | None
+    compared: Number | None
+    status: Literal["PASS", "WARN", "FAIL"]
+    message: str
+
+
+class StratumRecord(_Record):
+    """Rejection in a part of the inputs, and VRA where there are labels."""
+
+    name: str
+    rejection_rate: RateRecord
+    vra: RateRecord | None
+
+
+class CurvesRecord(_Record):
+    """VRA and the FPR's upper bound at every radius; null where nothing is answered."""
+
+    radius: list[Number]
+    vra: list[Share]
+    fpr_upper: list[Share | None]
+
+
+class DeploymentRecord(_Record):
+    """What the same network would do at some epsilon."""
+
+    name: str
+    epsilon: Number
+    rejection_rate: RateRecord
+    vra: RateRecord | None
+    vra_2eps: RateRecord | None
+    fpr_upper: RateRecord
+
+
+class AffordableRecord(_Record):
+    """The largest epsilon at which at most a share of clean inputs is rejected."""
+
+    max_rejection_rate: Share
+    epsilon: Number | None
+    epsilon_in_general: Number | None
+
+
+class AdviceRecord(_Record):
+    """Deployments at other radii."""
+
+    deployments: list[DeploymentRecord]
+    affordable: list[AffordableRecord]
+    confidence: Share
+
+
+class DrawsRecord(_Record):
+    """Noise draws that inputs took."""
+
+    quantiles: dict[str, int]
+    mean: Number
+    at_the_cap: Share | None
+
+
+class CostRecord(_Record):
+    """Draws of clean and of attacked inputs, and the ratio of their means."""
+
+    clean: DrawsRecord | None
+    attacked: DrawsRecord | None
+    ratio: Number | None
+
+
+class ReplayRecord(_Record):
+    """An attack that was made elsewhere and replayed."""
+
+    name: str
+    attacked: Count
+    discarded: Count
+    broken_answers: Count
+    broken_availability: Count
+
+
+class BlackBoxRecord(_Record):
+    """An attack that only used the endpoint."""
+
+    name: str
+    attacked: Count
+    degraded: Count
+    queries: Count
+    budget: Count
+    spontaneous: Count | None
+    fpr_lower: RateRecord
+
+
+class ComparedRecord(_Record):
+    """A rate beside the baseline's; `p_value` is Fisher's, two-sided, adjusted by Holm."""
+
+    metric: str
+    baseline: RateRecord
+    now: RateRecord
+    p_value: Share
+    changed: bool
+
+
+class ComparisonRecord(_Record):
+    """An audit beside an earlier one."""
+
+    name: str
+    version: int | None
+    created: str
+    level: Share
+    rates: list[ComparedRecord]
+
+
+class ProfileRecord(_Record):
+    """Counts of clean traffic that a monitor compares later traffic with."""
+
+    margin_edges: list[Number]
+    answered_margins: list[Count]
+    rejected_margins: list[Count]
+    answered_classes: list[Count]
+    rejected_classes: list[Count]
+    answered_confidence: list[Count]
+    rejected_confidence: list[Count]
+    not_finite: Count
+
+
+class AuditRecord(_Record):
+    """The JSON of an audit: `audit.json`."""
+
+    format: Literal["defended-audit"] = "defended-audit"
+    format_version: Literal[1] = 1
+    verdict: Literal["PASS", "WARN", "FAIL"]
+    subject: SubjectRecord
+    data: DataRecord
+    created: str
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    rates: dict[str, RateRecord | None]
+    conditions: list[DecisionRecord]
+    alarms: list[str]
+    unknown: list[str]
+    assumptions: list[str]
+    strata: dict[str, list[StratumRecord]]
+    availability_radius: dict[str, Number] | None
+    curves: CurvesRecord | None
+    advice: AdviceRecord | None
+    cost: CostRecord | None
+    attack: ReplayRecord | None
+    black_box: BlackBoxRecord | None
+    comparison: ComparisonRecord | None
+    profile: ProfileRecord | None
+    queries: Count
+
+
+def read_record(path: str | os.PathLike[str]) -> AuditRecord:
+    """Read an `audit.json`.
+
+    Raises:
+        RecordError: the file cannot be read, or is no audit's JSON.
+    """
+    path = Path(path)
+    try:
+        return AuditRecord.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror}. `defended audit` writes audit.json.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise RecordError(
+            f"{path} is no audit of this version: {where}: {first['msg']}. Make it with `defended audit`."
+        ) from error
+
+
+def schema() -> str:
+    """The JSON schema of `audit.json`, as the package ships it and `docs/schemas/` publishes it."""
+    content = {"$schema": SCHEMA_ID, **AuditRecord.model_json_schema(mode="serialization")}
+    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

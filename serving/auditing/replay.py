@@ -1,0 +1,225 @@
+"""Attacked inputs, made on a local copy or brought along, sent to what is audited."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from defended.attacks.intervals import Rate
+from defended.attacks.projections import distances, place_inside
+from defended.serving.auditing.draws import Draws, draws
+from defended.serving.auditing.targets import Answers, Target
+
+if TYPE_CHECKING:
+    from defended import DefendedModel
+
+    Perturb = Callable[..., np.ndarray]
+
+# Relative: radii and float32 projections are known no better. A point that far outside is moved inside, not dropped.
+ROUNDING = 1e-5
+
+
+@dataclass(frozen=True)
+class DegradedPair:
+    """An input that is answered, and one within epsilon of it that is rejected; `size` is the difference's norm."""
+
+    index: int
+    label: int
+    original: np.ndarray
+    perturbed: np.ndarray
+    size: float
+
+
+@dataclass(frozen=True)
+class AttackFindings:
+    """What attacked inputs, replayed, did.
+
+    Attributes:
+        name: the attack and its settings, or where the inputs are from.
+        attacked: answered inputs that the attack perturbed.
+        fpr_lower: degraded inputs among the answered ones.
+        fpr_lower_correct: degraded inputs among the rightly answered ones; None without labels.
+        vra_under_attack: right answers to attacked inputs, among all inputs; None without labels.
+        utility_reduction: right answers that the attack forced into rejections, among all inputs; None without labels.
+        discarded: perturbations that were not finite or not in the ball, and so were not used.
+        broken_answers: inputs that got another answer inside their certified radius: a broken certificate unless 0,
+            or, of a model whose verdicts are drawn at random, unless chance explains so many.
+        broken_availability: inputs rejected inside their availability radius: a broken certificate unless 0. Not
+            counted (0) without radii, and where verdicts are drawn at random: there the radius holds for the smoothed
+            classifier, and the deployed check may miss it.
+        pairs: some of the degraded inputs, the smallest perturbations first.
+        draws: the noise draws that an attacked input took; None of a model that draws none.
+    """
+
+    name: str
+    attacked: int
+    fpr_lower: Rate
+    fpr_lower_correct: Rate | None
+    vra_under_attack: Rate | None
+    utility_reduction: Rate | None
+    discarded: int
+    broken_answers: int
+    broken_availability: int
+    pairs: tuple[DegradedPair, ...] = field(repr=False)
+    draws: Draws | None = None
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """Attacked inputs that were made elsewhere: `inputs` `[k, *input_shape]` float32 for the points `index` `[k]`."""
+
+    index: np.ndarray
+    inputs: np.ndarray
+    name: str = "attacked inputs given"
+
+
+def read_attacked(path: str | os.PathLike[str]) -> Attacked:
+    """Read a `.npz` with `inputs` `[k, *input_shape]`, and `index` `[k]` unless they belong to the first k points.
+
+    Raises:
+        ValueError: the file is no such archive.
+    """
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if "inputs" not in archive:
+                raise ValueError(f"it holds {', '.join(archive.files) or 'nothing'}")
+            inputs = archive["inputs"]
+            index = archive["index"] if "index" in archive else np.arange(len(inputs))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} must be a .npz with `inputs` [k, *input shape], and `index` [k] of the points they "
+            f"belong to: {error}."
+        ) from error
+    return Attacked(index, inputs, f"attacked inputs of {path.name}")
+
+
+def attack_model(model: DefendedModel, attack: Perturb | None, x: np.ndarray, label: np.ndarray) -> Attacked:
+    """Perturb the answered inputs on the Keras model.
+
+    Args:
+        model: the copy.
+        attack: of `defended.attacks`, or a callable `(model, x, label) -> perturbed x`; None for
+            `CertificateDescent(steps=50)`.
+        x: all inputs.
+        label: `[n]`, the answers, -1 where rejected.
+    """
+    from defended.attacks import Attack, CertificateDescent
+
+    attack = attack or CertificateDescent(steps=50)
+    name = getattr(attack, "__name__", None) or repr(attack)
+    rows = np.flatnonzero(label >= 0)
+    if not rows.size:
+        return Attacked(rows, x[:0], name)
+    labels = None if getattr(attack, "targeted", False) else label[rows]
+    # Ours seed by an input's index, so that the choice of inputs changes no result.
+    run = functools.partial(attack, index=rows) if isinstance(attack, Attack) else attack
+    found = np.asarray(run(model, x[rows], labels), dtype=np.float32)
+    if found.shape != x[rows].shape:
+        raise ValueError(f"`attack` must return the shape of its `x`, {x[rows].shape}. Received: {found.shape}.")
+    return Attacked(rows, found, name)
+
+
+def replay(
+    target: Target,
+    attacked: Attacked,
+    x: np.ndarray,
+    y: np.ndarray | None,
+    clean: Answers,
+    radius: np.ndarray | None,
+    confidence: float,
+    pairs: int,
+) -> AttackFindings:
+    """Send attacked inputs to the target, and count what they did.
+
+    Inputs that were rejected from the start are not sent again, and do not count as degraded.
+
+    Args:
+        target: what is audited; its epsilon and norm must be known.
+        attacked: the inputs.
+        x: the inputs that they were made from.
+        y: their labels, or None.
+        clean: the target's answers to `x`.
+        radius: `[n]` float64, certified radii above epsilon exactly where answered; None where they are not known.
+        confidence: of the intervals.
+        pairs: keep at most so many for pictures.
+    """
+    subject = target.subject
+    epsilon, norm = subject.epsilon, subject.norm
+    assert epsilon is not None  # noqa: S101  (the caller sees to it)
+    assert norm is not None  # noqa: S101
+    rows, inputs = _check(attacked, x)
+    answered = ~clean.rejected
+    full = x.copy()
+    full[rows] = inputs
+    inside = distances(x, full, norm) <= epsilon * (1 + ROUNDING)  # False for NaN
+    full[~inside] = x[~inside]
+    full[answered] = place_inside(x[answered], full[answered], epsilon, norm)
+    size = distances(x, full, norm)
+
+    # What is rejected already, or was not changed, need not be asked again.
+    chosen = np.flatnonzero(answered & (np.isin(np.arange(len(x)), rows)))
+    judged = target.ask(full[chosen]) if chosen.size else None
+    label, rejected = clean.label.copy(), clean.rejected.copy()
+    if judged is not None:
+        label[chosen], rejected[chosen] = judged.label, judged.rejected
+    degraded = answered & rejected
+    changed = answered & ~rejected & (label != clean.label)
+    sampled = subject.sampling is not None
+    # Without radii an answer vouches for epsilon itself, the closed ball.
+    vouched = np.where(answered, epsilon * (1 + 3 * ROUNDING), 0.0) if radius is None else radius
+    correct = None if y is None else answered & (clean.label == y)
+    smallest_first = np.argsort(size, kind="stable")
+    shown = smallest_first[degraded[smallest_first]][:pairs]
+
+    def rate(which: np.ndarray | None, among: np.ndarray | None = None) -> Rate | None:
+        if which is None:
+            return None
+        return Rate(int(which.sum()), len(x) if among is None else int(among.sum()), confidence)
+
+    lower = rate(degraded, answered)
+    assert lower is not None  # noqa: S101
+    return AttackFindings(
+        name=attacked.name,
+        attacked=len(chosen),
+        fpr_lower=lower,
+        fpr_lower_correct=None if correct is None else rate(correct & degraded, correct),
+        vra_under_attack=None if y is None else rate(label == y),
+        utility_reduction=None if correct is None else rate(correct & degraded),
+        discarded=int((~inside).sum()),
+        broken_answers=int((changed & (size * (1 + ROUNDING) < vouched)).sum()),
+        broken_availability=0
+        if sampled or radius is None
+        else int((degraded & ((size + epsilon) * (1 + ROUNDING) < radius)).sum()),
+        pairs=tuple(DegradedPair(int(i), int(clean.label[i]), x[i], full[i], float(size[i])) for i in shown),
+        draws=None if judged is None else draws(judged.samples, cap_of(subject.sampling)),
+    )
+
+
+def cap_of(sampling: Mapping[str, Any] | None) -> int | None:
+    """The draws that are made at most for an input, where the sampling is known."""
+    if sampling is None:
+        return None
+    return int(sampling["samples"]) + int(sampling["selection_samples"])
+
+
+def _check(attacked: Attacked, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    index, inputs = np.asarray(attacked.index), np.asarray(attacked.inputs)
+    if inputs.dtype != np.float32 or inputs.shape[1:] != x.shape[1:] or index.shape != inputs.shape[:1]:
+        raise ValueError(
+            f"attacked inputs must be float32 [k, {', '.join(map(str, x.shape[1:]))}], with an index for each. "
+            f"Received: {inputs.dtype} of shape {list(inputs.shape)}, index of shape {list(index.shape)}."
+        )
+    if index.size and (
+        index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= len(x) or len(np.unique(index)) < len(index)
+    ):
+        raise ValueError(f"the index of attacked inputs must name each of {len(x)} points at most once, from 0.")
+    return index.astype(np.int64), inputs
