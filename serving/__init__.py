@@ -25,6 +25,7 @@ from defended.serving.auditing.targets import Endpoint, EndpointError
 from defended.serving.cpp_loader import CppLoaderError
 from defended.serving.export import export, next_version
 from defended.serving.graph_ops import ForbiddenOpError
+from defended.serving.monitor import Alarm, RejectionMonitor, StateError
 from defended.serving.onnx_export import export_onnx
 from defended.serving.onnx_model import OnnxModel, load_onnx
 from defended.serving.report import AuditReport
@@ -58,6 +59,8 @@ __all__ = [
     "read_conditions",
     "AuditRecord",
     "read_record",
+    "RejectionMonitor",
+    "Alarm",
     "AgreementError",
     "ArtefactError",
     "ConditionsError",
@@ -69,4 +72,5 @@ __all__ = [
     "EditedFileWarning",
     "ClientError",
     "RecordError",
+    "StateError",
 ]

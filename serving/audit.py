@@ -38,6 +38,7 @@ from defended.serving.auditing.targets import (
     endpoint_target,
     infer_epsilon,
 )
+from defended.serving.monitoring.evidence import near_answered
 from defended.serving.report import AuditReport, Curves
 
 if TYPE_CHECKING:
@@ -271,6 +272,9 @@ def _figures(
         ),
     )
     radius, epsilon = _on_its_side(answers, subject), subject.epsilon
+    if report.profile is not None and x is not None and epsilon is not None and subject.norm is not None:
+        near = near_answered(x[answers.rejected], x[answered], epsilon, subject.norm)
+        report = dataclasses.replace(report, profile=dataclasses.replace(report.profile, rejected_near_answered=near))
     if radius is None or epsilon is None:
         why = "nobody tells epsilon" if radius is not None or answers.radius is not None else "no radii are told"
         return dataclasses.replace(

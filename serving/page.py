@@ -62,6 +62,8 @@ def render(report: AuditReport) -> str:
     )
     environment.filters |= {
         "percent": percent,
+        "interval": interval,
+        "breakable": lambda name: Markup("_<wbr>").join(name.split("_")),  # escapes the parts
         "thousands": lambda value: f"{value:,}",
         "number": lambda value: "–" if value is None else f"{value:.4g}",
         "of": lambda value, longest: f"{100 * min(max(float(value) / longest, 0.0), 1.0):.2f}",
@@ -106,6 +108,12 @@ def percent(value: Rate | float | None) -> str:
     share = 100 * float(value)
     digits = 1 if share in (0.0, 100.0) or 0.1 <= share <= 99.9 else 3
     return f"{share:.{digits}f} %"
+
+
+def interval(rate: Rate) -> str:
+    """Return `12.3–14.5 %`, the ends as `percent` writes them."""
+    low, high = (percent(end) for end in rate.interval)
+    return f"{low.removesuffix(' %')}–{high}"
 
 
 def _title(report: AuditReport) -> str:

@@ -166,7 +166,7 @@ def test_draws_by_hand():
 
 
 class TestWritten:
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def report(self):
         limits = {"rejection_rate": {"max": 0.9, "warn": 0.1}, "vra": {"min": 0.99}, "fpr_lower": {"max": 0.5}}
         return audit(Plane(), X, Y, norm="l2", black_box=BlackBox(500), conditions=limits, data_name="\x00<&>")

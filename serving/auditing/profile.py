@@ -26,6 +26,8 @@ class Profile:
         answered_confidence: answered inputs by confidence, between the `CONFIDENCE_EDGES`.
         rejected_confidence: rejected inputs by confidence.
         not_finite: rejected inputs that were not finite; they are in no other count.
+        rejected_near_answered: of the rejected inputs, how many lie within epsilon of an answered one, and how many
+            were looked at; None where inputs, epsilon or the norm are not known.
     """
 
     margin_edges: tuple[float, ...]
@@ -36,6 +38,7 @@ class Profile:
     answered_confidence: tuple[int, ...]
     rejected_confidence: tuple[int, ...]
     not_finite: int = 0
+    rejected_near_answered: tuple[int, int] | None = None
 
 
 def profile(
@@ -51,7 +54,8 @@ def profile(
         rejected: `[n]` bool.
         reason: `[n]`, 2 where an input was not finite; None where reasons are not told: then rows of scores that are
             not finite count so.
-        edges: of the margins; None for those that cut the margins of all finite inputs into equal parts.
+        edges: of the margins; None for those that cut the margins of all finite inputs, and those of the rejected ones,
+            into equal parts.
     """
     finite = np.isfinite(scores).all(axis=1)
     usable = finite if reason is None else finite & (reason != NOT_FINITE)
@@ -59,7 +63,7 @@ def profile(
     scores, rejected = scores[usable], rejected[usable]
     margin, classes = margins(scores), scores.argmax(axis=1)
     if edges is None:
-        edges = _edges(margin)
+        edges = _edges(margin, rejected)
     bins = np.searchsorted(edges, margin, side="right")
     sure = confidence_bins(confidences(scores))
 
@@ -79,8 +83,7 @@ def profile(
     )
 
 
-def _edges(margin: np.ndarray) -> tuple[float, ...]:
-    if not len(margin):
-        return ()
-    inner = np.quantile(margin, np.arange(1, _MARGIN_BINS) / _MARGIN_BINS)
-    return tuple(np.unique(inner.astype(np.float64)).tolist())
+def _edges(margin: np.ndarray, rejected: np.ndarray) -> tuple[float, ...]:
+    shares = np.arange(1, _MARGIN_BINS) / _MARGIN_BINS
+    inner = [np.quantile(part, shares) for part in (margin, margin[rejected]) if len(part)]
+    return tuple(np.unique(np.concatenate(inner)).tolist()) if inner else ()

@@ -192,6 +192,7 @@ class ProfileRecord(_Record):
     answered_confidence: list[Count]
     rejected_confidence: list[Count]
     not_finite: Count
+    rejected_near_answered: tuple[Count, Count] | None
 
 
 class AuditRecord(_Record):

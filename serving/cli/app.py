@@ -66,7 +66,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     no_args_is_help=True,
     add_completion=False,
-    epilog="Exit codes: 0 done, every limit holds; 1 an audit found a limit broken; 2 an error, said in one line.",
+    epilog="Exit codes: 0 done, every limit holds; 1 an audit found a limit broken, a monitor a raised rate; "
+    "2 an error, said in one line.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

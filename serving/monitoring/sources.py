@@ -1,0 +1,149 @@
+"""Where verdicts come from: a request log that grows, or a server's counters."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from defended.serving.request_log import LoggedAnswer
+
+COUNTER = "defended_verdicts_total"
+
+# A page of counters is some kilobytes; whatever is longer is none.
+_MOST_BYTES = 16 * 2**20
+
+
+class SourceError(RuntimeError):
+    """A source cannot be read, or does not hold what it should; the message says which."""
+
+
+@dataclass
+class LogPosition:
+    """How far each file of a log was read: records by file name."""
+
+    records: dict[str, int] = field(default_factory=dict)
+
+
+def new_answers(path: Path, position: LogPosition, name: str | None) -> Iterator[LoggedAnswer]:
+    """Answers that a log holds beyond `position`, which moves along; a torn record at the end waits for the next time.
+
+    A file that its server removed is forgotten.
+
+    Args:
+        path: a file or a folder of `RequestLog`.
+        position: moved past each answer when it is yielded.
+        name: of the model; None where the log has one only.
+
+    Raises:
+        SourceError: the log is missing, or it holds several models and `name` says not which.
+        RequestLogError: a record is damaged.
+    """
+    from defended.serving.request_log import log_files, read_request_log
+
+    if not path.exists():
+        raise SourceError(f"{path} is no request log: there is nothing.")
+    files = log_files(path) if path.is_dir() else [path]
+    for gone in set(position.records) - {file.name for file in files}:
+        del position.records[gone]
+    models: set[str] = set()
+    for file in files:
+        seen = position.records.get(file.name, 0)
+        try:
+            for number, answer in enumerate(read_request_log(file)):
+                models.add(answer.model)
+                if name is None and len(models) > 1:
+                    raise SourceError(f"{path} holds several models: {', '.join(sorted(models))}. Say which by name.")
+                if number < seen:
+                    continue
+                position.records[file.name] = number + 1
+                if name is None or answer.model == name:
+                    yield answer
+        except FileNotFoundError:
+            position.records.pop(file.name, None)
+
+
+@dataclass
+class CounterPosition:
+    """The counters at the last look; None before the first."""
+
+    answered: int | None = None
+    rejected: int | None = None
+
+
+def new_counts(page: str, position: CounterPosition, name: str | None, version: int | None) -> tuple[int, int]:
+    """Verdicts counted since the last look, `(total, rejected)`, of a page of counters; `position` moves along.
+
+    The first look only sets the position. Counters that fell were started anew, so what they show is new.
+
+    Args:
+        page: in Prometheus's text format.
+        position: moved.
+        name: of the model; None for all.
+        version: of the model; None for all.
+
+    Raises:
+        SourceError: the page is none, or has no such counter.
+    """
+    from prometheus_client.parser import text_string_to_metric_families
+
+    found, counts, models = False, {"answered": 0.0, "rejected": 0.0}, set()
+    try:
+        for family in text_string_to_metric_families(page):
+            for sample in family.samples:
+                if sample.name != COUNTER:
+                    continue
+                found = True
+                models.add(sample.labels.get("model", ""))
+                wanted = name in (None, sample.labels.get("model")) and (
+                    version is None or str(version) == sample.labels.get("version")
+                )
+                if wanted and sample.labels.get("verdict") in counts:
+                    counts[sample.labels["verdict"]] += sample.value
+    except ValueError as error:
+        raise SourceError(f"The page is not in Prometheus's text format: {error}.") from error
+    if not found:
+        # A server that has judged nothing yet may show no counter.
+        if position.answered is None:
+            position.answered = position.rejected = 0
+        return 0, 0
+    if name is None and len(models) > 1:
+        raise SourceError(f"The counters are of several models: {', '.join(sorted(models))}. Say which by name.")
+    answered, rejected = int(counts["answered"]), int(counts["rejected"])
+    before = position.answered, position.rejected
+    position.answered, position.rejected = answered, rejected
+    if before[0] is None or before[1] is None:
+        return 0, 0
+    new = answered - before[0], rejected - before[1]
+    if min(new) < 0:
+        new = answered, rejected
+    return sum(new), new[1]
+
+
+def scrape(url: str, token: str | None = None, timeout: float = 10.0) -> str:
+    """A page of counters; an address without a path is a server's, whose page is `/metrics`.
+
+    Raises:
+        SourceError: it cannot be had.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise SourceError(f"{url} is no address of counters: write such as http://localhost:8501.")
+    if parts.path in ("", "/"):
+        url = f"{parts.scheme}://{parts.netloc}/metrics"
+    request = urllib.request.Request(url)  # noqa: S310  (http or https, seen above)
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310
+            content = response.read(_MOST_BYTES + 1)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise SourceError(f"{url} cannot be read: {getattr(error, 'reason', None) or error}.") from error
+    if len(content) > _MOST_BYTES:
+        raise SourceError(f"{url} is longer than {_MOST_BYTES} bytes: that is no page of counters.")
+    return content.decode("utf-8", "replace")
