@@ -10,7 +10,7 @@ from typing import Any
 
 MARK = "<!-- help pages -->"
 COMMANDS = (
-    "demo", "train", "attack", "certify", "export", "serve", "audit", "keygen", "sign", "verify",
+    "demo", "train", "attack", "certify", "export", "serve", "audit", "monitor", "keygen", "sign", "verify",
 )  # fmt: skip
 
 
