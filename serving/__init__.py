@@ -16,12 +16,12 @@ if __name__ != "defended.serving":
 from defended.serving.agreement import AgreementError
 from defended.serving.artefact import Artefact, ArtefactError, load, verify
 from defended.serving.audit import audit
-from defended.serving.client import Client
 from defended.serving.auditing.black_box import BlackBox
 from defended.serving.auditing.conditions import Condition, ConditionsError, read_conditions
 from defended.serving.auditing.record import AuditRecord, RecordError, read_record
 from defended.serving.auditing.replay import Attacked
 from defended.serving.auditing.targets import Endpoint, EndpointError
+from defended.serving.client import Client
 from defended.serving.cpp_loader import CppLoaderError
 from defended.serving.export import export, next_version
 from defended.serving.graph_ops import ForbiddenOpError

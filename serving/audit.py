@@ -7,9 +7,11 @@ import dataclasses
 import hashlib
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -28,6 +30,7 @@ from defended.serving.auditing.record import AuditRecord, read_record
 from defended.serving.auditing.replay import Attacked, attack_model, cap_of, read_attacked, replay
 from defended.serving.auditing.targets import (
     AUDIT,
+    WHOLE,
     Answers,
     Endpoint,
     EndpointError,
@@ -38,6 +41,7 @@ from defended.serving.auditing.targets import (
     endpoint_target,
     infer_epsilon,
 )
+from defended.serving.client import Client
 from defended.serving.monitoring.evidence import near_answered
 from defended.serving.report import AuditReport, Curves
 
@@ -95,7 +99,7 @@ def audit(
         manifest: of the artefact that an endpoint should serve, which tells epsilon, norm and certificate.
         epsilon: the radius defended, where nothing else tells it.
         norm: `"l2"` or `"linf"`, where nothing else tells it.
-        name: of the model, in a log of several.
+        name: of the model: in a log of several, or where an address does not say it.
         confidence: of the Clopper–Pearson intervals, two-sided.
         batch_size: inputs a run or a request.
         data_name: what the report calls the data.
@@ -131,10 +135,13 @@ def audit(
         raise ValueError("`x` must be given: an artefact or an endpoint is audited on data.")
     if model is not None and not model.is_final:
         model.finalize()
-    with _opened(target, batch_size, manifest=manifest, model=model, epsilon=epsilon, norm=norm) as opened:
+    known = {"name": name, "manifest": manifest, "model": model, "epsilon": epsilon, "norm": norm}
+    with _opened(target, batch_size, **known) as opened:
         y = _check_data(opened, x, y)
         return _decided(
-            _measure(opened, x, y, model, attack, attacked, black_box, confidence, data_name, pairs), limits, earlier
+            _measure(opened, x, y, batch_size, model, attack, attacked, black_box, confidence, data_name, pairs),
+            limits,
+            earlier,
         )
 
 
@@ -144,13 +151,13 @@ def _opened(target: Any, batch_size: int, **known: Any) -> Iterator[Target]:
     if isinstance(target, Artefact):
         yield artefact_target(target, batch_size)
     elif isinstance(target, str) and target.startswith(_SCHEMES):
-        from defended.serving.client import Client
-
-        with contextlib.closing(Client(target)) as client:
-            yield endpoint_target(client, batch_size, location=target, threads=2, **known)
+        with Client(target, model=known["name"], batch_size=batch_size) as client:
+            yield endpoint_target(client, WHOLE, location=target, **_named(target, known))
     elif isinstance(target, str | os.PathLike):
         with load(target) as artefact:
             yield artefact_target(artefact, batch_size)
+    elif isinstance(target, Client):
+        yield endpoint_target(target, WHOLE, location=target.url, **_named(target.url, known))
     elif callable(getattr(target, "predict", None)):
         yield endpoint_target(target, batch_size, **known)
     else:
@@ -160,10 +167,17 @@ def _opened(target: Any, batch_size: int, **known: Any) -> Iterator[Target]:
         )
 
 
+def _named(url: str, known: dict[str, Any]) -> dict[str, Any]:
+    """What is known, and the model's name, which an address may hold."""
+    found = re.search(r"://[^/]+(?:/v1/models)?/([^/:]+)", url)
+    return known | {"name": known["name"] or (unquote(found[1]) if found else None)}
+
+
 def _measure(
     target: Target,
     x: np.ndarray,
     y: np.ndarray | None,
+    batch_size: int,
     model: DefendedModel | None,
     attack: Perturb | None,
     attacked: Attacked | str | os.PathLike[str] | None,
@@ -177,9 +191,9 @@ def _measure(
     radius = answers.radius
     if model is not None:
         _require_same(target.subject, model)
-        _agree(model, x, answers, target.batch_size)
+        _agree(model, x, answers, batch_size)
         if radius is None and model.sampling is None:
-            radius = model.verdicts(x, batch_size=target.batch_size).radius.astype(np.float64)
+            radius = model.verdicts(x, batch_size=batch_size).radius.astype(np.float64)
             assumptions.append(
                 f"The radii are the Keras model's, since the endpoint tells none; on these {len(x):,} inputs its "
                 "labels are equal to the endpoint's, and its scores up to rounding."
@@ -395,7 +409,7 @@ def _require_radius(subject: Subject, what: str) -> None:
 
 
 def _require_same_version(target: Target) -> None:
-    _, version, _ = described(target.endpoint)
+    version, _ = described(target.endpoint)
     if version != target.subject.version:
         raise EndpointError(
             f"The endpoint changed from version {target.subject.version} to {version} during the audit, so the figures "

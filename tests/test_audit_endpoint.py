@@ -31,7 +31,7 @@ class TestWhatIsTold:
         assert report.always_answered.count == (RADIUS > 1).sum()
         assert report.fpr_upper.count == ((RADIUS > 0.5) & (RADIUS <= 1)).sum()
         assert any("read off" in sentence for sentence in report.assumptions)
-        assert (report.subject.name, report.subject.version) == ("plane", 3)
+        assert report.subject.version == 3
 
     def test_without_radii_the_bracket_is_open_above_and_the_report_says_so(self):
         report = audit(Plane(signatures=("serving_default",)), X, Y, epsilon=0.5, norm="l2")

@@ -7,8 +7,8 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
-from scipy import stats
 from plane import Plane, points
+from scipy import stats
 
 from defended.attacks.intervals import Rate, clopper_pearson
 from defended.serving import BlackBox, ConditionsError, RecordError, audit, read_conditions, read_record

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
@@ -16,6 +15,9 @@ if TYPE_CHECKING:
     from defended.serving.manifest import Manifest
 
 DEFAULT, AUDIT = "serving_default", "audit"
+
+# Inputs of one call, where what answers cuts them itself.
+WHOLE = 2**31
 
 # Relative: an epsilon that is read off radii, or was printed with six digits, is known no better.
 _ROUNDING = 1e-5
@@ -99,15 +101,12 @@ class Target:
         endpoint: answers arrays by signature.
         subject: what is known.
         points: inputs sent so far.
-        requests: calls of the endpoint so far.
     """
 
     endpoint: Endpoint
     subject: Subject
     batch_size: int = 256
-    threads: int = 1
     points: int = field(default=0, init=False)
-    requests: int = field(default=0, init=False)
 
     @property
     def richest(self) -> str:
@@ -123,18 +122,11 @@ class Target:
         signature = signature or self.richest
         starts = range(0, max(len(x), 1), self.batch_size)
 
-        def one(start: int) -> Mapping[str, np.ndarray]:
+        parts = []
+        for start in starts:
             batch = x[start : start + self.batch_size]
-            answer = self.endpoint.predict(batch, signature)
-            return checked(answer, len(batch), signature)
-
-        if self.threads > 1 and len(starts) > 1:
-            with ThreadPoolExecutor(self.threads) as pool:
-                parts = list(pool.map(one, starts))
-        else:
-            parts = [one(start) for start in starts]
+            parts.append(checked(self.endpoint.predict(batch, signature), len(batch), signature))
         self.points += len(x)
-        self.requests += len(parts)
         raw = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return Answers(
             label=raw["label"].astype(np.int64),
@@ -192,17 +184,22 @@ def artefact_target(artefact: Artefact, batch_size: int) -> Target:
         manifest=m,
         sampling=None if m.sampling is None else m.sampling.model_dump(),
     )
-    return Target(_OfArtefact(artefact), subject, batch_size)
+    return Target(_OfArtefact(artefact, batch_size), subject, WHOLE)
 
 
 class _OfArtefact:
-    def __init__(self, artefact: Artefact) -> None:
-        self._artefact = artefact
+    """Cuts inputs itself: an artefact that an engine runs takes all of them at once."""
+
+    def __init__(self, artefact: Artefact, batch_size: int) -> None:
+        self._artefact, self._batch_size = artefact, batch_size
 
     def predict(self, x: np.ndarray, signature: str = DEFAULT) -> Mapping[str, np.ndarray]:
         if signature == AUDIT:
-            return self._artefact.audit(x, max(len(x), 1))
-        return self._artefact(x)
+            return self._artefact.audit(x, self._batch_size)
+        parts = [
+            self._artefact(x[start : start + self._batch_size]) for start in range(0, max(len(x), 1), self._batch_size)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def endpoint_target(
@@ -210,18 +207,18 @@ def endpoint_target(
     batch_size: int,
     *,
     location: str = "",
+    name: str | None = None,
     manifest: Manifest | None = None,
     model: DefendedModel | None = None,
     epsilon: float | None = None,
     norm: str | None = None,
-    threads: int = 1,
 ) -> Target:
     """An endpoint as a target: its signatures as its metadata tell them, epsilon and norm from whoever knows them.
 
     Raises:
         ValueError: two sources disagree about epsilon or norm.
     """
-    name, version, signatures = described(endpoint)
+    version, signatures = described(endpoint)
     subject = Subject(
         kind="endpoint",
         location=location or repr(endpoint),
@@ -233,7 +230,7 @@ def endpoint_target(
         sampling=sampling_of(manifest, model),
         **agreed(manifest, model, epsilon, norm),
     )
-    return Target(endpoint, subject, batch_size, threads)
+    return Target(endpoint, subject, batch_size)
 
 
 def sampling_of(manifest: Manifest | None, model: DefendedModel | None) -> Mapping[str, Any] | None:
@@ -270,17 +267,14 @@ def agreed(
     }
 
 
-def described(endpoint: Endpoint) -> tuple[str, int | None, tuple[str, ...]]:
-    """Name, version and signatures as the endpoint's `metadata()` tells them, in TensorFlow Serving's form."""
-    metadata = getattr(endpoint, "metadata", None)
-    if not callable(metadata):
-        return "", None, (DEFAULT,)
-    content = metadata()
-    spec = content.get("model_spec") or {}
-    signatures = (content.get("metadata") or {}).get("signature_def") or {}
-    signatures = signatures.get("signature_def", signatures)
-    version = spec.get("version")
-    return str(spec.get("name", "")), None if version in (None, "") else int(version), tuple(sorted(signatures))
+def described(endpoint: Endpoint) -> tuple[int | None, tuple[str, ...]]:
+    """Version and signatures, as far as an endpoint has `status()` and `metadata()`, as a `Client` does.
+
+    The version is the largest that is available; where the address names one, that one.
+    """
+    status, metadata = (getattr(endpoint, name, None) for name in ("status", "metadata"))
+    available = [version for version, state in status().items() if state == "AVAILABLE"] if callable(status) else []
+    return max(available, default=None), tuple(sorted(metadata())) if callable(metadata) else (DEFAULT,)
 
 
 def infer_epsilon(answers: Answers) -> float | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from defended_cli.app import EXIT_ALARM
-from defended_cli.common import Data, Limit, open_model, test_points
+from defended_cli.common import TOKEN, Data, Limit, open_model, test_points
 from defended_cli.config import Config
 
 if TYPE_CHECKING:
@@ -54,7 +55,12 @@ def audit(
         float | None, typer.Option(min=0.0, help="The radius defended, where neither model nor artefact tells it.")
     ] = None,
     norm: Annotated[str | None, typer.Option(metavar="l2|linf", help="Its norm, where nothing else tells it.")] = None,
-    name: Annotated[str | None, typer.Option(help="Of the model, in a log of several.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the model: in a log of several, or where the URL does not say it.")
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option(metavar="FILE.pem", help="The authority of a server's certificate.")
+    ] = None,
     limit: Limit = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The report's folder.")] = Path("audit"),
     conditions: Annotated[
@@ -74,7 +80,7 @@ def audit(
 
     An artefact's files are compared with its manifest first. DIR gets `report.html` (one self-contained page),
     `audit.json`, `junit.xml` and the plots. The exit code is 1 when a condition fails or an attack broke a certificate;
-    a warning leaves it 0.
+    a warning leaves it 0. A server's token is taken from the variable DEFENDED_TOKEN.
 
     ```
     defended audit models/digits/1 --data digits --model runs/digits/model.keras
@@ -111,13 +117,16 @@ def audit(
             "y": y,
             "model": None if model is None else open_model(model),
             "attacked": attacked,
-            "manifest": None if artefact is None else serving.read_manifest(artefact),
+            "manifest": None if artefact is None else serving.verify(artefact),
             "epsilon": epsilon,
             "norm": norm,
             "batch_size": batch_size,
             "black_box": serving.BlackBox(black_box, clip=(0.0, 1.0) if clip else None) if black_box else None,
         }
-    report = serving.audit(target, data_name="" if is_request_log(target) else data, **known)
+    place: Any = target
+    if target.startswith(("http://", "https://", "grpc://", "grpcs://")):
+        place = serving.Client(target, model=name, token=os.environ.get(TOKEN), ca=ca, batch_size=batch_size)
+    report = serving.audit(place, data_name="" if is_request_log(target) else data, **known)
     files = report.write(out)
     show(report, options)
     typer.echo(f"Report: {files['report.html']}")

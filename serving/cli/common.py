@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from defended import DefendedModel
 
+TOKEN = "DEFENDED_TOKEN"  # noqa: S105  (the name of the variable that holds a server's token)
+
 Data = Annotated[
     str,
     typer.Option(

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from defended_cli.app import EXIT_ALARM
+from defended_cli.common import TOKEN
 from defended_cli.config import Config
 
 if TYPE_CHECKING:
     from defended.serving.monitor import RejectionMonitor
-
-TOKEN = "DEFENDED_TOKEN"  # noqa: S105  (the variable's name)
 
 
 def monitor(
