@@ -88,3 +88,18 @@ def test_counters_and_log_of_a_server_tell_the_monitor_the_same(tiny_models, tin
     assert (seen.count, seen.total) == (rejected, total)
     monitor = RejectionMonitor(audit(tiny_artefact, X, Y).record())
     assert monitor.watch(outputs, X) is None
+
+
+def test_an_engine_computes_the_same_audit_and_serves_no_server(server, tiny_models, tmp_path):
+    np.savez(tmp_path / "data.npz", x_train=X, y_train=Y, x_test=X, y_test=Y)
+    rates = []
+    for more in ([], ["--engine", "local"]):
+        out = tmp_path / f"audit{len(rates)}"
+        words = ["audit", tiny_models / "tiny" / "1", "--data", tmp_path / "data.npz", "--out", out, *more]
+        result = CliRunner().invoke(app, [str(word) for word in words])
+        assert result.exit_code == 0, result.output
+        rates.append(json.loads((out / "audit.json").read_text())["rates"])
+    assert rates[0] == rates[1]
+    result = CliRunner().invoke(app, ["audit", f"{server.rest_url}/v1/models/tiny", "--engine", "local"])
+    assert result.exit_code == 2
+    assert "answer for themselves" in result.stderr

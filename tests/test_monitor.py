@@ -312,6 +312,10 @@ class TestCounters:
         two = PAGE % (1, 1, 1) + 'defended_verdicts_total{model="b",version="1",verdict="answered",reason=""} 1\n'
         with pytest.raises(SourceError, match="several models: b, plane"):
             new_counts(two, CounterPosition(), None, None)
+        for value in ("NaN", "+Inf", "-1"):
+            page = f'defended_verdicts_total{{model="a",version="1",verdict="rejected",reason=""}} {value}\n'
+            with pytest.raises(SourceError, match="finite and not negative"):
+                new_counts(page, CounterPosition(), None, None)
         with pytest.raises(SourceError, match="text format"):
             new_counts("<html>{{{", CounterPosition(), None, None)
         with pytest.raises(SourceError, match="cannot be read"):

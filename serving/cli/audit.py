@@ -11,6 +11,7 @@ import typer
 from defended_cli.app import EXIT_ALARM
 from defended_cli.common import TOKEN, Data, Limit, open_model, test_points
 from defended_cli.config import Config
+from defended_cli.engine import Address, EngineName, Threads, Workers, audited, start
 
 if TYPE_CHECKING:
     from defended.serving import AuditReport
@@ -61,6 +62,10 @@ def audit(
     ca: Annotated[
         Path | None, typer.Option(metavar="FILE.pem", help="The authority of a server's certificate.")
     ] = None,
+    engine: EngineName = None,
+    workers: Workers = None,
+    threads: Threads = None,
+    ray_address: Address = None,
     limit: Limit = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The report's folder.")] = Path("audit"),
     conditions: Annotated[
@@ -86,12 +91,11 @@ def audit(
     defended audit models/digits/1 --data digits --model runs/digits/model.keras
     defended audit http://localhost:8501/v1/models/digits --data digits --artefact models/digits/1 --black-box 20000
     defended audit models/mine/3 --data mine.npz --conditions limits.toml --baseline audits/2/audit.json
+    defended audit models/digits/1 --data digits --model runs/digits/model.keras --engine ray
     defended audit logs --name digits
     ```
     """
-    from defended_cli.common import load_tensorflow
-
-    load_tensorflow()
+    start(engine, threads)
     from defended import serving
     from defended.serving.auditing.conditions import Condition, read_conditions
     from defended.serving.auditing.log import is_request_log
@@ -124,9 +128,13 @@ def audit(
             "black_box": serving.BlackBox(black_box, clip=(0.0, 1.0) if clip else None) if black_box else None,
         }
     place: Any = target
+    if engine is not None and (is_request_log(target) or "://" in target):
+        raise ValueError("--engine runs an artefact; a server and a log answer for themselves.")
     if target.startswith(("http://", "https://", "grpc://", "grpcs://")):
         place = serving.Client(target, model=name, token=os.environ.get(TOKEN), ca=ca, batch_size=batch_size)
-    report = serving.audit(place, data_name="" if is_request_log(target) else data, **known)
+    with audited(engine, target, known.get("model"), out / "pieces", workers, threads, ray_address) as pieces:
+        known = {"target": place, "data_name": "" if is_request_log(target) else data} | known | pieces
+        report = serving.audit(**known)
     files = report.write(out)
     show(report, options)
     typer.echo(f"Report: {files['report.html']}")

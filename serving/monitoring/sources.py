@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -114,6 +115,8 @@ def new_counts(page: str, position: CounterPosition, name: str | None, version: 
         return 0, 0
     if name is None and len(models) > 1:
         raise SourceError(f"The counters are of several models: {', '.join(sorted(models))}. Say which by name.")
+    if not all(math.isfinite(value) and value >= 0 for value in counts.values()):
+        raise SourceError(f"The counters {COUNTER} must be finite and not negative. Received: {counts}.")
     answered, rejected = int(counts["answered"]), int(counts["rejected"])
     before = position.answered, position.rejected
     position.answered, position.rejected = answered, rejected
