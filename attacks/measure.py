@@ -90,16 +90,16 @@ def susceptibility(
     x = checks.points(model, x, getattr(attack, "clip", None))
     label = checks.class_numbers(y, len(x), model.num_classes)
     epsilon = _radius(model, attack)
-    engine = engine or InProcess()
-    plan = {}
+    computing: Engine = engine or InProcess()
+    plan: dict[str, Any] = {}
     if resume is not None:
-        plan = _fingerprint(model, x, label, attack, batch_size) | engine.fingerprint
-    store = engine.store(resume, plan)
+        plan = _fingerprint(model, x, label, attack, batch_size) | computing.fingerprint
+    store = computing.store(resume, plan)
     settings = Settings(attack, epsilon, batch_size)
 
     cuts = [np.arange(first, min(first + batch_size, len(x))) for first in range(0, len(x), batch_size)]
     jobs = (Job(f"clean_{rows[0]:09d}", "clean", {"index": rows, "x": x[rows[0] : rows[-1] + 1]}) for rows in cuts)
-    judged = {name: done for name, _, done in _pieces(store, engine, model, settings, jobs)}
+    judged = {name: done for name, _, done in _pieces(store, computing, model, settings, jobs)}
     clean = {key: np.concatenate([judged[name][key] for name in sorted(judged)]) for key in _CLEAN}
     # Doubling is exact in float32, so this is the comparison that the deployed check would make at 2 eps.
     contested = ~clean["rejected"] & (clean["radius"] <= np.float32(2) * np.float32(epsilon))
@@ -119,7 +119,7 @@ def susceptibility(
         for number, chunk in enumerate(cuts)
     )
     with _progress_bar(len(rows), progress) as advance:
-        for name, chunk, done in _pieces(store, engine, model, settings, jobs, deadline):
+        for name, chunk, done in _pieces(store, computing, model, settings, jobs, deadline):
             attacked[chunk], degraded[chunk], distance[chunk] = True, done["degraded"], done["distance"]
             found[name] = (chunk[done["degraded"]], name if store.keeps else done["inputs"])
             seconds += float(done["seconds"])

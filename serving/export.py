@@ -135,7 +135,7 @@ def export(
     version = check_version(model, name, version)
     given = sample is not None
     sample = check_sample(model, sample)
-    onnx, warm_up = check_mode("onnx", onnx), check_mode("warm_up", warm_up)
+    onnx_mode, warm_up_mode = check_mode("onnx", onnx), check_mode("warm_up", warm_up)
     names = check_labels(class_names, model.num_classes)
     figures, notes = figures_of(susceptibility), check_json("metadata", dict(metadata or {}))
     data = check_data(model, training_data)
@@ -146,10 +146,10 @@ def export(
         with staged(target) as partial:
             if not model.is_final:
                 model.finalize()
-            built = _build(model, partial, labels, sample, onnx)
+            built = _build(model, partial, labels, sample, onnx_mode)
             if built.drift is not None and fold(model, sample, built.drift):
-                built = _build(model, partial, labels, sample, onnx)
-                if fold(model, sample, built.drift):
+                built = _build(model, partial, labels, sample, onnx_mode)
+                if built.drift is not None and fold(model, sample, built.drift):
                     raise AgreementError(
                         f"The evaluations' drift grows with what is taken off for it: {built.drift.largest:.3g} now. "
                         "Is one of them random, or in reduced precision?"
@@ -180,7 +180,7 @@ def export(
                 class_names=names,
                 training_data=data,
                 onnx=built.onnx,
-                warm_up=_warm_up(model, partial, name, warm_up),
+                warm_up=_warm_up(model, partial, name, warm_up_mode),
                 metadata=notes,
                 files={},
             )

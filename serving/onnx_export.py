@@ -179,7 +179,7 @@ def _convert(answer: Callable[..., Any], specification: list[Any], metadata: dic
         import tf2onnx
 
         function = tf.function(answer, input_signature=specification, autograph=False)
-        handlers = {"SelectV2": (_where, []), "Select": (_where, [])}
+        handlers: dict[str, Any] = {"SelectV2": (_where, []), "Select": (_where, [])}
         try:
             proto, _ = tf2onnx.convert.from_function(function, specification, opset=OPSET, custom_op_handlers=handlers)
         except Exception as error:  # of any kind, from a rewriter that met what it did not expect

@@ -85,7 +85,7 @@ def attack(
     if engine is not None and resume is None:
         raise ValueError("--engine keeps its pieces in a directory: name one with --resume DIR.")
     with opened(engine, defended_model, workers, threads, ray_address) as opened_engine:
-        if opened_engine is None:
+        if opened_engine is None or resume is None:
             result = susceptibility(defended_model, x, y, chosen, resume=resume, time_budget=time_budget)
         else:
             from defended.serving.cluster import measure

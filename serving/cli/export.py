@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -92,6 +92,8 @@ def export(
     typer.echo(f"Next: defended audit {path} --model {model} --data ...")
 
 
-def _mode(wanted: bool | None) -> bool | str:
+def _mode(wanted: bool | None) -> bool | Literal["require"]:
     """What the library takes: by default what can be made, and else what was asked for."""
-    return {None: True, True: "require", False: False}[wanted]
+    if wanted is None:
+        return True
+    return "require" if wanted else False

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -36,7 +36,7 @@ class DistributedArtefact(Artefact):
         if engine.source.kind != "artefact":
             raise ValueError("`engine` must have been opened with an artefact; it holds a Keras model.")
         manifest = Manifest.model_validate_json(engine.source.files[MANIFEST])
-        super().__init__(path, manifest, None)  # type: ignore[arg-type]  (no session: workers have them)
+        super().__init__(path, manifest, cast(Any, None))  # no session: workers have them
         self._engine, self._keep = engine, keep
 
     def __call__(self, x: Array) -> dict[str, Array]:

@@ -38,7 +38,7 @@ class ParquetStore(ChunkStore):
         try:
             arrays = read_piece(path)
             seconds = path.with_suffix(f".{_SECONDS}")
-            arrays[_SECONDS] = np.float64(float(seconds.read_text()) if seconds.exists() else 0.0)
+            arrays[_SECONDS] = np.array(float(seconds.read_text()) if seconds.exists() else 0.0)
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(
                 f"{path} cannot be read ({error}). Remove that file to have its part computed again."
