@@ -53,8 +53,12 @@ def main() -> int:
         models = folder / "models"
         for number in range(arguments.kills):
             child = subprocess.Popen([sys.executable, "-c", CHILD, name], stdout=subprocess.PIPE, text=True)
+            # Some exports end; the next one, or what follows it, is hit somewhere within its usual time.
             child.stdout.readline()
-            time.sleep(rng.uniform(0, 6))
+            start = time.monotonic()
+            child.stdout.readline()
+            usual = time.monotonic() - start
+            time.sleep(rng.uniform(0, 1.5 * usual))
             child.kill()
             child.communicate()
             versions = [path for path in (models / "small").glob("[0-9]*") if path.name.isdecimal()]

@@ -129,6 +129,21 @@ def test_attack_in_pieces(saved, tmp_path):
     assert plain == pieces
 
 
+def test_audit_in_pieces(saved, exported, tmp_path):
+    words = ("audit", exported, "--data", "digits", "--limit", 40, "--model", saved)
+    results = []
+    for name, engine in (("plain", ()), ("pieces", ("--engine", "local")), ("pieces", ("--engine", "local"))):
+        result = run(*words, "--out", tmp_path / name, *engine)
+        assert result.exit_code == 0, result.output
+        results.append([line for line in result.stdout.splitlines() if "interval" in line])
+    assert results[0] == results[1] == results[2]
+    assert any(line.startswith("fpr lower") for line in results[0])
+    assert list((tmp_path / "pieces" / "pieces").glob("audit-*/*.parquet"))
+    assert list((tmp_path / "pieces" / "pieces").glob("perturb-*/*.parquet"))
+    result = run("audit", "http://localhost:1/v1/models/x", "--data", "digits", "--engine", "local")
+    assert result.exit_code == 2
+
+
 def test_options_of_an_engine_need_one(saved, tmp_path):
     result = run("attack", saved, "--data", "digits", "--workers", 2)
     assert result.exit_code == 2
