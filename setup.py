@@ -17,6 +17,7 @@ PACKAGES = {
     "defended.gloro": "defended/gloro",
     "defended.gloro.legacy": "defended/gloro/legacy",
     "defended.layers": "defended/layers",
+    "defended.polytope": "defended/polytope",
     "defended.smoothing": "defended/smoothing",
     "defended.training": "defended/training",
     "defended.attacks": "attacks",

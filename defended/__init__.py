@@ -1,16 +1,18 @@
 """Certified run-time defences for Keras: classifiers that prove their answers and reject what they cannot prove."""
 
-from defended import datasets, gloro, layers, smoothing, zoo
+from defended import datasets, gloro, layers, polytope, smoothing, zoo
 from defended._version import __version__
 from defended.calibration import calibrate_epsilon
 from defended.defended_model import DefendedModel, Verdicts
 from defended.gloro import GloroNet, load_gloronet
+from defended.polytope import PolytopeNet
 from defended.smoothing import SmoothedNet
 from defended.training import callbacks, losses, metrics
 
 __all__ = [
     "DefendedModel",
     "GloroNet",
+    "PolytopeNet",
     "SmoothedNet",
     "Verdicts",
     "__version__",
@@ -22,6 +24,7 @@ __all__ = [
     "load_gloronet",
     "losses",
     "metrics",
+    "polytope",
     "smoothing",
     "zoo",
 ]

@@ -383,7 +383,8 @@ class DefendedModel(VisibleSteps, keras.Model):
 
         Args:
             optimizer: as in Keras.
-            loss: `"crossentropy"`, `"trades_kl.1.5"`, `"trades_ce.1"`, `"emma"`, or a Keras loss over m + 1 scores.
+            loss: `"crossentropy"`, `"trades_kl.1.5"`, `"trades_ce.1"`, `"emma"`, `"certified_crossentropy"`, or a Keras
+                loss over m + 1 scores.
             metrics: `"clean_accuracy"`, `"vra"`, `"rejection_rate"`, `"false_positive_bound"`, or Keras metrics.
             **kwargs: further arguments of `keras.Model.compile`.
         """

@@ -24,8 +24,9 @@ ALLOWED_OPS = frozenset(
     Sigmoid Sign Sin Sinh Softmax Softplus Softsign Sqrt Square SquaredDifference Sub Sum Tan Tanh TopKV2 Xdivy
     Xlog1py Xlogy
 
-    AvgPool AvgPool3D BatchToSpaceND Conv2D Conv3D DepthToSpace DepthwiseConv2dNative ExtractImagePatches
-    FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3 MaxPool MaxPool3D MaxPoolV2 SpaceToBatchND SpaceToDepth
+    AvgPool AvgPool3D BatchToSpaceND Conv2D Conv2DBackpropInput Conv3D DepthToSpace DepthwiseConv2dNative
+    ExtractImagePatches FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3 MaxPool MaxPool3D MaxPoolV2 SpaceToBatchND
+    SpaceToDepth
 
     Bitcast BroadcastArgs BroadcastTo Cast ConcatV2 Const EnsureShape ExpandDims Fill Gather GatherNd GatherV2
     Identity IdentityN MirrorPad NoOp OneHot OnesLike Pack Pad PadV2 Placeholder PlaceholderWithDefault Range

@@ -18,9 +18,9 @@ from defended.training.schedules import check_schedule, interpolate
 
 
 class _Scheduled(keras.callbacks.Callback):
-    """Sets a scalar of the model at the start of every epoch, by the epoch's number alone: so `fit` can resume."""
+    """Sets a scalar of the model by the numbers of epoch and batch alone: so `fit` can resume."""
 
-    def __init__(self, schedule: str, start: float, end: float, ramp: float):
+    def __init__(self, schedule: str, start: float, end: float, ramp: float, by_batch: bool = False):
         super().__init__()
         check_schedule(schedule)
         if not 0 < ramp <= 1:
@@ -28,16 +28,30 @@ class _Scheduled(keras.callbacks.Callback):
         if not (start >= 0 and end >= 0):
             raise ValueError(f"A schedule's values must not be negative. Received: start={start}, end={end}")
         self.schedule, self.start, self.end, self.ramp = schedule, float(start), float(end), float(ramp)
+        self.by_batch = bool(by_batch)
+        self._epoch = 0
 
     def set_model(self, model: Any) -> None:
         if not isinstance(model, DefendedModel):
             raise TypeError(f"{type(self).__name__} works on a `DefendedModel`. Received: {type(model).__name__}")
         super().set_model(model)
 
-    def value(self, epoch: int, epochs: int) -> float:
-        """The value for an epoch, counted from 0."""
+    def value(self, epoch: int, epochs: int, done: float = 1.0) -> float:
+        """The value for an epoch, counted from 0, of which the share `done` has passed."""
         moving = max(self.ramp * epochs, 1.0)
-        return interpolate(self.schedule, self.start, self.end, (epoch + 1) / moving)
+        return interpolate(self.schedule, self.start, self.end, (epoch + done) / moving)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch = epoch
+        self._assign(self.value(epoch, self.params.get("epochs") or 1))
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        steps = self.params.get("steps")
+        if self.by_batch and steps:
+            self._assign(self.value(self._epoch, self.params.get("epochs") or 1, batch / steps))
+
+    def _assign(self, value: float) -> None:
+        raise NotImplementedError
 
 
 class EpsilonSchedule(_Scheduled):
@@ -48,13 +62,21 @@ class EpsilonSchedule(_Scheduled):
         start: training radius of the beginning, as a multiple of `model.epsilon`.
         end: training radius from the end of the ramp on, as a multiple of `model.epsilon`.
         ramp: share of the epochs spent moving.
+        by_batch: move with every batch, and not with every epoch: interval bounds, loose at first, need small steps.
     """
 
-    def __init__(self, schedule: str = "linear", start: float = 0.0, end: float = 1.0, ramp: float = 0.5):
-        super().__init__(schedule, start, end, ramp)
+    def __init__(
+        self,
+        schedule: str = "linear",
+        start: float = 0.0,
+        end: float = 1.0,
+        ramp: float = 0.5,
+        by_batch: bool = False,
+    ):
+        super().__init__(schedule, start, end, ramp, by_batch)
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.model.radius_scale.assign(self.value(epoch, self.params.get("epochs") or 1))
+    def _assign(self, value: float) -> None:
+        self.model.radius_scale.assign(value)
 
     def on_train_end(self, logs: Any = None) -> None:
         self.model.radius_scale.assign(1.0)
@@ -66,11 +88,18 @@ class TradesSchedule(_Scheduled):
     Args: as for `EpsilonSchedule`.
     """
 
-    def __init__(self, schedule: str = "linear", start: float = 0.0, end: float = 1.0, ramp: float = 0.5):
-        super().__init__(schedule, start, end, ramp)
+    def __init__(
+        self,
+        schedule: str = "linear",
+        start: float = 0.0,
+        end: float = 1.0,
+        ramp: float = 0.5,
+        by_batch: bool = False,
+    ):
+        super().__init__(schedule, start, end, ramp, by_batch)
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.model.robust_weight_scale.assign(self.value(epoch, self.params.get("epochs") or 1))
+    def _assign(self, value: float) -> None:
+        self.model.robust_weight_scale.assign(value)
 
     def on_train_end(self, logs: Any = None) -> None:
         self.model.robust_weight_scale.assign(1.0)
@@ -94,6 +123,7 @@ class RadiusDoubling(EpsilonSchedule):
         schedule: how the training radius reaches 2 eps: `"fixed"`, `"linear"` or `"log"`.
         start: training radius of the beginning, as a multiple of eps.
         ramp: share of the epochs spent moving.
+        by_batch: see `EpsilonSchedule`.
         checkpoint: path of a `.weights.h5` file that holds the best weights so far (beside it, `.json` with their
             value), so that a run that died goes on with its best. None keeps them in memory only.
     """
@@ -105,9 +135,10 @@ class RadiusDoubling(EpsilonSchedule):
         *,
         start: float = 0.0,
         ramp: float = 0.5,
+        by_batch: bool = False,
         checkpoint: str | os.PathLike[str] | None = None,
     ):
-        super().__init__(schedule, start=start, end=2.0, ramp=ramp)
+        super().__init__(schedule, start=start, end=2.0, ramp=ramp, by_batch=by_batch)
         if checkpoint is not None and not str(checkpoint).endswith(".weights.h5"):
             raise ValueError(f"`checkpoint` must end in '.weights.h5'. Received: {checkpoint}")
         self.epsilon = epsilon

@@ -105,12 +105,60 @@ class EMMA(keras.losses.Loss):
         return ops.where(valid, loss, float("nan"))
 
 
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class CertifiedCrossentropy(keras.losses.Loss):
+    """Cross-entropy of the worst logits that the bounds allow: the robust loss of Wong and Kolter 2018, equation 14.
+
+    With `b_i` the lower bound on `y_t - y_i` over the ball, for the true class t, the worst case has logits `-b_i`, and
+    0 for t: `weight * CE(t, -b) + (1 - weight) * CE(t, y)`, an upper bound on the cross-entropy of every point in the
+    ball for `weight=1`. The ball's radius is `model.epsilon` times `model.radius_scale`, which schedules move, and the
+    bounds are those that the model trains by (`PolytopeNet(training_bounds=...)`).
+
+    It needs a model that bounds differences of logits: `compile` attaches it.
+
+    Args:
+        weight: share of the worst case, in [0, 1]; `callbacks.TradesSchedule` moves it as a multiple of this.
+    """
+
+    def __init__(self, weight: float = 1.0, name: str = "certified_crossentropy", **kwargs: Any):
+        super().__init__(name=name, **kwargs)
+        if not 0 <= weight <= 1:
+            raise ValueError(f"`weight` must lie in [0, 1]. Received: {weight}")
+        self.weight = float(weight)
+        self._model: Any = lambda: None
+
+    def attach(self, model: Any) -> None:
+        """Read the bounds of this model; `compile` calls it."""
+        if not hasattr(model, "worst_case_logits"):
+            raise ValueError(
+                f"`CertifiedCrossentropy` needs a model that bounds differences of logits, such as PolytopeNet. "
+                f"Received: {type(model).__name__}"
+            )
+        self._model = weakref.ref(model)  # Keras saves what an attribute holds
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        model = self._model()
+        if model is None:
+            raise ValueError(
+                "`CertifiedCrossentropy` is not attached to a model. Pass it to `model.compile(loss=...)`."
+            )
+        m = y_pred.shape[-1] - 1
+        targets = soft_labels(y_true, m)
+        labels, _ = sparse_labels(y_true, m)
+        worst = _crossentropy(targets, model.worst_case_logits(ops.one_hot(labels, m, dtype="float32")))
+        share = ops.minimum(self.weight * ops.convert_to_tensor(model.robust_weight_scale), 1.0)
+        return share * worst + (1.0 - share) * _crossentropy(targets, y_pred[:, :m])
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "weight": self.weight}
+
+
 def resolve_loss(loss: Any, model: Any) -> Any:
     """A loss from its shorthand, attached to the model.
 
-    `"crossentropy"`, `"trades_kl"`, `"trades_ce"` and `"emma"`, each with an optional `"sparse_"` before it and, for
-    TRADES, a weight behind it (`"trades_kl.1.5"`). Keras's own cross-entropy names mean ours: theirs expect
-    probabilities. Other names and objects are Keras's business.
+    `"crossentropy"`, `"trades_kl"`, `"trades_ce"`, `"emma"` and `"certified_crossentropy"`, each with an optional
+    `"sparse_"` before it and, for TRADES, a weight behind it (`"trades_kl.1.5"`). Keras's own cross-entropy names
+    mean ours: theirs expect probabilities. Other names and objects are Keras's business.
     """
     if isinstance(loss, str):
         loss = _from_name(loss)
@@ -125,6 +173,8 @@ def _from_name(name: str) -> Any:
         return Crossentropy()
     if short == "emma":
         return EMMA()
+    if short == "certified_crossentropy":
+        return CertifiedCrossentropy()
     kind, _, weight = short.partition(".")
     if kind in ("trades", "trades_kl", "trades_ce"):
         try:

@@ -1,0 +1,169 @@
+"""A network as a graph of affine maps, ReLUs and sums: what the dual bounds run over."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+from defended.polytope.affine_maps import AffineMap, ConvMap, ReshapeMap, Shape
+from defended.polytope.layer_rules import pieces_of
+
+
+@dataclass(frozen=True)
+class Node:
+    """One value of the network."""
+
+    kind: str
+    """`"input"`, `"affine"`, `"relu"` or `"add"`."""
+    sources: tuple[int, ...]
+    shape: Shape
+    map: AffineMap | None = None
+    layer: str = ""
+    depth: int = 0
+    """ReLUs on the longest way from the input, this one included."""
+    moved: bool = False
+    """Whether it is the input itself, up to changes of shape."""
+    exact: bool = False
+    """Whether it is one affine map of the input, up to changes of shape: interval arithmetic is then exact."""
+
+    @property
+    def size(self) -> int:
+        """Entries of the value."""
+        return math.prod(self.shape)
+
+
+class PolytopeGraph:
+    """The values of a network in the order in which they are computed; the first is the input, the last the logits.
+
+    Args:
+        network: a built functional or sequential Keras model with one input and one output `[batch, m]`.
+
+    Raises:
+        ValueError: for a layer that the bounds do not know, or a network that is not a graph of layers.
+    """
+
+    def __init__(self, network: keras.Model):
+        self.nodes: list[Node] = []
+        self._maps: dict[tuple[int, Shape], list[AffineMap | None]] = {}
+        source = self._append("input", (), tuple(network.inputs[0].shape[1:]))
+        _check_is_graph(network)
+        output = self._trace(network, source)
+        if output != len(self.nodes) - 1 or self.nodes[output].kind != "affine" or not self.nodes[output].map:
+            # An exact map makes the last value of any network the one that is bounded.
+            shape = self.nodes[output].shape
+            self._append("affine", (output,), shape, ReshapeMap(shape, shape), "logits")
+        self.output = len(self.nodes) - 1
+        self.num_classes = int(network.outputs[0].shape[-1])
+        self.relus = [index for index, node in enumerate(self.nodes) if node.kind == "relu"]
+
+    def values(self, inputs: Any, blocked: bool = True) -> list[Any]:
+        """Every value at inputs `[batch, ...]`, the input first and the logits last.
+
+        `blocked` evaluates long inner products in the blocks that the budget for rounding counts on.
+        """
+        found: list[Any] = []
+        for node in self.nodes:
+            sources = [found[index] for index in node.sources]
+            if node.kind == "input":
+                found.append(inputs)
+            elif node.kind == "add":
+                total = sources[0]
+                for source in sources[1:]:
+                    total = total + source
+                found.append(total)
+            elif node.kind == "relu":
+                found.append(ops.relu(sources[0]))
+            else:
+                found.append(node.map.forward(sources[0], blocked))  # type: ignore[union-attr]
+        return found
+
+    def chain_of_patches(self, index: int) -> list[int] | None:
+        """The nodes from a convolution down to the input, where it is worth following single patches; None elsewhere.
+
+        An output entry of a convolution depends on a patch of the value below, of that below it, and so on. Where all
+        nodes down to the input are convolutions and ReLUs, and patches stay smaller than half of each map, the
+        coefficients of a patch are all there is.
+        """
+        chain, size, at = [], (1, 1), index
+        while self.nodes[at].kind != "input":
+            node = self.nodes[at]
+            if len(node.sources) != 1 or not (node.kind == "relu" or type(node.map) is ConvMap):
+                return None
+            if isinstance(node.map, ConvMap):
+                steps = zip(size, node.map.strides, node.map.kernel_size, strict=True)
+                size = tuple((n - 1) * s + k for n, s, k in steps)  # type: ignore[assignment]
+                if 2 * math.prod(size) > math.prod(node.map.input_shape[:2]):
+                    return None
+            chain.append(at)
+            at = node.sources[0]
+        return [*chain, at]
+
+    def _append(
+        self, kind: str, sources: tuple[int, ...], shape: Shape, affine: AffineMap | None = None, layer: str = ""
+    ) -> int:
+        below = [self.nodes[index] for index in sources]
+        depth = max((node.depth for node in below), default=0) + (kind == "relu")
+        reshaped = isinstance(affine, ReshapeMap)
+        moved = kind == "input" or (reshaped and below[0].moved)
+        exact = kind == "affine" and (below[0].moved or (reshaped and below[0].exact))
+        self.nodes.append(Node(kind, sources, shape, affine, layer, depth, moved, exact))
+        return len(self.nodes) - 1
+
+    def _trace(self, network: Any, source: int) -> int:
+        """Append the nodes that compute `network`'s output from the value `source`; the number of the output."""
+        known = {id(network.inputs[0]): source}
+
+        def visit(tensor: Any) -> int:
+            if id(tensor) in known:
+                return known[id(tensor)]
+            operation, node_index, _ = tensor._keras_history
+            sources = operation._inbound_nodes[node_index].input_tensors
+            if not sources:
+                raise ValueError(
+                    f"Layer {operation.name!r} brings an input of its own; a defended network has exactly one input."
+                )
+            inputs = tuple(visit(tensor) for tensor in sources)
+            if isinstance(operation, keras.Model):
+                _check_is_graph(operation)
+                if len(operation.outputs) != 1:
+                    raise ValueError(
+                        f"Model {operation.name!r} inside the network has {len(operation.outputs)} outputs; only "
+                        f"nested models with a single one are supported. Use its layers instead."
+                    )
+                result = self._trace(operation, inputs[0])
+            else:
+                result = self._append_layer(operation, inputs, tuple(tensor.shape[1:]))
+            known[id(tensor)] = result
+            return result
+
+        return visit(network.outputs[0])
+
+    def _append_layer(self, layer: Any, inputs: tuple[int, ...], shape: Shape) -> int:
+        shapes = [self.nodes[index].shape for index in inputs]
+        key = (id(layer), shapes[0])
+        if key not in self._maps:
+            self._maps[key] = pieces_of(layer, shapes, shape)
+        result = inputs
+        for piece in self._maps[key]:
+            if piece is None:
+                result = (self._append("relu", result[:1], self.nodes[result[0]].shape, layer=layer.name),)
+            else:
+                result = (self._append("affine", result[:1], piece.output_shape, piece, layer.name),)
+        if len(result) > 1:
+            result = (self._append("add", result, shapes[0], layer=layer.name),)
+        return result[0]
+
+
+def _check_is_graph(network: Any) -> None:
+    """Refuse a model whose `call` may do something else than its graph of layers says."""
+    tensor = keras.Input((1,))
+    functional = type(keras.Model(tensor, layers.Identity()(tensor)))
+    if type(network).call not in (functional.call, keras.Sequential.call):
+        raise ValueError(
+            f"Model {network.name!r} ({type(network).__name__}) overrides `call`, so it may do more than its layers "
+            f"show. Build it with `keras.Sequential` or the functional API."
+        )

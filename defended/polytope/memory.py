@@ -1,0 +1,22 @@
+"""How much one evaluation of the bounds holds at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from defended.polytope.graph import PolytopeGraph
+
+if TYPE_CHECKING:
+    from defended.polytope.dual_bounds import DualBounds
+
+_COPIES = 6  # of the largest tensor of coefficients: both parts, their products, and what a runtime has not freed yet
+
+
+def bytes_per_input(graph: PolytopeGraph, bounds: DualBounds) -> int:
+    """Bytes that bounding one input takes: `_COPIES` times its largest tensor of coefficients, in float32."""
+    largest = graph.num_classes * max(node.size for node in graph.nodes)
+    for index in graph.relus:
+        source = graph.nodes[index].sources[0]
+        if not graph.nodes[source].exact:
+            largest = max(largest, bounds.entries_of_coefficients(source))
+    return 4 * _COPIES * largest

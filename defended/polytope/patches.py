@@ -1,0 +1,134 @@
+"""Bounds on the entries of a convolution, each followed back on its own patch of the values below."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from keras import ops
+
+from defended.polytope.affine_maps import ConvMap, product
+from defended.polytope.graph import Node, PolytopeGraph
+from defended.polytope.reductions import dual_norm, total
+
+if TYPE_CHECKING:
+    from defended.polytope.dual_bounds import Chain
+
+
+class _Level:
+    """Where the patches of all positions lie in the map of one value below.
+
+    The patch of position p begins at `p * step - offset`, in rows and in columns, and may reach beyond the map.
+    """
+
+    def __init__(self, node: Node, positions: tuple[int, int], size: Any, step: Any, offset: Any):
+        height, width, self.channels = node.shape
+        self.size = int(size[0]), int(size[1])
+        self._area = height * width
+        axes = []
+        for count, n, s, o, length in zip(positions, size, step, offset, (height, width), strict=True):
+            at = np.arange(count)[:, None] * s - o + np.arange(n)[None, :]
+            axes.append((at, (at >= 0) & (at < length)))
+        (rows, row_inside), (columns, column_inside) = axes
+        index = rows[:, None, :, None] * width + columns[None, :, None, :]
+        inside = row_inside[:, None, :, None] & column_inside[None, :, None, :]
+        self._places = np.where(inside, index, self._area).reshape(-1).astype("int32")
+        self.positions = math.prod(positions)
+        self._inside = inside.reshape(self.positions, *self.size, 1).astype("float32")
+
+    def gather(self, values: Any) -> Any:
+        """Patches `[batch, positions, h * w * channels]` of `[batch, height, width, channels]`; 0 outside the map."""
+        flat = ops.reshape(values, (-1, self._area, self.channels))
+        flat = ops.pad(flat, ((0, 0), (0, 1), (0, 0)))
+        taken = ops.take(flat, self._places, axis=1)
+        return ops.reshape(taken, (-1, self.positions, math.prod(self.size) * self.channels))
+
+    def inside(self, coefficients: Any) -> Any:
+        """Coefficients `[..., positions, targets, h, w, channels]`, 0 outside the map."""
+        return coefficients * self._inside[:, None]
+
+
+class Patches:
+    """Carries the entries of one convolution back to the input.
+
+    Args:
+        graph: the network.
+        chain: the nodes from the convolution down to the input, as `PolytopeGraph.chain_of_patches` gives them.
+        norm: of the ball.
+    """
+
+    def __init__(self, graph: PolytopeGraph, chain: list[int], norm: str):
+        self.norm = norm
+        self._nodes = [(index, graph.nodes[index]) for index in chain]
+        target = self._nodes[0][1]
+        self._shape = target.shape
+        positions = (target.shape[0], target.shape[1])
+        size, step, offset = np.ones(2, int), np.ones(2, int), np.zeros(2, int)
+        self._levels: dict[int, _Level] = {}
+        for (index, node), (_, above) in zip(self._nodes[1:], self._nodes[:-1], strict=True):
+            if isinstance(above.map, ConvMap):
+                strides, kernel = np.array(above.map.strides), np.array(above.map.kernel_size)
+                size, step = (size - 1) * strides + kernel, step * strides
+                offset = offset * strides + np.array(above.map.offsets)
+            self._levels[index] = _Level(node, positions, size, step, offset)
+
+    @property
+    def largest(self) -> int:
+        """Entries of the largest patch."""
+        return max(math.prod(level.size) * level.channels for level in self._levels.values())
+
+    def carried_back(self, chain: Chain, side: str) -> tuple[Any, Any]:
+        """What the lines take from each entry, and the dual norm of what arrives at the input: `[batch, *shape]`."""
+        first = self._nodes[0][1].map
+        filters = self._shape[-1]
+        # One row of coefficients for each filter, the same at all positions: [1, 1, filters, h, w, channels].
+        coefficients = ops.transpose(first.kernel, (3, 0, 1, 2))[None, None]  # type: ignore[union-attr]
+        spent: list[Any] = []
+        for index, node in self._nodes[1:]:
+            level = self._levels[index]
+            if node.kind == "relu":
+                coefficients, taken = self._through_relu(chain, index, level, coefficients, side)
+                spent.append(taken)
+                continue
+            if not self._nodes_above_is_relu(index):
+                coefficients = level.inside(coefficients)
+            if isinstance(node.map, ConvMap):
+                flat = ops.reshape(coefficients, (-1, *level.size, level.channels))
+                below = node.map.transposed_patches(flat)
+                coefficients = ops.reshape(below, (-1, level.positions, filters, *below.shape[1:]))
+        norm = dual_norm(coefficients, tuple(coefficients.shape[3:]), self.norm)
+        taken = spent[0]
+        for part in spent[1:]:
+            taken = taken + part
+        return ops.reshape(taken, (-1, *self._shape)), ops.reshape(norm, (-1, *self._shape))
+
+    def _through_relu(self, chain: Chain, index: int, level: _Level, coefficients: Any, side: str) -> tuple[Any, Any]:
+        below, above = chain.reach[index] if side == "lower" else chain.reach[index][::-1]
+        made, size = chain.lines[index], math.prod(level.size) * level.channels
+        flat = ops.reshape(coefficients, (*[-1 if n is None else n for n in coefficients.shape[:3]], size))
+
+        def weighted(rows: Any, weights: Any) -> Any:
+            gathered = level.gather(weights)
+            if rows.shape[0] == 1 and rows.shape[1] == 1:
+                return product(gathered, ops.transpose(rows[0, 0]))
+            shaped = ops.reshape(
+                rows * gathered[:, :, None], (-1, level.positions, rows.shape[2], *level.size, level.channels)
+            )
+            return total(shaped, (*level.size, level.channels))
+
+        if chain.centred:
+            taken = weighted(ops.abs(flat), below)
+            result = flat * level.gather(made.slope)[:, :, None]
+        else:
+            positive = ops.relu(flat)
+            negative = positive - flat
+            taken = weighted(positive, below) + weighted(negative, above)
+            slopes = (made.low_slope, made.slope) if side == "lower" else (made.slope, made.low_slope)
+            low, high = (level.gather(slope)[:, :, None] for slope in slopes)
+            result = positive * low - negative * high
+        return ops.reshape(result, (-1, level.positions, flat.shape[2], *level.size, level.channels)), taken
+
+    def _nodes_above_is_relu(self, index: int) -> bool:
+        order = [number for number, _ in self._nodes]
+        return self._nodes[order.index(index) - 1][1].kind == "relu"

@@ -1,0 +1,110 @@
+"""What float32 may do to the network and to the bounds on it, as a share of sums that one forward pass computes.
+
+Let z be the network's values as float32 computes them at some point of the ball, and Z >= |z| a bound on them over the
+ball. With u = 2^-24 and `gamma_n = n u / (1 - n u)`, an inner product of n roundings, in any order and with or without
+fused multiply-add, is off by at most `gamma_n |a|ᵀ|b|` (Higham 2002, section 3.1). At an affine map v with source s and
+`m = |W| Z_s + |b|`:
+
+- the network computes `z_v = W z_s + b + d` with `|d| <= gamma_f m`, f the roundings of an output entry. The same holds
+  of the reference point (the value at x, or the centre of the relaxation), from which bounds measure deviations;
+- the bounds' coefficients a_v go through the transposed map: `a_s = Wᵀ a_v + e` with `|e| <= gamma_t |W|ᵀ|a_v|`, t the
+  roundings of the transposed map. A dual bound holds for *any* coefficients, if `e · (z_s - reference)` is paid for.
+  With l <= z_s <= u, a reference inside or, as a centre, at most `(u - l) / 2` outside, that is at most
+  `3 gamma_t |a_v| · |W| (u - l) / 2`;
+- products with slopes, sums of coefficients where branches meet, and the lines' own offsets cost a few u of
+  `|a_s| Z_s`, and `|a_s| · Z_s <= (1 + gamma_t) |a_v| · m`.
+
+So everything that rounding may cost between two ReLUs is at most `|a_v| · q_v` with `q_v = |W| q_s + 1.01 (2 gamma_f
++ c u) m + 1.01 * 3 gamma_t |W| (u - l) / 2`: a vector that one forward pass computes, the same for all bounds. At a
+ReLU it widens the lines by `slope * q`, and vanishes. What is left are sums of terms that are not negative, whose
+computed values are enlarged by `gamma_n` of their own.
+
+Numbers below 2^-126 may be flushed to zero. With at most 2^20 entries in a value, Z <= 2^20, and sums of coefficients
+at most 2^60, that costs a bound less than `FLUSHED` for each map; where this cannot be shown, nothing is certified.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from defended.gloro.rounding import UNIT_ROUNDOFF, gamma
+from defended.polytope.graph import PolytopeGraph
+from defended.polytope.reductions import roundings_of_sums
+
+FLUSHED = 2.0**-25
+"""More than flushing to zero may cost a bound in one map."""
+
+LARGEST_VALUE = 2.0**20
+"""No value may pass this over the ball."""
+
+LARGEST_COEFFICIENTS = 2.0**60
+LARGEST_SIZE = 2**20
+_LARGEST_SHARE = 2.0**-8
+_MORE = 1.01  # outweighs products of errors, each below `_LARGEST_SHARE`, and what float32 does to q itself
+_FEW = 24
+
+
+class Shares:
+    """The budget's constants for one graph.
+
+    Args:
+        graph: the network.
+        counted: False counts arithmetic as exact: every constant is 0.
+
+    Attributes:
+        sums: computed sums of positive terms are enlarged by this share of themselves.
+        affine: for each node that is an affine map, its share of m;
+        transposed: and its share of `|W| (upper - lower) / 2`.
+        interval: the same for a step of interval arithmetic.
+        added: the share of `sum |z|` of a sum of branches.
+        flushed: absolute, for each bound.
+    """
+
+    def __init__(self, graph: PolytopeGraph, counted: bool = True):
+        self.counted = counted
+        unit, flushed = (UNIT_ROUNDOFF, FLUSHED) if counted else (0.0, 0.0)
+        uses = [0] * len(graph.nodes)
+        for node in graph.nodes:
+            for source in node.sources:
+                uses[source] += 1
+        few = (_FEW + 2 * max(uses)) * unit
+        longest = max(roundings_of_sums(node.shape) for node in graph.nodes)
+        self.sums = _MORE * gamma(longest + len(graph.nodes) + _FEW) if counted else 0.0
+        self.affine: dict[int, float] = {}
+        self.transposed: dict[int, float] = {}
+        self.interval: dict[int, float] = {}
+        for index, node in enumerate(graph.nodes):
+            if node.map is not None and counted:
+                forward, transposed = (gamma(count) for count in node.map.roundings)
+                self.affine[index] = _MORE * (2 * forward + few)
+                self.transposed[index] = _MORE * 3 * transposed
+                self.interval[index] = _MORE * (3 * forward + few)
+            else:
+                self.affine[index] = self.transposed[index] = self.interval[index] = 0.0
+        self.added = few
+        self.flushed = flushed * len(graph.nodes)
+        worst = max([self.sums, *self.affine.values(), *self.transposed.values(), *self.interval.values()])
+        self.holds = not counted or (
+            worst <= _LARGEST_SHARE
+            and all(node.size <= LARGEST_SIZE for node in graph.nodes)
+            and all(node.map is None or node.map.largest <= LARGEST_SIZE for node in graph.nodes)
+        )
+
+
+def largest_coefficients(graph: PolytopeGraph, row_sums: dict[int, Any]) -> float:
+    """Bound on the sum of magnitudes of any bound's coefficients, from the l1 norms of each map's rows (float64)."""
+    reach = {graph.output: 2.0}
+    largest = 2.0
+    for target in [graph.output, *(graph.nodes[index].sources[0] for index in graph.relus)]:
+        reach = {target: 2.0}
+        for index in range(target, 0, -1):
+            size = reach.get(index, 0.0)
+            node = graph.nodes[index]
+            factor = float(np.max(row_sums[index], initial=0.0)) if node.map is not None else 1.0
+            for source in node.sources:
+                reach[source] = reach.get(source, 0.0) + 1.01 * size * factor
+            largest = max(largest, size * max(factor, 1.0))
+        largest = max(largest, reach.get(0, 0.0))
+    return largest if np.isfinite(largest) else float("inf")

@@ -1,0 +1,76 @@
+"""What a loss or a metric may know of the batch that it is computed on."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, NamedTuple
+
+from keras import ops
+
+
+class _Batch(NamedTuple):
+    inputs: Any
+    training: bool
+
+
+class TrainingBatch:
+    """Mixed into a defended model before it: remembers a batch while Keras computes its loss and metrics.
+
+    Keras gives losses and metrics labels and scores only, and dual bounds for the *true* class need the inputs.
+    Replicas compute in threads of their own, so batches are kept by thread.
+    """
+
+    _aside: Any
+    _epsilon: Any
+    radius_scale: Any
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        """The loss of a batch, as Keras asks for it."""
+        batches, key = self._batches(), threading.get_ident()
+        batches[key] = _Batch(x, bool(training))
+        try:
+            return super().compute_loss(  # type: ignore[misc]
+                x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
+            )
+        finally:
+            # No tensor of a graph outlives its use; that it was a training step is for `compute_metrics`.
+            batches[key] = _Batch(None, bool(training))
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        """The metrics of a batch, as Keras asks for them."""
+        batches, key = self._batches(), threading.get_ident()
+        before = batches.get(key)
+        batches[key] = _Batch(x, before.training if before is not None else False)
+        try:
+            return super().compute_metrics(x, y, y_pred, sample_weight)  # type: ignore[misc]
+        finally:
+            batches.pop(key, None)
+
+    def _batches(self) -> dict[int, _Batch]:
+        if not hasattr(self._aside, "batches"):
+            self._aside.batches = {}
+        return self._aside.batches
+
+    def _batch_is_known(self) -> bool:
+        batch = self._batches().get(threading.get_ident())
+        return batch is not None and batch.inputs is not None
+
+    def _batch_is_training(self) -> bool:
+        batch = self._batches().get(threading.get_ident())
+        return batch is not None and batch.training
+
+    def _batch_inputs(self) -> Any:
+        batch = self._batches().get(threading.get_ident())
+        if batch is None or batch.inputs is None:
+            raise RuntimeError(
+                "Bounds for the true class need the inputs, which are known while `fit` or `evaluate` computes a loss. "
+                "Use the loss there, or `model.margin_lower_bounds(x)` elsewhere."
+            )
+        return ops.convert_to_tensor(batch.inputs)
+
+    def _batch_radius(self) -> Any:
+        """The radius that the batch is bounded for: in training steps the training radius."""
+        epsilon = ops.convert_to_tensor(self._epsilon)
+        return epsilon * ops.convert_to_tensor(self.radius_scale) if self._batch_is_training() else epsilon

@@ -1,0 +1,114 @@
+"""Small ReLU networks of every kind that the dual bounds know, and their exact minima by linear programs."""
+
+import itertools
+
+import keras
+import numpy as np
+from keras import layers
+from scipy.optimize import linprog
+
+
+def sequential(shape, *body):
+    return keras.Sequential([keras.Input(shape), *body])
+
+
+def residual():
+    x = keras.Input((6, 6, 2))
+    a = layers.Conv2D(3, 3, padding="same", activation="relu")(x)
+    b = layers.Conv2D(3, 3, padding="same")(a)
+    c = layers.ReLU()(layers.Add()([b, layers.Conv2D(3, 1)(x)]))
+    d = layers.Add()([c, layers.Conv2D(3, 3, padding="same", use_bias=False)(c)])
+    pooled = layers.AveragePooling2D(3, 2, "same")(layers.ReLU()(d))
+    return keras.Model(x, layers.Dense(3)(layers.Dense(5, activation="relu")(layers.Flatten()(pooled))))
+
+
+def nested():
+    inner = sequential((5,), layers.Dense(5), layers.ReLU())
+    x = keras.Input((5,))
+    return keras.Model(x, layers.Dense(3)(inner(inner(x))))
+
+
+def skipping():
+    """The input itself is added behind a ReLU, and the network ends in a sum."""
+    x = keras.Input((4,))
+    y = layers.Add()([layers.Dense(4, activation="relu")(x), x])
+    return keras.Model(x, layers.Add()([layers.Dense(3)(layers.ReLU()(y)), layers.Dense(3)(y)]))
+
+
+NETWORKS = {
+    "linear": lambda: sequential((6,), layers.Dense(3)),
+    "dense": lambda: sequential(
+        (5,), layers.Dense(8, activation="relu"), layers.Dense(8), layers.Activation("relu"), layers.Dense(3)
+    ),
+    "long sums": lambda: sequential((331,), layers.Dense(140, activation="relu"), layers.Dense(3)),
+    "patches": lambda: sequential(
+        (13, 11, 2), layers.Conv2D(3, 3, strides=2, padding="same", activation="relu"),
+        layers.Conv2D(4, (2, 3), padding="same", activation="relu"), layers.Flatten(), layers.Dense(3),
+    ),
+    "patches of patches": lambda: sequential(
+        (12, 12, 1), layers.Conv2D(2, 3, activation="relu"), layers.Conv2D(3, 2, use_bias=False),
+        layers.Conv2D(3, 3, padding="same", activation="relu"), layers.GlobalAveragePooling2D(), layers.Dense(3),
+    ),
+    "whole maps": lambda: sequential(
+        (7, 6, 2), layers.Conv2D(4, 4, strides=2, padding="same", activation="relu"),
+        layers.Conv2D(4, 2, strides=(1, 2), activation="relu"), layers.Flatten(), layers.Dense(3),
+    ),
+    "pooling": lambda: sequential(
+        (7, 7, 2), layers.AveragePooling2D(2), layers.Conv2D(4, 2, activation="relu"),
+        layers.AveragePooling2D(2, 1, "same"), layers.Conv2D(3, 2), layers.GlobalAveragePooling2D(),
+    ),
+    "reshaped": lambda: sequential(
+        (12,), layers.Reshape((2, 3, 2)), layers.Conv2D(4, 2, padding="same", activation="relu"), layers.Flatten(),
+        layers.Reshape((24,)), layers.Dense(3, activation="relu"), layers.Dense(3),
+    ),
+    "residual": residual,
+    "nested": nested,
+    "skipping": skipping,
+}  # fmt: skip
+
+
+def randomised(network, rng, scale=1.0, bias=0.3):
+    """Normal weights by the root of the fan-in, times `scale`, and normal biases."""
+    for variable in network.variables:
+        shape = variable.shape
+        size = scale / np.sqrt(np.prod(shape[:-1])) * 1.5 if len(shape) > 1 else bias * scale
+        variable.assign((rng.standard_normal(shape) * size).astype("float32"))
+    return network
+
+
+def exact_minimum(kernels, biases, rows, x, epsilon):
+    """The minimum over the l-infinity ball of `rows · logits` of a Dense ReLU network, by a linear program for each
+    pattern of signs; float64.
+    """
+    n, widths = len(x), [len(bias) for bias in biases[:-1]]
+    best = np.inf
+    for signs in itertools.product([False, True], repeat=sum(widths)):
+        matrix, offset = np.eye(n), np.zeros(n)
+        above, limits, first = [], [], 0
+        for kernel, bias, width in zip(kernels[:-1], biases[:-1], widths, strict=True):
+            matrix, offset = kernel.T @ matrix, kernel.T @ offset + bias
+            on = np.array(signs[first : first + width])
+            above.append(np.where(on[:, None], -matrix, matrix))
+            limits.append(np.where(on, offset, -offset))
+            matrix, offset = matrix * on[:, None], offset * on
+            first += width
+        cost = rows @ kernels[-1].T @ matrix
+        found = linprog(
+            cost, np.concatenate(above), np.concatenate(limits), bounds=np.stack([x - epsilon, x + epsilon], 1)
+        )
+        if found.status == 0:
+            best = min(best, found.fun + rows @ (kernels[-1].T @ offset + biases[-1]))
+    return best
+
+
+def in_float64(network, x):
+    """Logits of a Sequential of Dense layers with ReLUs between, in float64."""
+    for layer in network.layers:
+        if isinstance(layer, layers.Dense):
+            kernel, *bias = (np.asarray(weight, np.float64) for weight in layer.get_weights())
+            x = x @ kernel + (bias[0] if bias else 0.0)
+            if layer.activation is keras.activations.relu:
+                x = np.maximum(x, 0)
+        elif isinstance(layer, layers.Activation | layers.ReLU):
+            x = np.maximum(x, 0)
+    return x
