@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import numpy as np
 
-from defended.attacks.intervals import Rate
 from defended.serving.agreement import AgreementError, require_agreement
 from defended.serving.artefact import Artefact, load
 from defended.serving.auditing import strata
-from defended.serving.auditing.advice import advise
 from defended.serving.auditing.black_box import BlackBox, attack_endpoint
+from defended.serving.auditing.clean import clean_figures, fingerprint, on_its_side
 from defended.serving.auditing.comparison import compare_with
 from defended.serving.auditing.conditions import Condition, decide, parse_conditions
-from defended.serving.auditing.draws import QUANTILES, draws
 from defended.serving.auditing.log import is_request_log, read_log
-from defended.serving.auditing.profile import profile
 from defended.serving.auditing.record import AuditRecord, read_record
-from defended.serving.auditing.replay import Attacked, attack_model, cap_of, read_attacked, replay
+from defended.serving.auditing.replay import Attacked, attack_model, read_attacked, replay
 from defended.serving.auditing.targets import (
-    AUDIT,
     WHOLE,
     Answers,
     Endpoint,
@@ -42,8 +35,7 @@ from defended.serving.auditing.targets import (
     infer_epsilon,
 )
 from defended.serving.client import Client
-from defended.serving.monitoring.evidence import near_answered
-from defended.serving.report import AuditReport, Curves
+from defended.serving.report import AuditReport
 
 if TYPE_CHECKING:
     from defended import DefendedModel
@@ -51,8 +43,9 @@ if TYPE_CHECKING:
 
     Perturb = Callable[..., np.ndarray]
 
-# Grid of the curves: multiples of epsilon / 40, so that epsilon and 2 epsilon are on it exactly.
-_STEPS_PER_EPSILON = 40
+_UNKNOWN_OF_LOGS = (
+    "Whether anybody attacked: a log shows who was rejected, not why. A monitor weighs what speaks for it.",
+)
 
 _SCHEMES = ("http://", "https://", "grpc://", "grpcs://")
 
@@ -118,13 +111,13 @@ def audit(
         raise ValueError(f"`batch_size` must be a positive integer. Received: {batch_size!r}.")
     limits = parse_conditions(conditions or {})
     earlier = baseline if baseline is None or isinstance(baseline, AuditRecord) else read_record(baseline)
-    if is_request_log(target):
+    if isinstance(target, str | os.PathLike) and is_request_log(target):
         if any(value is not None for value in (x, y, model, attack, attacked, black_box)):
             raise ValueError("A request log holds its own inputs: give neither data nor a model nor an attack.")
         subject, answers, more = read_log(target, name, confidence)
-        report = _figures(subject, answers, None, None, confidence, {"name": data_name, "sha256": None})
+        report = clean_figures(subject, answers, None, None, confidence, {"name": data_name, "sha256": None})
         report = dataclasses.replace(
-            report, strata=report.strata | more, unknown=(*report.unknown, *_UNKNOWN_OF_LOGS), queries=0
+            report, strata={**report.strata, **more}, unknown=(*report.unknown, *_UNKNOWN_OF_LOGS), queries=0
         )
         return _decided(report, limits, earlier)
     if attack is not None and model is None:
@@ -206,7 +199,7 @@ def _measure(
     if target.subject.kind == "endpoint":
         assumptions.append("The endpoint answers everybody as it answered this audit.")
     answers = answers._replace(radius=radius)
-    report = _figures(target.subject, answers, y, x, confidence, {"name": data_name, "sha256": _fingerprint(x, y)})
+    report = clean_figures(target.subject, answers, y, x, confidence, {"name": data_name, "sha256": fingerprint(x, y)})
 
     findings = None
     if attacked is not None or model is not None:
@@ -216,7 +209,7 @@ def _measure(
             made = attack_model(model, attack, x, answers.label)
         else:
             made = attacked if isinstance(attacked, Attacked) else read_attacked(attacked)
-        findings = replay(target, made, x, y, answers, _on_its_side(answers, target.subject), confidence, pairs)
+        findings = replay(target, made, x, y, answers, on_its_side(answers, target.subject), confidence, pairs)
     asked = None
     if black_box is not None:
         _require_radius(target.subject, "an attack on the endpoint")
@@ -236,85 +229,6 @@ def _measure(
     )
 
 
-def _figures(
-    subject: Subject,
-    answers: Answers,
-    y: np.ndarray | None,
-    x: np.ndarray | None,
-    confidence: float,
-    data: Mapping[str, Any],
-) -> AuditReport:
-    """The report of what was answered to clean inputs, attacks left out."""
-    n = len(answers.label)
-    answered, predicted = ~answers.rejected, answers.predicted
-    right = None if y is None else answered & (answers.label == y)
-    correct = None if y is None or predicted is None else predicted == y
-
-    def rate(chosen: np.ndarray | None, among: np.ndarray | None = None) -> Rate | None:
-        if chosen is None:
-            return None
-        return Rate(int(chosen.sum()), n if among is None else int(among.sum()), confidence)
-
-    kinds: dict[str, tuple[strata.Stratum, ...]] = {}
-    classes = y if y is not None else predicted
-    if classes is not None:
-        kinds["class"] = strata.by_class(answers.rejected, classes, confidence, right)
-    if answers.scores is not None:
-        kinds["confidence"] = strata.by_confidence(
-            answers.rejected, strata.confidences(answers.scores), confidence, right
-        )
-    unknown = []
-    if y is None:
-        unknown.append("Whether answers are right: the inputs have no labels.")
-    if answers.scores is None:
-        unknown.append("How rejection depends on confidence: no scores are told.")
-    report = AuditReport(
-        subject=subject,
-        data={"points": n, **data},
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        confidence=confidence,
-        rejection_rate=Rate(int(answers.rejected.sum()), n, confidence),
-        clean_accuracy=rate(correct),
-        accuracy_on_answered=rate(right, answered),
-        vra=rate(right),
-        strata=kinds,
-        draws=draws(answers.samples, cap_of(subject.sampling)),
-        profile=None if answers.scores is None else profile(answers.scores, answers.rejected, answers.reason),
-        unknown=tuple(unknown),
-        assumptions=(
-            "Intervals are Clopper–Pearson, for inputs drawn independently from the distribution they speak of.",
-        ),
-    )
-    radius, epsilon = _on_its_side(answers, subject), subject.epsilon
-    if report.profile is not None and x is not None and epsilon is not None and subject.norm is not None:
-        near = near_answered(x[answers.rejected], x[answered], epsilon, subject.norm)
-        report = dataclasses.replace(report, profile=dataclasses.replace(report.profile, rejected_near_answered=near))
-    if radius is None or epsilon is None:
-        why = "nobody tells epsilon" if radius is not None or answers.radius is not None else "no radii are told"
-        return dataclasses.replace(
-            report,
-            unknown=(
-                f"How many answers an attacker can force into rejections at most: {why}, so the upper end of the false "
-                "positive rate is 100 %, and VRA at 2ε and availability are not known. The signature `audit`, the "
-                "artefact or the Keras model would tell.",
-                *report.unknown,
-            ),
-        )
-    twice = radius > 2 * epsilon
-    return dataclasses.replace(
-        report,
-        vra_2eps=None if right is None else rate(right & twice),
-        always_answered=rate(twice),
-        fpr_upper=rate(answered & ~twice, answered),
-        fpr_upper_correct=None if right is None else rate(right & ~twice, right),
-        availability={
-            p: float(np.quantile(np.maximum(radius - epsilon, 0), p, method="inverted_cdf")) for p in QUANTILES
-        },
-        curves=None if correct is None else _curves(radius, correct, epsilon),
-        advice=advise(radius, correct, epsilon, confidence),
-    )
-
-
 def _decided(report: AuditReport, limits: Mapping[str, Condition], baseline: AuditRecord | None) -> AuditReport:
     figures: dict[str, float | None] = {
         **report.rates(),
@@ -330,18 +244,6 @@ def _decided(report: AuditReport, limits: Mapping[str, Condition], baseline: Aud
         report,
         decisions=decide(limits, figures),
         comparison=None if baseline is None else compare_with(baseline, report.rates(), report.confidence),
-    )
-
-
-def _on_its_side(answers: Answers, subject: Subject) -> np.ndarray | None:
-    """The radii, one within a rounding of epsilon moved to the verdict's side of it: the verdict decides at epsilon."""
-    epsilon = subject.epsilon
-    if answers.radius is None or epsilon is None:
-        return None
-    return np.where(
-        answers.rejected,
-        np.minimum(answers.radius, epsilon),
-        np.maximum(answers.radius, np.nextafter(epsilon, np.inf)),
     )
 
 
@@ -415,32 +317,3 @@ def _require_same_version(target: Target) -> None:
             f"The endpoint changed from version {target.subject.version} to {version} during the audit, so the figures "
             "are of neither. Audit again, at an address that names the version."
         )
-
-
-def _curves(radius: np.ndarray, correct: np.ndarray, epsilon: float) -> Curves:
-    # To where the bound's curve has told its story: 3 epsilon, or as far as one in fifty is still certified, at most 8.
-    reach = min(max(3.0, float(np.quantile(radius, 0.98, method="inverted_cdf")) / epsilon), 8.0)
-    grid = epsilon * (np.arange(math.ceil(reach * _STEPS_PER_EPSILON) + 1) / _STEPS_PER_EPSILON)
-    ordered, ordered_correct = np.sort(radius), np.sort(radius[correct])
-    above = len(ordered) - np.searchsorted(ordered, grid, side="right")
-    above_twice = len(ordered) - np.searchsorted(ordered, 2 * grid, side="right")
-    right = len(ordered_correct) - np.searchsorted(ordered_correct, grid, side="right")
-    return Curves(
-        radius=tuple(grid.tolist()),
-        vra=tuple((right / len(radius)).tolist()),
-        fpr_upper=tuple(float((one - two) / one) if one else None for one, two in zip(above, above_twice, strict=True)),
-    )
-
-
-def _fingerprint(x: np.ndarray, y: np.ndarray | None) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(x).tobytes())
-    if y is not None:
-        digest.update(np.ascontiguousarray(y, dtype="<i8").tobytes())
-    return digest.hexdigest()
-
-
-_UNKNOWN_OF_LOGS = (
-    "Whether anybody attacked: a log shows who was rejected, not why. `defended monitor` weighs what it can.",
-)
-
-__all__ = ["AUDIT", "audit"]

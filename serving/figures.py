@@ -138,7 +138,7 @@ def _image(values: np.ndarray, low: float, high: float, colours: str) -> str:
     if picture.ndim == 3:
         picture = np.clip((picture - low) / max(high - low, 1e-12), 0, 1)
     buffer = io.BytesIO()
-    imsave(buffer, picture, cmap=colours, vmin=low, vmax=high, format="png", metadata={"Software": None})
+    imsave(buffer, picture, cmap=colours, vmin=low, vmax=high, format="png", metadata={"Software": ""})
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -125,8 +125,7 @@ class RejectionMonitor:
         if record is not None and not isinstance(record, AuditRecord):
             record = read_record(record)
         self.baseline = record
-        self.rate = _rejection_rate(record) if record is not None else baseline
-        assert isinstance(self.rate, Rate)  # noqa: S101  (for the type checker)
+        self.rate: Rate = baseline if isinstance(baseline, Rate) else _rejection_rate(record)
         if self.rate.total == 0:
             raise ValueError("`baseline` must be an audit of at least one input.")
         self.false_alarm, self.baseline_share, self.window = float(false_alarm), float(baseline_share), int(window)
@@ -308,8 +307,8 @@ class RejectionMonitor:
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
-def _rejection_rate(record: AuditRecord) -> Rate:
-    rate = record.rates.get("rejection_rate")
+def _rejection_rate(record: AuditRecord | None) -> Rate:
+    rate = None if record is None else record.rates.get("rejection_rate")
     if rate is None:
         raise ValueError("`baseline` must hold a `rejection_rate`; this audit has none.")
     return rate.rate()

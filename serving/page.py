@@ -78,6 +78,7 @@ def render(report: AuditReport) -> str:
         kind=_KINDS[subject.kind],
         about=_about(report),
         verdict=_verdict(report),
+        judged=bool(report.decisions or report.alarms),
         lower=report.best_fpr_lower,
         upper=report.fpr_upper,
         epsilon="–" if subject.epsilon is None else f"{subject.epsilon:.6g}",
@@ -222,6 +223,7 @@ def _curves(report: AuditReport) -> dict[str, Markup] | None:
     drawn = {}
     for width in ("wide", "narrow"):
         figure = draw_radius_curves(report, narrow=width == "narrow")
+        assert figure is not None  # noqa: S101  (there are curves)
         # Drawn here; matplotlib escapes what the report's texts bring.
         svg = to_svg(figure, f"VRA and FPR bound over the radius, {width}", _describe_curves(report))
         drawn[width] = Markup(svg)  # noqa: S704

@@ -221,7 +221,7 @@ def endpoint_target(
     version, signatures = described(endpoint)
     subject = Subject(
         kind="endpoint",
-        location=location or repr(endpoint),
+        location=location or type(endpoint).__name__,
         name=name or (manifest.name if manifest else ""),
         version=version,
         signatures=signatures,
