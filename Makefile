@@ -8,7 +8,7 @@ PYTHON ?=
 ARGS ?=
 TEST_WORKERS ?= 2
 
-.PHONY: help demo test lint format types docs clean FORCE
+.PHONY: help demo test lint format types notebooks docs clean FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make test    the test suite (DEFENDED_DATA and DEFENDED_REFERENCE name folders for the tests on real data)"
 	@echo "make lint    ruff: rules and formatting          make format   apply them"
 	@echo "make types   mypy on the installed package"
+	@echo "make notebooks  execute the notebooks; an error in a cell is an error here"
 	@echo "make docs    the documentation, strictly, into site/"
 	@echo "make clean   remove what the targets above made, .venv excepted"
 
@@ -41,6 +42,9 @@ build/installed: FORCE | $(VENV)/.installed-dev
 
 types: build/installed
 	cd build/installed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p defended -p defended_cli
+
+notebooks: $(VENV)/.installed-dev
+	$(BIN)/python notebooks/run.py --check
 
 docs: build/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

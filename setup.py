@@ -18,9 +18,11 @@ PACKAGES = {
     "defended.gloro.legacy": "defended/gloro/legacy",
     "defended.layers": "defended/layers",
     "defended.polytope": "defended/polytope",
+    "defended.pretrained": "defended/pretrained",
     "defended.smoothing": "defended/smoothing",
     "defended.training": "defended/training",
     "defended.attacks": "attacks",
+    "defended.attacks.paper": "attacks/paper",
     "defended.serving": "serving",
     "defended.serving.cluster": "serving/cluster",
     "defended.serving.server": "serving/server",
@@ -58,6 +60,7 @@ TEST = [
     *RAY,
 ]
 LINT = ["ruff>=0.17", "mypy>=2.4"]
+NOTEBOOKS = ["nbclient>=0.11", "nbformat>=5.11", "ipykernel>=7.4"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"]
 
 
@@ -81,7 +84,11 @@ setup(
     python_requires=">=3.11",
     packages=list(PACKAGES),
     package_dir=PACKAGES,
-    package_data={"defended": ["py.typed"], "defended.serving": ["templates/*", "schemas/*.json"]},
+    package_data={
+        "defended": ["py.typed"],
+        "defended.pretrained": ["*.json", "*.keras"],
+        "defended.serving": ["templates/*", "schemas/*.json"],
+    },
     install_requires=[
         "tensorflow>=2.21",
         "keras>=3.15",
@@ -107,7 +114,8 @@ setup(
         "test": TEST,
         "lint": LINT,
         "docs": DOCS,
-        "dev": TEST + LINT + DOCS,
+        "notebooks": NOTEBOOKS,
+        "dev": TEST + LINT + DOCS + NOTEBOOKS,
     },
     entry_points={"console_scripts": ["defended = defended_cli:main"]},
     classifiers=[

@@ -32,9 +32,9 @@ def load(name: str | os.PathLike[str]) -> Dataset:
 
     Args:
         name: `"digits"`, the 1,797 8x8 digits that scikit-learn ships (the last 360 are the test set), which needs no
-            download; `"mnist"` or `"fashion_mnist"`, looked for as `NAME.npz` in the folder that the environment
-            variable `DEFENDED_DATA` names, then fetched by Keras; or the path of an `.npz` file with `x_train`,
-            `y_train`, `x_test`, `y_test`. Integer images are divided by 255.
+            download; `"mnist"`, `"fashion_mnist"` or `"cifar10"`, looked for as `NAME.npz` in the folder that the
+            environment variable `DEFENDED_DATA` names, then fetched by Keras; or the path of an `.npz` file with
+            `x_train`, `y_train`, `x_test`, `y_test`. Integer images are divided by 255.
 
     Raises:
         FileNotFoundError: when the data cannot be had, saying where it was looked for.
@@ -43,7 +43,7 @@ def load(name: str | os.PathLike[str]) -> Dataset:
     name = str(name)
     if name == "digits":
         return _digits()
-    if name in ("mnist", "fashion_mnist"):
+    if name in ("mnist", "fashion_mnist", "cifar10"):
         folder = os.environ.get("DEFENDED_DATA")
         path = Path(folder or ".") / f"{name}.npz"
         if folder and path.exists():
@@ -57,7 +57,7 @@ def load(name: str | os.PathLike[str]) -> Dataset:
             )
         return _from_npz(path, path.stem)
     raise ValueError(
-        f"Unknown data set {name!r}. Known: 'digits', 'mnist', 'fashion_mnist', or the path of an .npz file."
+        f"Unknown data set {name!r}. Known: 'digits', 'mnist', 'fashion_mnist', 'cifar10', or the path of an .npz file."
     )
 
 

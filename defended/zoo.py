@@ -1,4 +1,4 @@
-"""Architectures of the papers, as plain Keras networks with logits out."""
+"""Architectures of the papers, as plain Keras networks with logits out, and trained nets by name (`load`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from typing import Any
 import keras
 from keras import layers
 
-from defended.layers import MinMax
+from defended.layers import LiResNetBlock, MinMax
+from defended.pretrained import index as _index
+from defended.pretrained import load
+
+__all__ = ["cnn_2c2f", "cnn_4c3f", "dense_small", "liresnet", "load", "names"]
+
+
+def names() -> list[str]:
+    """Names of the trained nets that `load` knows."""
+    return sorted(_index())
 
 
 def cnn_2c2f(
@@ -60,6 +69,41 @@ def dense_small(
             _dense(num_classes),
         ],
         name="dense_small",
+    )  # fmt: skip
+
+
+def liresnet(
+    input_shape: tuple[int, int, int] = (32, 32, 3),
+    num_classes: int = 10,
+    activation: str = "minmax",
+    depth: int = 6,
+    width: int = 64,
+    units: int = 256,
+) -> keras.Model:
+    """A LiResNet (Hu et al. 2023): a stem, linear residual blocks at half the size, and a neck that makes it small.
+
+    Args:
+        input_shape: height, width, channels.
+        num_classes: m.
+        activation: after every linear map.
+        depth: residual blocks.
+        width: their channels.
+        units: of the dense layer before the logits.
+    """
+    blocks = []
+    for _ in range(depth):
+        blocks += [LiResNetBlock(3, residual_scale=depth**-0.5), _activation(activation)]
+    return keras.Sequential(
+        [
+            keras.Input(input_shape),
+            _conv(width, 5, 2), _activation(activation),
+            *blocks,
+            _conv(2 * width, 4, 4), _activation(activation),
+            layers.Flatten(),
+            _dense(units), _activation(activation),
+            _dense(num_classes),
+        ],
+        name="liresnet",
     )  # fmt: skip
 
 

@@ -7,9 +7,9 @@ import math
 import os
 import shutil
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import keras
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,13 +22,19 @@ HISTORY = "history.csv"
 SETTINGS = "settings.toml"
 _UNFINISHED = "unfinished"
 
-NETWORKS = {"2c2f": zoo.cnn_2c2f, "4c3f": zoo.cnn_4c3f, "dense": zoo.dense_small}
+NETWORKS: dict[str, Callable[..., keras.Model]] = {
+    "2c2f": zoo.cnn_2c2f, "4c3f": zoo.cnn_4c3f, "dense": zoo.dense_small, "liresnet": zoo.liresnet,
+}  # fmt: skip
+Net = Literal["2c2f", "4c3f", "dense", "liresnet"]
+Augmentation = Literal["none", "shift", "flip-shift"]
 
 
 class TrainingSettings(BaseModel):
     """What decides a run's result.
 
-    `epsilon` is the l2 radius defended after training, in input units; with `doubling` the run trains at twice that.
+    `epsilon` is the l2 radius defended after training, in input units; with `doubling` the run trains at twice that,
+    and otherwise at `train_radius` times that. The training radius starts at `start` times epsilon, and has arrived
+    after the share `ramp` of the epochs. `augment` moves training images by up to an eighth of their size, and mirrors.
     `network`, the path of a plain `.keras` classifier with logits out, takes the place of `net`. The learning rate
     falls linearly to a thousandth over the run. The last `validation_split` of the training data are held out, and
     choose the best epoch of radius doubling; the test data are left for measuring.
@@ -37,7 +43,7 @@ class TrainingSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: str = "digits"
-    net: Literal["2c2f", "4c3f", "dense"] = "2c2f"
+    net: Net = "2c2f"
     network: str | None = None
     epsilon: float = Field(default=0.3, gt=0, allow_inf_nan=False)
     doubling: bool = True
@@ -46,6 +52,10 @@ class TrainingSettings(BaseModel):
     learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
     loss: str = "trades_kl.1.5"
     schedule: Literal["fixed", "linear", "log"] = "linear"
+    train_radius: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    start: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    ramp: float = Field(default=0.5, gt=0, le=1)
+    augment: Augmentation = "none"
     validation_split: float = Field(default=0.1, ge=0, lt=1)
     seed: int = Field(default=0, ge=0)
 
@@ -94,20 +104,19 @@ def train(
         optimizer=keras.optimizers.Adam(rate), loss=settings.loss, metrics=["clean_accuracy", "vra", "rejection_rate"]
     )
     unfinished = directory / _UNFINISHED
+    ramp = {"schedule": settings.schedule, "start": settings.start, "ramp": settings.ramp}
+    radius: keras.callbacks.Callback
     if settings.doubling:
-        radius = callbacks.RadiusDoubling(schedule=settings.schedule, checkpoint=unfinished / "best.weights.h5")
+        radius = callbacks.RadiusDoubling(**ramp, checkpoint=unfinished / "best.weights.h5")
     else:
-        radius = callbacks.EpsilonSchedule(schedule=settings.schedule)
+        radius = callbacks.EpsilonSchedule(**ramp, end=settings.train_radius)
     # Everything that can be wrong with the settings has been seen by now, so no folder is claimed for a mistake.
     atomic_write_text(directory / SETTINGS, settings.to_toml())
     history = keras.callbacks.CSVLogger(directory / HISTORY, append=True)
     try:
         model.fit(
-            dataset.x_train,
-            dataset.y_train,
-            batch_size=settings.batch_size,
+            **training_data(settings, dataset, kept),
             epochs=settings.epochs,
-            validation_split=settings.validation_split,
             # The backup comes last: a run killed among these repeats an epoch, and does not lose the best one.
             callbacks=[radius, history, keras.callbacks.BackupAndRestore(unfinished / "backup"), *extra_callbacks],
             verbose=verbose,
@@ -118,6 +127,26 @@ def train(
     save(model, directory / MODEL)
     shutil.rmtree(unfinished, ignore_errors=True)
     return TrainingRun(model, dataset, directory, was_finished=False)
+
+
+def training_data(settings: TrainingSettings, dataset: datasets.Dataset, kept: int) -> dict[str, Any]:
+    """The arguments of `fit` that hold the data: the first `kept` images, and the others for validation."""
+    x, y = dataset.x_train[:kept], dataset.y_train[:kept]
+    held_out = (dataset.x_train[kept:], dataset.y_train[kept:]) if kept < len(dataset.x_train) else None
+    if settings.augment == "none":
+        return {"x": x, "y": y, "batch_size": settings.batch_size, "validation_data": held_out}
+    import tensorflow as tf
+
+    shift = keras.layers.RandomTranslation(0.125, 0.125, fill_mode="constant", seed=settings.seed)
+    mirror = keras.layers.RandomFlip("horizontal", seed=settings.seed)
+
+    def augmented(images: Any, labels: Any) -> tuple[Any, Any]:
+        moved = shift(images, training=True)
+        return (mirror(moved, training=True) if settings.augment == "flip-shift" else moved), labels
+
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=settings.seed)
+    batches = batches.batch(settings.batch_size).map(augmented).prefetch(tf.data.AUTOTUNE)
+    return {"x": batches, "shuffle": False, "validation_data": held_out}
 
 
 def require_same_settings(directory: Path, settings: TrainingSettings) -> None:

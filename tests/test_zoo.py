@@ -1,11 +1,11 @@
-"""Architectures of the papers, and files that are whole or absent."""
+"""Architectures of the papers, the nets that ship, and files that are whole or absent."""
 
 import os
 
 import numpy as np
 import pytest
 
-from defended import GloroNet, zoo
+from defended import GloroNet, SmoothedNet, pretrained, zoo
 from defended._io import atomic_write_bytes, atomic_write_text, sha256_file
 
 
@@ -47,3 +47,47 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 def test_sha256_by_hand(tmp_path):
     path = atomic_write_bytes(tmp_path / "abc", b"abc")
     assert sha256_file(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_nets_that_ship():
+    assert {"mnist-2c2f-0.3", "mnist-2c2f-0.6"} <= set(zoo.names())
+    model = zoo.load("mnist-2c2f-0.6")
+    assert isinstance(model, GloroNet)
+    assert model.is_final
+    assert float(model.epsilon) == pytest.approx(0.3)
+    assert float(zoo.load("mnist-2c2f-0.6", epsilon=0.2).epsilon) == pytest.approx(0.2)
+    smoothed = zoo.load("mnist-2c2f-smoothed-0.5", samples=500)
+    assert isinstance(smoothed, SmoothedNet)
+    assert smoothed.sampling["sigma"] == 0.5
+    for name in zoo.names():
+        assert pretrained.path(name).stat().st_size < 2_000_000
+
+
+def test_bad_names_and_files(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"'resnet'.*mnist-2c2f-0\.3"):
+        zoo.load("resnet")
+    with pytest.raises(ValueError, match=r"only takes `epsilon`.*sigma"):
+        zoo.load("mnist-2c2f-0.3", sigma=1.0)
+    monkeypatch.setenv("DEFENDED_ZOO", str(tmp_path))
+    changed = bytearray(pretrained.path("mnist-2c2f-0.3").read_bytes())
+    changed[1000] ^= 1
+    (tmp_path / "mnist-2c2f-0.3.keras").write_bytes(changed)
+    with pytest.raises(ValueError, match="not the net that was published"):
+        zoo.load("mnist-2c2f-0.3")
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
+    (tmp_path / "index.json").write_text(
+        '{"a": {"kind": "GloroNet", "data": "mnist", "settings": {}, "command": "train a", "sha256": ""}}'
+    )
+    with pytest.raises(FileNotFoundError, match=r"DEFENDED_ZOO.*`train a`"):
+        zoo.load("a")
+
+
+def test_publishing_replaces_the_entry(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
+    (tmp_path / "index.json").write_text("{}")
+    (tmp_path / "net").write_bytes(b"abc")
+    facts = {"kind": "GloroNet", "data": "mnist", "settings": {"epsilon": 0.3}, "command": "train"}
+    pretrained.publish("b", tmp_path / "net", **facts)
+    pretrained.publish("a", tmp_path / "net", **facts)
+    assert zoo.names() == ["a", "b"]
+    assert pretrained.path("a").read_bytes() == b"abc"

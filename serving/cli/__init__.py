@@ -18,13 +18,14 @@ from defended_cli.certify import certify
 from defended_cli.demo import demo
 from defended_cli.export import export
 from defended_cli.monitor import monitor
+from defended_cli.reproduce import reproduce
 from defended_cli.serve import serve
 from defended_cli.signing import keygen, sign, verify
 from defended_cli.train import train
 
 __all__ = ["app", "main"]
 
-for _command in (demo, train, attack, certify, export, serve, audit, monitor, keygen, sign, verify):
+for _command in (demo, train, attack, certify, export, serve, audit, monitor, keygen, sign, verify, reproduce):
     app.command()(_command)
 
 

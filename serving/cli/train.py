@@ -15,7 +15,8 @@ from defended_cli.config import Config
 def train(
     data: Data = "digits",
     net: Annotated[
-        Literal["2c2f", "4c3f", "dense"], typer.Option(help="The network: 2c2f (two convolutions), 4c3f, or dense.")
+        Literal["2c2f", "4c3f", "dense", "liresnet"],
+        typer.Option(help="The network: 2c2f (two convolutions), 4c3f, dense, or liresnet for colour images."),
     ] = "2c2f",
     network: Annotated[
         Path | None,
@@ -43,8 +44,16 @@ def train(
     ] = "trades_kl.1.5",
     schedule: Annotated[
         Literal["fixed", "linear", "log"],
-        typer.Option(help="How the training radius reaches its value over the first half."),
+        typer.Option(help="How the training radius reaches its value over the ramp."),
     ] = "linear",
+    train_radius: Annotated[
+        float, typer.Option(help="Without doubling: the radius to train at, as a multiple of epsilon.")
+    ] = 1.0,
+    start: Annotated[float, typer.Option(help="Training radius of the first epoch, as a multiple of epsilon.")] = 0.0,
+    ramp: Annotated[float, typer.Option(help="Share of the epochs until the training radius has arrived.")] = 0.5,
+    augment: Annotated[
+        Literal["none", "shift", "flip-shift"], typer.Option(help="Move training images a little, and mirror them.")
+    ] = "none",
     validation_split: Annotated[
         float, typer.Option(min=0.0, help="Share of the training data that chooses the best epoch of radius doubling.")
     ] = 0.1,
@@ -81,6 +90,10 @@ def train(
         learning_rate=learning_rate,
         loss=loss,
         schedule=schedule,
+        train_radius=train_radius,
+        start=start,
+        ramp=ramp,
+        augment=augment,
         validation_split=validation_split,
         seed=seed,
     )

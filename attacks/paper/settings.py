@@ -1,0 +1,95 @@
+"""How much of an experiment to do, and where its nets and data lie."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import defended
+from defended import datasets, zoo
+
+
+class NotHereError(Exception):
+    """A net or a data set that an experiment would use is missing; the message says how to get it."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run an experiment.
+
+    Args:
+        quick: a tenth of the points and fewer samples, to see that everything works; the intervals are wide.
+        nets: files by the name of a case (`"cifar10-0.141"`): `.keras` or `.gloronet`.
+        data: `.npz` files by the name of a data set, in place of `datasets.load`'s search.
+        reference: the folder with what the authors published (`gloro/*.gloronet`, `gloro/radii/*.csv`,
+            `smoothing/*.tsv`, `kw/*.npz`); by default the one that the environment variable `DEFENDED_REFERENCE` names.
+    """
+
+    quick: bool = False
+    nets: Mapping[str, str | os.PathLike[str]] = field(default_factory=dict)
+    data: Mapping[str, str | os.PathLike[str]] = field(default_factory=dict)
+    reference: str | os.PathLike[str] | None = None
+
+    def points(self, full: int) -> int:
+        """How many test points to use, of `full`."""
+        return max(full // 10, 20) if self.quick else full
+
+    def test_points(self, name: str, full: int) -> tuple[Any, Any]:
+        """The first test inputs and labels of a data set."""
+        try:
+            data = datasets.load(self._source(name))
+        except (FileNotFoundError, ValueError) as error:
+            raise NotHereError(str(error)) from error
+        count = self.points(full)
+        return data.x_test[:count], data.y_test[:count]
+
+    def _source(self, name: str) -> str | os.PathLike[str]:
+        if name in self.data or name in ("mnist", "fashion_mnist"):
+            return self.data.get(name, name)
+        # Too large to be fetched without being asked for.
+        path = Path(os.environ.get("DEFENDED_DATA") or ".", f"{name}.npz")
+        if not path.is_file():
+            raise NotHereError(
+                f"the data set {name} is not at {path}: put {name}.npz (x_train, y_train, x_test, y_test) in a folder "
+                f"and name it in DEFENDED_DATA, or give the file (data={{{name!r}: ...}}, --data {name}=...)"
+            )
+        return path
+
+    def reference_file(self, *parts: str) -> Path:
+        """A file of the authors' published results."""
+        folder = self.reference or os.environ.get("DEFENDED_REFERENCE")
+        if not folder:
+            raise NotHereError(f"{'/'.join(parts)}: name the folder that holds it in DEFENDED_REFERENCE")
+        path = Path(folder, *parts)
+        if not path.is_file():
+            raise NotHereError(f"{path} is not there")
+        return path
+
+    def net(self, case: str, published: str | None, epsilon: float) -> Any:
+        """The net of a case: the caller's file, or the zoo's `published`, defended at epsilon."""
+        if case in self.nets:
+            return open_net(self.nets[case], epsilon)
+        if published is None or published not in zoo.names():
+            raise NotHereError(f"no net is shipped for it; give your own (nets={{{case!r}: ...}}, --net {case}=...)")
+        return zoo.load(published, epsilon=epsilon)
+
+
+def open_net(path: str | os.PathLike[str], epsilon: float) -> Any:
+    """A defended model from a `.gloronet` or a `.keras` file; a plain classifier becomes a `GloroNet`."""
+    import keras
+
+    if not Path(path).exists():
+        raise NotHereError(f"{path} is not there")
+    if str(path).endswith(".gloronet"):
+        model: Any = defended.load_gloronet(path)
+    else:
+        model = keras.models.load_model(path, compile=False)
+        if not isinstance(model, defended.DefendedModel):
+            model = defended.GloroNet(model, epsilon=epsilon)
+    model.epsilon = epsilon
+    if not model.is_final:
+        model.finalize()
+    return model

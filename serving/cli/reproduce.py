@@ -1,0 +1,72 @@
+"""`defended reproduce`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from defended_cli.common import load_tensorflow
+from defended_cli.config import Config
+
+
+def reproduce(
+    what: Annotated[
+        Literal["table1", "table2", "table3", "figure2", "figure3", "figure4", "all"],
+        typer.Argument(help="A table or a figure of Leino et al. 2022, or all of them."),
+    ],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A tenth of the points, to see that everything works.")
+    ] = False,
+    net: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CASE=FILE", help="Your net for a case, such as cifar10-0.141=net.keras; repeatable."),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE.npz", help="Where a data set lies, such as cifar10=cifar10.npz; repeatable."),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="What the papers' authors published; default: the folder in DEFENDED_REFERENCE."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="For the CSV files and the figures.")] = Path("reproduction"),
+    config: Config = None,
+) -> None:
+    """Do the paper's tables and figures again: its value, ours with a 95 % interval, the difference.
+
+    Nets that ship with the package are measured beside the authors' own, where those are at hand. What is not run for
+    want of a net or of data is named at the end.
+
+    ```
+    defended reproduce table1 --quick
+    defended reproduce table1 --net cifar10-0.141=net.keras --data cifar10=cifar10.npz
+    defended reproduce all --out reproduction
+    ```
+    """
+    nets, sets = _pairs("--net", net), _pairs("--data", data)
+    load_tensorflow()
+
+    from defended.attacks.paper import EXPERIMENTS, Settings
+    from defended.attacks.paper import reproduce as run
+
+    settings = Settings(quick=quick, nets=nets, data=sets, reference=reference)
+    found = False
+    for name in EXPERIMENTS if what == "all" else [what]:
+        result = run(name, settings)
+        found = found or bool(result.findings)
+        typer.echo(f"{result}\n")
+        typer.echo(f"Written: {', '.join(map(str, result.write(out)))}\n")
+    if not found:
+        raise FileNotFoundError("Nothing could be run: the lines above say which nets and data are wanted.")
+
+
+def _pairs(option: str, given: list[str] | None) -> dict[str, str]:
+    pairs = dict(item.partition("=")[::2] for item in given or [])
+    for name, file in pairs.items():
+        if not name or not file:
+            raise typer.BadParameter(f"{option} takes NAME=FILE. Received: {name!r} without a file.")
+    return pairs

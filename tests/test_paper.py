@@ -1,0 +1,89 @@
+"""The paper's tables and figures done again: against what it prints, and without what is missing."""
+
+import csv
+import io
+
+import pytest
+
+from defended.attacks import Rate
+from defended.attacks.paper import EXPERIMENTS, Finding, Reproduction, Settings, lipschitz, reproduce
+from defended.attacks.paper.settings import NotHereError
+
+
+@pytest.fixture
+def nothing(monkeypatch, tmp_path):
+    """No data and no reference files."""
+    monkeypatch.setenv("DEFENDED_DATA", str(tmp_path))
+    monkeypatch.delenv("DEFENDED_REFERENCE", raising=False)
+
+
+def test_a_table_by_hand(tmp_path):
+    result = Reproduction(
+        "table0",
+        "a title",
+        (Finding("net", "VRA", Rate(9, 10), paper=0.95), Finding("net", "FPR, at least", 0.5, note="why")),
+        ("cifar10: no data",),
+    )
+    rows = list(csv.DictReader(io.StringIO(result.to_csv())))
+    assert rows[0]["ours"] == "90.00"
+    assert rows[0]["paper"] == "95.00"
+    assert rows[0]["difference"] == "-5.00"
+    assert (rows[0]["count"], rows[0]["total"]) == ("9", "10")
+    assert (rows[0]["low"], rows[0]["high"]) == ("55.50", "99.75")  # Clopper-Pearson, from tables
+    assert rows[1]["paper"] == rows[1]["low"] == rows[1]["difference"] == ""
+    assert rows[1]["note"] == "why"
+    text = str(result)
+    assert "[55.50, 99.75]" in text
+    assert "not run: cifar10: no data" in text
+    assert [path.name for path in result.write(tmp_path)] == ["table0.csv"]
+
+
+def test_figure3_to_three_digits(reference_dir):
+    result = reproduce("figure3", Settings(reference=reference_dir))
+    assert len(result.findings) == 11
+    assert not result.left_out
+    assert result.picture.startswith(b"\x89PNG")
+    for finding in result.findings:
+        assert finding.ours == pytest.approx(finding.paper, abs=5.1e-4), finding
+    assert len({len(values) for values in result.curves.values()}) == 1
+
+
+def test_figure2_from_the_published_radii(reference_dir, monkeypatch, tmp_path):
+    result = reproduce("figure2", Settings(reference=reference_dir, quick=True))
+    values = {(finding.case, finding.figure): float(finding.ours) for finding in result.findings}
+    doubled = "mnist 0.3, authors', at 2 eps"
+    assert values[doubled, "VRA at 0.3"] == pytest.approx(0.9703, abs=5e-5)
+    assert values[doubled, "VRA at 0.6"] == pytest.approx(0.9108, abs=5e-5)
+    assert values[doubled, "FPR at 0.3, at most"] == pytest.approx(0.0629, abs=5e-5)
+
+
+def test_what_is_missing_is_said(nothing):
+    result = reproduce("figure3", Settings())
+    assert not result.findings
+    assert all("DEFENDED_REFERENCE" in reason for reason in result.left_out)
+    with pytest.raises(NotHereError, match=r"cifar10\.npz .* DEFENDED_DATA"):
+        Settings().test_points("cifar10", 10)
+    with pytest.raises(NotHereError, match=r"--net mnist-1\.58="):
+        Settings().net("mnist-1.58", "mnist-4c3f-1.58", 1.58)
+    with pytest.raises(NotHereError, match="is not there"):
+        Settings(nets={"mnist-0.3": "absent.gloronet"}).net("mnist-0.3", None, 0.3)
+
+
+def test_table1_on_a_few_points(mnist, monkeypatch):
+    monkeypatch.delenv("DEFENDED_REFERENCE", raising=False)
+    monkeypatch.setattr(lipschitz, "POINTS", 20)
+    monkeypatch.setattr(lipschitz, "CASES", (lipschitz.CASES[0]._replace(zoo=("mnist-2c2f-0.3",)), lipschitz.CASES[2]))
+    result = reproduce("table1")
+    cases = {finding.case for finding in result.findings}
+    assert cases == {"mnist-0.3, mnist-2c2f-0.3"}
+    for finding in result.findings:
+        assert 0 <= finding.ours <= 1
+        assert finding.ours.total <= 20
+    assert any("DEFENDED_REFERENCE" in reason for reason in result.left_out)
+    assert any("cifar10" in reason for reason in result.left_out)
+
+
+def test_unknown_experiments_are_refused():
+    assert set(EXPERIMENTS) == {"table1", "table2", "table3"} | {"figure2", "figure3", "figure4"}
+    with pytest.raises(ValueError, match=r"table9.*table1"):
+        reproduce("table9")

@@ -1,0 +1,67 @@
+"""The recipes in `benchmarks/recipes`: what they say is what `defended train` takes, and a small run of each kind."""
+
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from defended import GloroNet, datasets, zoo
+from defended.serving import training_run
+from defended.serving.training_run import TrainingSettings, build_network, train, training_data
+
+RECIPES = sorted((Path(__file__).parents[1] / "benchmarks" / "recipes").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_complete(path):
+    settings = TrainingSettings(**tomllib.loads(path.read_text(encoding="utf-8")))
+    data, net, radius = path.stem.rsplit("-", 2)
+    trained = settings.epsilon * (2 if settings.doubling else 1)
+    assert (settings.data, settings.net, trained) == (data.replace("-", "_"), net, pytest.approx(float(radius)))
+
+
+def colours(tmp_path, size=96):
+    """Small colour images of two kinds, in a file like those of the data sets."""
+    rng = np.random.default_rng(0)
+    y = np.arange(size) % 2
+    x = np.clip(rng.normal(0.35 + 0.3 * y[:, None, None, None], 0.1, (size, 16, 16, 3)), 0, 1).astype("float32")
+    np.savez(tmp_path / "colours.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    return str(tmp_path / "colours.npz")
+
+
+def test_liresnet_with_emma_on_a_small_run(tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        training_run.NETWORKS,
+        "liresnet",
+        lambda input_shape, num_classes: zoo.liresnet(input_shape, num_classes, depth=2, width=8, units=16),
+    )
+    settings = TrainingSettings(
+        data=colours(tmp_path), net="liresnet", loss="emma", doubling=False, train_radius=1.1, start=0.1, epochs=8,
+        batch_size=32, learning_rate=5e-3, augment="flip-shift", epsilon=0.141, validation_split=0.0,
+    )  # fmt: skip
+    run = train(settings, tmp_path / "run", verbose=0)
+    assert isinstance(run.model, GloroNet)
+    assert run.model.is_final
+    verdicts = run.model.verdicts(run.dataset.x_test)
+    assert np.mean(verdicts.label == run.dataset.y_test) > 0.9  # the two kinds are far apart
+
+
+def test_augmentation_moves_images_and_keeps_their_number(tmp_path):
+    settings = TrainingSettings(data=colours(tmp_path), augment="shift", batch_size=40, validation_split=0.25)
+    data = datasets.load(settings.data)
+    arguments = training_data(settings, data, 72)
+    batches = list(arguments["x"])
+    assert [len(labels) for _, labels in batches] == [40, 32]
+    assert len(arguments["validation_data"][0]) == 24
+    seen = np.concatenate([images for images, _ in batches])
+    assert seen.shape == (72, 16, 16, 3)
+    assert not any(np.array_equal(image, original) for image, original in zip(seen, data.x_train, strict=False))
+
+
+def test_the_liresnet_of_the_zoo():
+    network = build_network(
+        TrainingSettings(net="liresnet"), type("Data", (), {"x_train": np.zeros((1, 32, 32, 3)), "num_classes": 7})
+    )
+    assert network.output_shape == (None, 7)
+    assert sum(type(layer).__name__ == "LiResNetBlock" for layer in network.layers) == 6
