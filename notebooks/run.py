@@ -40,7 +40,10 @@ def main() -> None:
             ).execute()
             if not arguments.check:
                 tidy(notebook)
-                atomic_write_text(path, nbformat.writes(notebook) + "\n")
+                text = nbformat.writes(notebook)
+                for variable in ("DEFENDED_DATA", "DEFENDED_REFERENCE"):
+                    text = text.replace(os.environ.get(variable) or "\0", f"${variable}")
+                atomic_write_text(path, text + "\n")
             print(f"{path.stem}: {time.perf_counter() - start:.0f} s")
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from defended.attacks.paper.lipschitz import figure2, figure4, table1, table3
+from defended.attacks.paper.polytopes import table4, table5
 from defended.attacks.paper.reproduction import Finding, Reproduction
 from defended.attacks.paper.settings import Settings
 from defended.attacks.paper.smoothed import figure3, table2
@@ -19,6 +20,8 @@ EXPERIMENTS: dict[str, Callable[[Settings], Reproduction]] = {
     "table1": table1,
     "table2": table2,
     "table3": table3,
+    "table4": table4,
+    "table5": table5,
     "figure2": figure2,
     "figure3": figure3,
     "figure4": figure4,
@@ -29,7 +32,7 @@ def reproduce(name: str, settings: Settings | None = None) -> Reproduction:
     """Do a table or a figure of the paper again.
 
     Args:
-        name: `"table1"` to `"table3"`, `"figure2"` to `"figure4"`.
+        name: `"table1"` to `"table5"`, `"figure2"` to `"figure4"`.
         settings: how much to do, and where nets and data lie.
 
     Raises:

@@ -13,7 +13,7 @@ from defended_cli.config import Config
 
 def reproduce(
     what: Annotated[
-        Literal["table1", "table2", "table3", "figure2", "figure3", "figure4", "all"],
+        Literal["table1", "table2", "table3", "table4", "table5", "figure2", "figure3", "figure4", "all"],
         typer.Argument(help="A table or a figure of Leino et al. 2022, or all of them."),
     ],
     quick: Annotated[

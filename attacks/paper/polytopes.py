@@ -1,0 +1,96 @@
+"""Tables 4 and 5 (Appendix C): Wong and Kolter's dual bounds, l∞."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from defended import PolytopeNet, zoo
+from defended.attacks.certificate_descent import CertificateDescent
+from defended.attacks.degradation_attack import DegradationAttack
+from defended.attacks.figures import Susceptibility
+from defended.attacks.measure import susceptibility
+from defended.attacks.paper.reproduction import Finding, Reproduction
+from defended.attacks.paper.settings import NotHereError, Settings
+
+EPSILON = 0.1
+POINTS = 500
+# The paper attacks a larger net of Wong et al. 2018 (`mnist_large_0_1`), which is not the one that is measured here.
+PRINTED = {"vra": 0.989, "fpr_lower_correct": 0.92, "fpr_upper_correct": 1.0}
+NOTE = "the paper's net is larger"
+
+
+def table4(settings: Settings) -> Reproduction:
+    """Lower bounds on the false positive rate, by the authors' attack and by the descent of the certificate."""
+
+    def attacks() -> dict[str, Any]:
+        return {
+            "the paper's attack": DegradationAttack.published(EPSILON, "linf"),
+            "CertificateDescent": CertificateDescent(steps=20, early_stop=True),
+        }
+
+    return _measure("table4", "Wong and Kolter's nets under degradation attacks (l∞)", settings, attacks(), False)
+
+
+def table5(settings: Settings) -> Reproduction:
+    """Upper bounds on the false positive rate: what is not certified at twice the radius."""
+    title = "Wong and Kolter's nets, certified at eps and at 2 eps (l∞)"
+    return _measure("table5", title, settings, {"": _stay}, True)
+
+
+def _stay(model: Any, x: Any, y: Any) -> Any:
+    """No attack: the upper bound needs none."""
+    return x
+
+
+def _measure(name: str, title: str, settings: Settings, attacks: dict[str, Any], upper: bool) -> Reproduction:
+    findings: list[Finding] = []
+    left_out: list[str] = []
+    try:
+        x, y = settings.test_points("mnist", POINTS)
+    except NotHereError as missing:
+        return Reproduction(name, title, (), (f"mnist: {missing}",))
+    for net, model in _nets(settings, left_out).items():
+        for attack_name, attack in attacks.items():
+            result: Susceptibility = susceptibility(model, x, y, attack, batch_size=100)
+            findings.append(Finding(net, "VRA", result.vra, PRINTED["vra"], NOTE))
+            if upper:
+                findings += [
+                    Finding(net, "VRA at 2 eps", result.vra_2eps),
+                    Finding(net, "FPR, at most", result.fpr_upper_correct, PRINTED["fpr_upper_correct"], NOTE),
+                ]
+            else:
+                lower = result.fpr_lower_correct
+                figure = f"FPR, at least ({attack_name})"
+                findings.append(Finding(net, figure, lower, PRINTED["fpr_lower_correct"], NOTE))
+                findings.append(Finding(net, f"utility reduction ({attack_name})", result.utility_reduction))
+    return Reproduction(name, title, tuple(dict.fromkeys(findings)), tuple(left_out))
+
+
+def _nets(settings: Settings, left_out: list[str]) -> dict[str, Any]:
+    nets: dict[str, Any] = {}
+    try:
+        file = settings.reference_file("kw", "mnist_2c2f_linf_0.1.npz")
+        nets["Wong and Kolter's small net, their slope"] = published_net(file, slope="wong-kolter")
+        nets["Wong and Kolter's small net, our bounds"] = published_net(file)
+    except NotHereError as missing:
+        left_out.append(str(missing))
+    for case in ("mnist-2c2f-linf-0.1", "mnist-2c2f-linf-0.2"):
+        try:
+            nets[case] = settings.net(case, case, EPSILON)
+        except NotHereError as missing:
+            left_out.append(str(missing))
+    return nets
+
+
+def published_net(path: Path, **options: Any) -> PolytopeNet:
+    """Wong and Kolter's small MNIST net, from an `.npz` of its weights in Keras's layout."""
+    network = zoo.cnn_2c2f(activation="relu")
+    with np.load(path, allow_pickle=False) as arrays:
+        layers = ("conv1", "conv2", "dense1", "dense2")
+        network.set_weights([arrays[f"{layer}_{part}"] for layer in layers for part in ("kernel", "bias")])
+    model = PolytopeNet(network, epsilon=EPSILON, norm="linf", **options)
+    model.finalize()
+    return model
