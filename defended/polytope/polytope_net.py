@@ -19,6 +19,8 @@ from defended.polytope.radius import ABOVE, search_radius
 from defended.polytope.rounding import LARGEST_COEFFICIENTS, LARGEST_VALUE, largest_coefficients
 from defended.polytope.training_batch import TrainingBatch
 
+Array = np.ndarray[Any, np.dtype[Any]]
+
 NORMS = ("linf", "l2")
 TRAINING_BOUNDS = ("dual", "crown-ibp", "interval", "projected")
 _TINY = 2.0**-126
@@ -224,7 +226,23 @@ class PolytopeNet(TrainingBatch, DefendedModel):
         for chain in chains:
             if chain.largest is not None:
                 valid = ops.logical_and(valid, chain.largest <= LARGEST_VALUE)
-        return [self._proven.margins(chain, rows) for chain in chains], valid
+        margins = [self._proven.margins(chain, rows) for chain in chains]
+        if self.evaluation_drift and not self.rounding:
+            margins = [margin._replace(kept=margin.kept - self.evaluation_drift) for margin in margins]
+        return margins, valid
+
+    def covered_drift(self, x: Any) -> Array | None:
+        """`[n, m]`: what the bounds pay for rounding at x itself, in a ball of radius 0.
+
+        No float32 evaluation of `y_j - y_i` is further below any other than this, and so no two are further apart.
+        None where the certificate does not pay for rounding.
+        """
+        if not self.rounding:
+            return None
+        inputs = ops.convert_to_tensor(x, "float32")
+        logits = np.asarray(ops.convert_to_numpy(self._logits(inputs, training=False)), np.float64)
+        bounds = np.asarray(ops.convert_to_numpy(self.margin_lower_bounds(inputs, 0.0)), np.float64)
+        return np.maximum(logits.max(axis=1, keepdims=True) - logits - bounds, 0.0)
 
     def _safe_for_weights(self) -> Any:
         """Before weights are proven, nobody has looked."""
@@ -324,6 +342,20 @@ class PolytopeNet(TrainingBatch, DefendedModel):
 
     # Training.
 
+    def finalize(self) -> None:
+        """As for every defended model; here it looks whether sums can overflow, the bounds being made at run time."""
+        super().finalize()
+        self._forget_steps()
+
+    def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
+        """As for every defended model."""
+        self._thaw()
+        self._forget_steps()
+        return super().fit(x, y, **kwargs)
+
+    def _forget_steps(self) -> None:
+        self.train_function = self.test_function = self.predict_function = None
+
     def worst_case_logits(self, rows: Any) -> Any:
         """`[batch, m]`: minus the bounds on `y_t - y_i`, for the batch whose loss or metrics are being computed.
 
@@ -351,7 +383,8 @@ class PolytopeNet(TrainingBatch, DefendedModel):
         found: Any = 0.0
         for factor in (1.0, 2.0):
             radius = ops.broadcast_to(factor * epsilon, ops.shape(inputs)[:1])
-            slack, _ = self._at(inputs, first, radius, frozen=False)
+            # Keras makes a new graph of its steps whenever the bounds become proven or cease to be, see `finalize`.
+            slack, _ = (self._certify if self._traced_as_final() else self._estimate)(inputs, first, radius)
             found = ops.where(slack > 0, radius * ABOVE, found)
         return found
 
