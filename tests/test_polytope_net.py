@@ -180,7 +180,7 @@ class TestTraining:
 
 def test_attacks_and_their_measure():
     x, y = inputs(60, seed=7), np.zeros(60, int)
-    model = final(dense(), epsilon=0.08, slope="wong-kolter", radius_steps=1)
+    model = final(dense(), epsilon=0.2, slope="wong-kolter", radius_steps=1)
     found = {}
     for attack in (DegradationAttack(PGD(steps=10)), CertificateDescent(steps=15, jit_compile=False)):
         result = susceptibility(model, x, y, attack, progress=False)
