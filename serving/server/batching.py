@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class Batcher:
         self._run, self._executor, self._parallel, self._observe = run, executor, parallel, observe
         self._max_batch, self._max_latency, self._max_queued_rows = max_batch, max_latency, max_queued_rows
         self._queue: collections.deque[_Waiting] = collections.deque()
-        self._running: set[asyncio.Task[None]] = set()
+        self._running = 0
         self._timer: asyncio.TimerHandle | None = None
         self.queued_rows = 0
 
@@ -91,7 +92,7 @@ class Batcher:
             if oldest.future.done():  # cancelled
                 self._take_first()
                 continue
-            if len(self._running) >= self._parallel:
+            if self._running >= self._parallel:
                 return  # until one of them ends
             due = oldest.since + self._max_latency
             loop = asyncio.get_running_loop()
@@ -99,16 +100,10 @@ class Batcher:
                 if self._timer is None:
                     self._timer = loop.call_at(due, self._wake)
                 return
-            task = loop.create_task(self._execute(self._take_batch()))
-            self._running.add(task)
-            task.add_done_callback(self._ended)
+            self._launch(self._take_batch())
 
     def _wake(self) -> None:
         self._timer = None
-        self._start()
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
         self._start()
 
     def _take_first(self) -> _Waiting:
@@ -126,47 +121,51 @@ class Batcher:
                 batch.append(waiting)
         return batch
 
-    async def _execute(self, batch: list[_Waiting]) -> None:
+    def _launch(self, batch: list[_Waiting]) -> None:
+        self._running += 1
+        self._observe(sum(waiting.rows for waiting in batch))
+        # One hand-over to the thread and one back: tasks and futures on top would cost as much as a small model.
+        self._executor.submit(self._work, asyncio.get_running_loop(), batch)
+
+    def _work(self, loop: asyncio.AbstractEventLoop, batch: list[_Waiting]) -> None:
+        """Run one batch; in a thread."""
+        result: dict[str, np.ndarray] | Exception
         try:
-            outputs = await self._in_thread(batch)
+            result = self._run_merged(batch)
         except Exception as error:
-            if len(batch) == 1:
-                _settle(batch[0], error)
-                return
-            for waiting in batch:
-                await self._execute([waiting])
-            return
-        start = 0
-        for waiting in batch:
-            end = start + waiting.rows
-            _settle(waiting, {name: value[start:end] for name, value in outputs.items()})
-            start = end
+            result = error
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody listens any more
+            loop.call_soon_threadsafe(self._finish, batch, result)
 
-    async def _in_thread(self, batch: list[_Waiting]) -> dict[str, np.ndarray]:
+    def _run_merged(self, batch: list[_Waiting]) -> dict[str, np.ndarray]:
+        inputs = batch[0].inputs
+        if len(batch) > 1:
+            inputs = {name: np.concatenate([waiting.inputs[name] for waiting in batch]) for name in inputs}
+        outputs = self._run(inputs)
         rows = sum(waiting.rows for waiting in batch)
-        self._observe(rows)
+        wrong = [name for name, value in outputs.items() if value.shape[:1] != (rows,)]
+        if wrong:  # an answer could not be told from its neighbour's
+            raise ServingError(
+                Code.FAILED_PRECONDITION,
+                "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of the "
+                f"input tensors: {', '.join(wrong)}",
+            )
+        return outputs
 
-        def run() -> dict[str, np.ndarray]:
-            inputs = batch[0].inputs
-            if len(batch) > 1:
-                inputs = {name: np.concatenate([waiting.inputs[name] for waiting in batch]) for name in inputs}
-            outputs = self._run(inputs)
-            wrong = [name for name, value in outputs.items() if value.shape[:1] != (rows,)]
-            if wrong:  # an answer could not be told from its neighbour's
-                raise ServingError(
-                    Code.FAILED_PRECONDITION,
-                    "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of the "
-                    f"input tensors: {', '.join(wrong)}",
-                )
-            return outputs
-
-        return await asyncio.get_running_loop().run_in_executor(self._executor, run)
-
-
-def _settle(waiting: _Waiting, result: dict[str, np.ndarray] | Exception) -> None:
-    if waiting.future.done():  # cancelled meanwhile
-        return
-    if isinstance(result, Exception):
-        waiting.future.set_exception(result)
-    else:
-        waiting.future.set_result(result)
+    def _finish(self, batch: list[_Waiting], result: dict[str, np.ndarray] | Exception) -> None:
+        self._running -= 1
+        if isinstance(result, Exception):
+            if len(batch) == 1:
+                if not batch[0].future.done():
+                    batch[0].future.set_exception(result)
+            else:
+                for waiting in batch:
+                    self._launch([waiting])
+        else:
+            start = 0
+            for waiting in batch:
+                end = start + waiting.rows
+                if not waiting.future.done():
+                    waiting.future.set_result({name: value[start:end] for name, value in result.items()})
+                start = end
+        self._start()

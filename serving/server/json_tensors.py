@@ -202,7 +202,8 @@ def _to_array(value: Any, info: TensorInfo) -> np.ndarray:
         if set(map(type, level)) != {list} or len(set(map(len, level))) > 1:
             raise _ragged(level, len(shape))
         shape.append(len(level[0]))
-        level = list(itertools.chain.from_iterable(level))
+        # An image's single channel is a list around every number.
+        level = [item[0] for item in level] if shape[-1] == 1 else list(itertools.chain.from_iterable(level))
     return _leaves(level, info.dtype, len(shape)).reshape(shape)
 
 
