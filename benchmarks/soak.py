@@ -303,9 +303,8 @@ def main() -> int:
     thirds = np.array_split(np.array(memory), 3)
     growth = float(np.median(thirds[2]) / np.median(thirds[1]) - 1)
     print(f"\n{dict(sorted(record.counts.items()))}")
-    print(
-        f"memory: thirds' medians {[f'{np.median(third):.0f} MiB' for third in thirds]}, last against middle {growth:+.1%}"
-    )
+    medians = [f"{np.median(third):.0f} MiB" for third in thirds]
+    print(f"memory: medians of thirds of the time {medians}, the last against the middle one {growth:+.1%}")
     print(f"answers counted by the server and not received: {lost}; answers in the log: {logged}")
     print(f"ended by SIGTERM under load: {ended}")
     print(f"faults: {len(record.faults)}")

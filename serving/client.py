@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -114,7 +114,10 @@ class Client:
         _check_inputs(x)
         info = self._signature(signature)
         per_request = max(1, min(self.batch_size, _MOST_NUMBERS // max(1, int(np.prod(x.shape[1:])))))
-        starts = range(0, max(len(x), 1), per_request)
+        if not len(x):  # nothing to ask: an empty list of JSON would not even tell the shape
+            shapes = {name: (0, *(axis or 0 for axis in output.shape[1:])) for name, output in info.outputs.items()}
+            return {name: np.empty(shape, _numpy_dtype(info.outputs[name].dtype)) for name, shape in shapes.items()}
+        starts = range(0, len(x), per_request)
         parts = self._in_order([x[start : start + per_request] for start in starts], signature, info)
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -240,6 +243,10 @@ def _connect(
     if pattern is _REST_PATH:
         return RestTransport(f"{parts.scheme}://{parts.netloc}", model, version, label, token, ca, connections)
     return GrpcTransport(parts.netloc, secure, model, version, label, token, ca)
+
+
+def _numpy_dtype(name: str) -> np.dtype[Any]:
+    return np.dtype(object if name == "string" else name)
 
 
 def _one_of(name: str, argument: T | None, in_url: T | None) -> T | None:

@@ -23,7 +23,7 @@ def tiny_model(seed=3, epsilon=0.02):
 
 
 def export_tiny(folder, name="tiny", version=1, seed=3):
-    return export(tiny_model(seed), folder, name, version)
+    return export(tiny_model(seed), folder, name, version, onnx=False, warm_up=False, serving_files=False)
 
 
 def images(n, seed=0):
