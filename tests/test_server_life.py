@@ -101,12 +101,13 @@ class TestVersions:
             pass
 
 
-class TestLimits:
-    @pytest.fixture(scope="class")
-    def url(self, tiny_models):
-        with running(tiny_models, max_body=20_000, max_rows=8, read_timeout=0.5, grpc_port=None) as server:
-            yield server.rest_url
+@pytest.fixture(scope="module")
+def url(tiny_models):
+    with running(tiny_models, max_body=20_000, max_rows=8, read_timeout=0.5, grpc_port=None) as server:
+        yield server.rest_url
 
+
+class TestLimits:
     def test_large_bodies_and_batches(self, url):
         status, answer = post(url, PREDICT, b" " * 20_001)
         assert status == 413
