@@ -68,11 +68,13 @@ class RestApi:
             if error.code in (Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE):
                 headers["Retry-After"] = "1"
         response = web.Response(body=body, status=status, headers={"Content-Type": kind, **headers})
+        if status in (408, 413):
+            response.force_close()  # the rest of the body is not waited for
         try:
             async with asyncio.timeout(self._settings.read_timeout):
                 await response.prepare(request)
                 await response.write_eof()
-        except TimeoutError:  # the client does not read
+        except (TimeoutError, ConnectionError):  # the client does not read, or has left
             if request.transport is not None:
                 request.transport.abort()
         return response
@@ -152,7 +154,6 @@ class RestApi:
                 async with asyncio.timeout(self._settings.read_timeout):
                     body = await request.read()
             except TimeoutError:
-                request.protocol.force_close()
                 raise ServingError(
                     Code.DEADLINE_EXCEEDED,
                     f"The request's body did not arrive within {self._settings.read_timeout:g} seconds.",
