@@ -1,0 +1,49 @@
+"""Put the nets that the recipes trained into the zoo of this clone, and pin their hashes.
+
+    python benchmarks/publish.py
+
+Run it after `mnist_2c2f.py`, `smoothed_nets.py` or `kw.py` have trained anew. The files of the nets lie in
+`defended/pretrained`; `benchmarks/results` links to them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from defended import pretrained
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def nets() -> dict[str, tuple[Path, dict[str, Any]]]:
+    """File and facts of every net, by its name in the zoo."""
+    found: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for name, stem in (("mnist-2c2f-0.3", "eps_0.3"), ("mnist-2c2f-0.6", "eps_0.3_doubled")):
+        facts = {"kind": "GloroNet", "data": "mnist", "settings": {"epsilon": 0.3}}
+        found[name] = RESULTS / "mnist_2c2f" / f"{stem}.keras", {**facts, "command": "python benchmarks/mnist_2c2f.py"}
+    for data in ("mnist", "fashion_mnist"):
+        for sigma in (0.25, 0.5):
+            settings = {"epsilon": 0.25, "sigma": sigma}
+            facts = {"kind": "SmoothedNet", "data": data, "settings": settings}
+            file = RESULTS / "smoothed" / f"{data}_sigma_{sigma:.2f}.keras"
+            name = f"{data.replace('_', '-')}-2c2f-smoothed-{sigma:g}"
+            found[name] = file, {**facts, "command": "python benchmarks/smoothed_nets.py"}
+    return found
+
+
+def main() -> None:
+    for name, (file, facts) in nets().items():
+        if not file.exists():
+            print(f"{name}: not at {file}, left as it is")
+            continue
+        target = pretrained.publish(name, file, **facts)
+        if not file.is_symlink():
+            file.unlink()
+            file.symlink_to(os.path.relpath(target, file.parent))
+        print(f"{name}: {pretrained.index()[name].sha256}")
+
+
+if __name__ == "__main__":
+    main()
