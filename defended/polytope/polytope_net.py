@@ -174,8 +174,12 @@ class PolytopeNet(TrainingBatch, DefendedModel):
         first = leader(self._logits(inputs, training=False))
         radius = _enlarged(ops.broadcast_to(ops.convert_to_tensor(self._epsilon), ops.shape(inputs)[:1]))
         margins, _ = self._margins(inputs, first, radius)
-        radii = [margin.kept / ops.maximum(margin.steepness, _TINY) for margin in margins]
-        best = radii[0] if len(radii) == 1 else ops.maximum(radii[0], radii[1])
+        best = _largest([margin.kept / ops.maximum(margin.steepness, _TINY) for margin in margins[:2]])
+        if len(margins) > 2:
+            # Boxes do not shrink with the radius; their bound is measured by the slope of the lines.
+            bound = margins[2].kept - radius[:, None] * margins[2].steepness
+            boxes = radius[:, None] + bound / ops.maximum(margins[1].steepness, _TINY)
+            best = ops.maximum(best, boxes)
         return ops.where(first.rivals, ops.clip(best, -FLOAT_MAX, FLOAT_MAX), FLOAT_MAX)
 
     def certified_radius(self, inputs: Any) -> Any:
@@ -227,6 +231,8 @@ class PolytopeNet(TrainingBatch, DefendedModel):
             if chain.largest is not None:
                 valid = ops.logical_and(valid, chain.largest <= LARGEST_VALUE)
         margins = [self._proven.margins(chain, rows) for chain in chains]
+        if self.slope == "adaptive":
+            margins.append(self._proven.margins(chains[-1], rows, boxes=True))
         if self.evaluation_drift and not self.rounding:
             margins = [margin._replace(kept=margin.kept - self.evaluation_drift) for margin in margins]
         return margins, valid
@@ -265,8 +271,7 @@ class PolytopeNet(TrainingBatch, DefendedModel):
         margins, valid = self._margins(inputs, first, reach)
         slack = ops.min(ops.where(first.rivals, _best(margins, reach), FLOAT_MAX), axis=-1)
         roots = [margin.kept / ops.maximum(margin.steepness, _TINY) for margin in margins]
-        root = roots[0] if len(roots) == 1 else ops.maximum(roots[0], roots[1])
-        root = ops.minimum(ops.min(ops.where(first.rivals, root, FLOAT_MAX), axis=-1), radius) * _DOWN
+        root = ops.minimum(ops.min(ops.where(first.rivals, _largest(roots), FLOAT_MAX), axis=-1), radius) * _DOWN
         return ops.where(valid, slack, -1.0), ops.where(ops.logical_and(valid, root > 0), root, 0.0)
 
     def _estimate(self, inputs: Any, first: Leader, radius: Any) -> tuple[Any, Any]:
@@ -423,8 +428,15 @@ class PolytopeNet(TrainingBatch, DefendedModel):
 
 def _best(margins: list[Margins], radius: Any) -> Any:
     """The largest of several lower bounds at radii `[batch]`, `[batch, m]`."""
-    values = [margin.kept - radius[:, None] * margin.steepness for margin in margins]
-    return values[0] if len(values) == 1 else ops.maximum(values[0], values[1])
+    return _largest([margin.kept - radius[:, None] * margin.steepness for margin in margins])
+
+
+def _largest(values: list[Any]) -> Any:
+    """The largest of several tensors, entry by entry."""
+    best = values[0]
+    for value in values[1:]:
+        best = ops.maximum(best, value)
+    return best
 
 
 def _enlarged(radius: Any) -> Any:
