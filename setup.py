@@ -17,6 +17,7 @@ PACKAGES = {
     "defended.gloro": "defended/gloro",
     "defended.gloro.legacy": "defended/gloro/legacy",
     "defended.layers": "defended/layers",
+    "defended.membership": "defended/membership",
     "defended.polytope": "defended/polytope",
     "defended.pretrained": "defended/pretrained",
     "defended.smoothing": "defended/smoothing",
@@ -34,6 +35,7 @@ PACKAGES = {
 ONNX = ["tf2onnx>=1.17", "onnx>=1.23", "onnxruntime>=1.32"]
 SIGNING = ["cryptography>=50.0"]
 RAY = ["ray>=2.60", "pyarrow>=26.0"]
+MEMBERSHIP = ["faiss-cpu>=1.15"]
 ATTACKS = ["foolbox>=3.3.4", "pyarrow>=26.0"]
 SERVING = [
     "tensorflow-serving-api>=2.21",
@@ -55,6 +57,7 @@ TEST = [
     "playwright>=1.65",
     *ONNX,
     *ATTACKS,
+    *MEMBERSHIP,
     *SERVING,
     *SIGNING,
     *RAY,
@@ -108,6 +111,7 @@ setup(
     extras_require={
         "onnx": ONNX,
         "attacks": ATTACKS,
+        "membership": MEMBERSHIP,
         "serving": SERVING,
         "signing": SIGNING,
         "ray": RAY,

@@ -1,10 +1,11 @@
 """Certified run-time defences for Keras: classifiers that prove their answers and reject what they cannot prove."""
 
-from defended import datasets, gloro, layers, polytope, smoothing, zoo
+from defended import datasets, gloro, layers, membership, polytope, smoothing, zoo
 from defended._version import __version__
 from defended.calibration import calibrate_epsilon
 from defended.defended_model import DefendedModel, Verdicts
 from defended.gloro import GloroNet, load_gloronet
+from defended.membership import MembershipGuard
 from defended.polytope import PolytopeNet
 from defended.smoothing import SmoothedNet
 from defended.training import callbacks, losses, metrics
@@ -12,6 +13,7 @@ from defended.training import callbacks, losses, metrics
 __all__ = [
     "DefendedModel",
     "GloroNet",
+    "MembershipGuard",
     "PolytopeNet",
     "SmoothedNet",
     "Verdicts",
@@ -23,6 +25,7 @@ __all__ = [
     "layers",
     "load_gloronet",
     "losses",
+    "membership",
     "metrics",
     "polytope",
     "smoothing",

@@ -1,0 +1,17 @@
+"""Oracles of valid inputs, and a guard that asks them (Leino et al. 2022, section 4.2)."""
+
+from defended.membership.guard import REASONS, MembershipGuard
+from defended.membership.oracle import MembershipOracle, Nearest
+from defended.membership.separation import Separation, close_pairs
+from defended.membership.stored_points import IN_GRAPH, StoredPoints
+
+__all__ = [
+    "IN_GRAPH",
+    "MembershipGuard",
+    "MembershipOracle",
+    "Nearest",
+    "REASONS",
+    "Separation",
+    "StoredPoints",
+    "close_pairs",
+]

@@ -1,0 +1,84 @@
+"""What a guard decides, as pure functions of the certified radius and of distances to valid inputs.
+
+With r the model's certified radius, `own` and `other` the distances to the nearest valid input of the predicted class
+and of another one (see `Nearest`), and reach = separation - epsilon:
+
+- *by the check*: `min(r, other) > epsilon`, radius `min(r, other)`. Where labels are the model's own, other >= r anyway.
+- *by neighbours*: `own < reach` and `other > reach` and `r > 0`, radius `epsilon + min(reach - own, other - reach, r)`.
+  Each of the three falls by at most t when the input moves by t, and the label holds for t < r: so for a smaller t the
+  input is still answered.
+- *adversarial*: `other <= epsilon`, two classes are in reach.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from defended.margins import FLOAT_MAX
+from defended.membership.oracle import Nearest
+
+# Outweighs the roundings of two subtractions, a sum, and of the bounds themselves where the input has moved.
+_DOWN = 1.0 - 2.0**-18
+
+
+class Reach(NamedTuple):
+    """The radii of a decision."""
+
+    epsilon: Any
+    neighbours: Any
+    """`separation - epsilon`, within which a stored point may answer."""
+    accepting: bool
+    """Whether neighbours may answer at all."""
+
+
+class Decision(NamedTuple):
+    """What is decided of each input; tensors `[batch]`."""
+
+    radius: Any
+    """float32, finite, above epsilon exactly where the input is answered."""
+    by_check: Any
+    by_neighbours: Any
+    """True where only they answer."""
+    adversarial: Any
+
+
+def decide(radius: Any, near: Nearest, reach: Reach) -> Decision:
+    """Decide by the certified radius `[batch]` and the distances."""
+    checked = ops.minimum(radius, near.other)
+    by_check = checked > reach.epsilon
+    neighbourly = answered_by_neighbours(radius, near, reach)
+    # A radius that rounds to epsilon itself would be an answer at epsilon and a rejection at once.
+    by_neighbours = ~by_check & (neighbourly > reach.epsilon)
+    found = ops.where(by_neighbours | (neighbourly > checked), neighbourly, checked)
+    found = ops.maximum(ops.where(by_check | by_neighbours, found, ops.minimum(found, reach.epsilon)), 0.0)
+    return Decision(ops.minimum(found, FLOAT_MAX), by_check, by_neighbours, near.other <= reach.epsilon)
+
+
+def answered_by_neighbours(radius: Any, near: Nearest, reach: Reach) -> Any:
+    """The radius of an answer by neighbours: above epsilon where there is one; 0 without them."""
+    if not reach.accepting:
+        return ops.zeros_like(radius)
+    room = ops.minimum(reach.neighbours - near.own, near.other - reach.neighbours)
+    room = ops.minimum(room, radius) * _DOWN - reach.neighbours * 2.0**-18
+    return ops.where(room > 0, reach.epsilon + room, ops.zeros_like(room))
+
+
+def guarded_radii(radii: Any, near: Nearest, reach: Reach) -> Any:
+    """`decide` for each competitor: radii `[batch, m]`, of which the smallest is the input's, differentiable.
+
+    The guard's radius is the larger one of two minima over the competitors; all entries are of the larger one.
+    """
+    other = near.other[:, None]
+    checked = ops.minimum(radii, other)
+    if not reach.accepting:
+        return checked
+    room = ops.minimum((reach.neighbours - near.own)[:, None], other - reach.neighbours)
+    room = ops.minimum(room, radii) * _DOWN - reach.neighbours * 2.0**-18
+    neighbourly = reach.epsilon + ops.minimum(room, FLOAT_MAX / 4)
+    # Without room, an attack sees by how much it is missing.
+    larger = ops.min(neighbourly, axis=-1, keepdims=True) > ops.maximum(
+        ops.min(checked, axis=-1, keepdims=True), reach.epsilon
+    )
+    return ops.where(larger, neighbourly, checked)

@@ -1,0 +1,379 @@
+"""MembershipGuard: a defended model that also asks an oracle of valid inputs (Leino et al. 2022, section 4.2)."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from defended.defended_model import DefendedModel, Judgement
+from defended.margins import finite_rows, leader
+from defended.membership.decision import Reach, decide, guarded_radii
+from defended.membership.oracle import MembershipOracle, Nearest
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+REASONS = ("answered", "not certified", "not finite", "adversarial")
+"""What the output `reason` means, by its number."""
+
+_MODES = ("strict", "separated")
+# Of the separation of classes, beyond 2 epsilon: so that a point on the ball's surface is found in any arithmetic.
+_ROOM = 2.0**-10
+
+
+@keras.saving.register_keras_serializable(package="defended")
+class MembershipGuard(DefendedModel):
+    """A defended model that looks for valid inputs around what it receives (Leino et al. 2022, section 4.2).
+
+    On receiving x', the guard searches the closed ball of radius epsilon for a valid input that the model labels
+    differently. One found proves that x' is in reach of two classes: rejected for certain, with the reason
+    `"adversarial"`. Otherwise the robustness check of the model decides, as it would alone.
+
+    **What a guard can change.** A certificate that holds leaves no differently labelled valid input in the ball. So
+    with labels of the model's own, `accept="strict"` answers exactly what the model answers, and tells of a rejection
+    whether it is certainly in reach of two classes. With given classes (`StoredPoints(x, y)`) it also rejects answers
+    that contradict a stored point within epsilon.
+
+    **Answering more.** `accept="separated"` also answers, with the model's label, an input that the check rejects, when
+    a stored point of that label lies within `reach = separation - epsilon`, and none of another. Under the assumption
+    that valid inputs of different classes lie more than `separation` apart, whether stored or not, the answer is the
+    class of the valid input that x' was made from, as both lie within `separation` of the stored point. That the
+    stored points keep the distance is checked by every `finalize()`, on all pairs; of inputs that are not stored it
+    stays an assumption, and `certificate_assumptions` says so. A score cannot do this: not finding is no proof.
+
+    Of an input that only its neighbours answer, `certified_radius` is epsilon plus the distance by which it may move
+    and still be answered so; thus `availability_radius`, and r > 2 epsilon, mean what they do elsewhere.
+
+    The guard falls back to the check, never to an answer: while nothing is proven (`is_final`), where no valid input is
+    near, and where the search did not end.
+
+    Args:
+        model: a `DefendedModel` whose verdicts are not drawn at random; its norm and epsilon are the guard's.
+        oracle: a `MembershipOracle`, such as `StoredPoints(x_train)`.
+        budget: steps of the search, at least 1: of a descent for a score; a search of points is one step.
+        accept: `"strict"` or `"separated"`.
+        separation: for `"separated"`: the distance, in input units, that valid inputs of different classes keep; at
+            least `2 epsilon`. None for hardly more (a thousandth) than that.
+
+    Raises:
+        TypeError: for a model that is not defended, draws its verdicts, or is a guard itself, or an oracle that is none.
+        ValueError: for a budget of 0, a separation below 2 epsilon, an oracle of other shapes, classes or another norm.
+        RuntimeError: when Keras does not run on TensorFlow.
+
+    Example:
+        >>> guard = MembershipGuard(model, StoredPoints(x_train, y_train), accept="separated", separation=2.0)
+        >>> guard.finalize()
+        >>> guard.reasons(x_test)
+    """
+
+    details = ("reason",)
+
+    def __init__(
+        self,
+        model: DefendedModel,
+        oracle: MembershipOracle,
+        budget: int = 20,
+        *,
+        accept: str = "strict",
+        separation: float | None = None,
+        name: str | None = None,
+        **kwargs: Any,
+    ):
+        _check(model, oracle, accept)
+        if isinstance(budget, bool) or int(budget) != budget or budget < 1:
+            raise ValueError(
+                f"`budget` must be a whole number of at least 1: a guard that never searches is the model itself. "
+                f"Received: budget={budget!r}"
+            )
+        super().__init__(model.network, epsilon=_number(model.epsilon), norm=model.norm, name=name, **kwargs)
+        oracle.bind(model)
+        if accept == "separated" and not oracle.is_complete:
+            raise ValueError(
+                f'`accept="separated"` needs an oracle that searches all it knows, such as StoredPoints: that '
+                f"{type(oracle).__name__} finds nothing proves nothing. Use accept='strict'."
+            )
+        if separation is not None and accept != "separated":
+            raise ValueError('`separation` is the assumption of `accept="separated"`. Leave it None otherwise.')
+        self.base, self.oracle, self.budget, self.accept = model, oracle, int(budget), accept
+        self.separation = None if separation is None else float(separation)
+        self._check_separation(_number(self._epsilon))
+        # The separation of classes that was found to hold among the stored points; 0 before.
+        self._checked_separation = self._scalar("checked_separation", 0.0)
+        self.supports_jit = oracle.in_graph
+
+    def __getattr__(self, name: str) -> Any:
+        # What the model's own losses, metrics and reports ask for, such as `lipschitz_rows`.
+        if name.startswith("_") or "base" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.__dict__["base"], name)
+
+    # The radius.
+
+    @property
+    def epsilon(self) -> Any:
+        """The radius defended at run time, in input units: a scalar float32 variable; assign a number to change it.
+
+        With `accept="separated"`, a larger one needs `finalize()`, which checks the separation that it assumes.
+
+        Raises:
+            ValueError: when assigned more than half of the separation.
+        """
+        return self._epsilon
+
+    @epsilon.setter
+    def epsilon(self, value: float) -> None:
+        self._check_separation(float(value))
+        self.base.epsilon = value
+        self._epsilon.assign(_number(self.base.epsilon))
+        if self.accept == "separated" and not self._assumed() <= _number(self._checked_separation):
+            self._proven_for.assign(0)
+
+    @property
+    def reach(self) -> float:
+        """How far away a stored point may be and still answer: `separation - epsilon`, in input units."""
+        return float(ops.convert_to_numpy(self._reach(ops.convert_to_tensor(self._epsilon))))
+
+    def _reach(self, epsilon: Any) -> Any:
+        return epsilon * (1 + 2 * _ROOM) if self.separation is None else self.separation - epsilon
+
+    def _assumed(self) -> float:
+        """The separation that answers by neighbours rest on, rounded up."""
+        return (self.reach + _number(self._epsilon)) * (1 + 2.0**-18)
+
+    def _check_separation(self, epsilon: float) -> None:
+        if self.separation is not None and not (np.isfinite(self.separation) and self.separation > 2 * epsilon):
+            raise ValueError(
+                f"`separation` must be finite and more than 2 epsilon = {2 * epsilon:g}: otherwise an input between two "
+                f"classes could belong to either. Received: separation={self.separation!r}"
+            )
+
+    # Verdicts.
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        if training:
+            return super().call(inputs, training=True)
+        return self._judgement(ops.convert_to_tensor(inputs), frozen=False).scores
+
+    def reasons(self, x: Any, batch_size: int = 256) -> Array:
+        """Why each input `[n, *input shape]` was answered or rejected: `[n]` of `REASONS`."""
+        if self._is_stale():
+            self._require_final("reasons")
+        x = self._checked_inputs(x).astype("float32")
+        reason = self._compiled("reasons", lambda batch: self._outputs(batch, frozen=False)["reason"])
+        parts = [
+            ops.convert_to_numpy(reason(ops.convert_to_tensor(x[first : first + batch_size])))
+            for first in range(0, len(x), batch_size)
+        ]
+        return np.array(REASONS)[np.concatenate([np.zeros(0, np.int64), *parts])]
+
+    def deployed(self, inputs: Any) -> dict[str, Any]:
+        """As `DefendedModel.deployed`; `reason` is an int32 index into `REASONS`.
+
+        Raises:
+            RuntimeError: when the model is not final, or its oracle searches outside of the graph.
+        """
+        if not self.oracle.in_graph:
+            raise RuntimeError(
+                f"The oracle ({self.oracle.describe()}) is searched outside of the graph and cannot be exported. Store "
+                f"fewer points, or raise `StoredPoints(max_in_graph=...)` where the artefact may be that large."
+            )
+        return super().deployed(inputs)
+
+    def _judgement(self, inputs: Any, frozen: bool) -> Judgement:
+        scores, radius, details = self.base._judgement(inputs, frozen)
+        m = self.num_classes
+        logits, bottom = scores[:, :m], scores[:, m]
+        first = leader(logits)
+        near, reach = self._nearest(inputs, first.predicted, frozen)
+        guarded = decide(radius, near, reach)
+        # In units of the logits where the check decides; elsewhere only the sign matters.
+        slack = first.top[:, 0] - bottom
+        neighbourly = guarded.radius - reach.epsilon
+        enough = ops.maximum(neighbourly, ops.abs(first.top[:, 0]) * 2.0**-20)
+        slack = ops.where(guarded.by_check, slack, ops.where(guarded.by_neighbours, enough, -ops.abs(slack)))
+        # The model's head writes such a row where inputs or logits are not finite.
+        finite = finite_rows(inputs) & ~(ops.all(ops.equal(logits, 0.0), axis=-1) & ops.equal(bottom, 1.0))
+        scores = self.head(logits, slack, finite)
+        rejected = ops.equal(leader(scores).predicted, m)
+        why = ops.where(finite, ops.where(guarded.adversarial, 3, 1), 2)
+        reason = ops.where(rejected, why, 0)
+        radius = ops.where(finite, guarded.radius, ops.zeros_like(guarded.radius))
+        return Judgement(scores, radius, {**details, "reason": ops.cast(reason, "int32")})
+
+    def _nearest(self, inputs: Any, predicted: Any, frozen: bool) -> tuple[Nearest, Reach]:
+        epsilon = ops.convert_to_tensor(self._epsilon)
+        reach = Reach(epsilon, self._reach(epsilon), accepting=self.accept == "separated")
+        far = 2 * (reach.neighbours + epsilon)  # up to where the radius says something
+        near = self.oracle.nearest(self.base, inputs, predicted, epsilon, far, self.budget)
+        if not frozen:
+            # Before `finalize` nothing is known of the valid inputs' labels: the check alone decides.
+            known, infinite = self._has_bounds(), float("inf")
+            near = Nearest(*(ops.where(known, value, infinite) for value in near))
+        return near, reach
+
+    def competitor_radii(self, inputs: Any) -> Any:
+        """`[batch, m]`: radius within which class i provably cannot overtake; differentiable in x, through the oracle.
+
+        The smallest entry is the certified radius where that is positive.
+        """
+        inputs = ops.convert_to_tensor(inputs)
+        radii = self.base.competitor_radii(inputs)
+        # The predicted class is the one that nothing competes with.
+        predicted = leader(radii).predicted
+        near, reach = self._nearest(inputs, predicted, frozen=False)
+        return guarded_radii(radii, near, reach)
+
+    def certified_radius(self, inputs: Any) -> Any:
+        """`[batch]` float32, finite, 0 where nothing is certified: no perturbation of smaller norm changes the class.
+
+        Where only its neighbours answer an input, epsilon plus the distance by which it may move and still be answered.
+        """
+        return self._judgement(ops.convert_to_tensor(inputs), frozen=False).radius
+
+    def radius_from_scores(self, scores: Any) -> Any:
+        """The certified radius of the robustness check alone, `[batch]`, from scores `[batch, m + 1]`."""
+        return self.base.radius_from_scores(scores)
+
+    def undefended_logits(self, inputs: Any) -> Any:
+        """`[batch, m]`: the network's logits at the inputs themselves, in inference mode."""
+        return self.base.undefended_logits(inputs)
+
+    # Training is the model's: the guard enters at run time.
+
+    def _slack(self, inputs: Any, logits: Any, epsilon: Any, training: bool, frozen: bool = False) -> Any:
+        return self.base._slack(inputs, logits, epsilon, training, frozen)
+
+    def _radii(self, inputs: Any, logits: Any, frozen: bool = False) -> Any:
+        return self.base._radii(inputs, logits, frozen)
+
+    def _logits(self, inputs: Any, training: bool) -> Any:
+        return self.base._logits(inputs, training)
+
+    def _valid(self, inputs: Any, training: bool) -> Any:
+        return self.base._valid(inputs, training)
+
+    def _thaw(self) -> None:
+        super()._thaw()
+        self.base._thaw()
+
+    def _refine_estimates(self) -> None:
+        self.base._refine_estimates()
+
+    # The certificate's state.
+
+    def finalize(self) -> None:
+        """Prove the model's bounds, label the oracle's points or calibrate its score, and check the separation.
+
+        Raises:
+            ValueError: when stored points of different classes lie closer than the separation that is assumed: how
+                many pairs, and the largest epsilon that holds.
+        """
+        super().finalize()
+
+    def _prove(self) -> None:
+        if not self.base.is_final:
+            self.base.finalize()
+        self.oracle.prove(self.base)
+        if self.accept != "separated":
+            return
+        assumed = self._assumed()
+        found = self.oracle.separation(assumed, self.norm)
+        if found.pairs:
+            self._proven_for.assign(0)
+            raise ValueError(_too_close(found.pairs, found.smallest, assumed, self.separation))
+        self._checked_separation.assign(assumed)
+
+    def _digest(self) -> int:
+        checksum = zlib.crc32(f"{self.base._digest()} {self.budget} {self.accept} {self.separation}".encode())
+        return self.oracle.digest(checksum) & 0x7FFFFFFF | 1
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the certificate and what the oracle knows are proven for the weights as they are now."""
+        return self.base.is_final and super().is_final
+
+    @property
+    def certificate_method(self) -> str:  # type: ignore[override]
+        """The model's, and the oracle."""
+        how = (
+            f"valid inputs of another class within epsilon are looked for ({self.oracle.describe()}); none found, the "
+            f"robustness check decides"
+        )
+        if self.accept == "separated":
+            how += f", or a stored point within {self.reach:g} of the predicted class, where none of another one is"
+        return f"{self.base.certificate_method} Membership guard: {how}."
+
+    @property
+    def certificate_assumptions(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The model's, and what answers by neighbours rest on."""
+        if self.accept != "separated":
+            return tuple(self.base.certificate_assumptions)
+        return (
+            *self.base.certificate_assumptions,
+            f"Answers that the robustness check alone would not give assume that every input lies within epsilon of a "
+            f"valid one, and that valid inputs of different classes lie more than {self._assumed():.6g} ({self.norm}) "
+            f"apart, whether stored or not. Of the {self.oracle.describe()}, all pairs were checked.",
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "model": keras.saving.serialize_keras_object(self.base),
+            "oracle": keras.saving.serialize_keras_object(self.oracle),
+            "budget": self.budget,
+            "accept": self.accept,
+            "separation": self.separation,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> MembershipGuard:
+        config = dict(config)
+        parts = {
+            name: keras.saving.deserialize_keras_object(config.pop(name), custom_objects=custom_objects)
+            for name in ("model", "oracle")
+        }
+        return cls(**parts, **config)
+
+
+def _check(model: Any, oracle: Any, accept: str) -> None:
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            f"A guard searches in float64 and in the graph, by TensorFlow, and Keras runs on "
+            f"{keras.backend.backend()!r}. Set the variable KERAS_BACKEND=tensorflow before Keras is imported."
+        )
+    if not isinstance(model, DefendedModel):
+        raise TypeError(f"`model` must be a defended model, such as GloroNet. Received: {type(model).__name__}")
+    if isinstance(model, MembershipGuard):
+        raise TypeError("`model` is guarded already. Pass the model inside, `guard.base`, with another oracle.")
+    if model.sampling is not None:
+        raise TypeError(
+            f"`model` must answer the same each time: {type(model).__name__} draws its verdicts, and has no label of a "
+            f"stored point to compare with. Guard a GloroNet or another deterministic model."
+        )
+    if not isinstance(oracle, MembershipOracle):
+        raise TypeError(f"`oracle` must be a MembershipOracle, such as StoredPoints. Received: {type(oracle).__name__}")
+    if accept not in _MODES:
+        raise ValueError(f"`accept` must be one of {', '.join(map(repr, _MODES))}. Received: {accept!r}")
+
+
+def _number(variable: Any) -> float:
+    return float(ops.convert_to_numpy(variable))
+
+
+def _too_close(pairs: int, smallest: float, assumed: float, separation: float | None) -> str:
+    largest = smallest / 2 * (1 - 4 * _ROOM)
+    remedy = (
+        f"set epsilon to at most {largest:.6g}, the largest that holds"
+        if separation is None
+        else f"assume a separation below {smallest:.6g} (so epsilon at most {largest:.6g})"
+    )
+    return (
+        f'`accept="separated"` assumes that valid inputs of different classes lie more than {assumed:.6g} apart, and '
+        f"{pairs} pairs of stored points do not: the closest two are {smallest:.6g} apart. Either {remedy}, or leave out "
+        f"points that are labelled wrongly, or use accept='strict'."
+    )
+
+
