@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-# In groups: arithmetic; layers; shapes and indices; control flow; variables and their checkpoint, which is restored.
+# In groups: arithmetic; layers; their derivatives, which a membership guard follows; shapes and indices; control flow; variables and their checkpoint, which is restored.
 ALLOWED_OPS = frozenset(
     """
     Abs Add AddN AddV2 All Any ArgMax ArgMin BatchMatMul BatchMatMulV2 BatchMatMulV3 BiasAdd BitwiseAnd
@@ -27,6 +27,9 @@ ALLOWED_OPS = frozenset(
     AvgPool AvgPool3D BatchToSpaceND Conv2D Conv2DBackpropInput Conv3D DepthToSpace DepthwiseConv2dNative
     ExtractImagePatches FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3 MaxPool MaxPool3D MaxPoolV2 SpaceToBatchND
     SpaceToDepth
+
+    AvgPoolGrad BiasAddGrad Conv2DBackpropFilter Conv2DBackpropInput DepthwiseConv2dNativeBackpropInput
+    FusedBatchNormGradV3 LeakyReluGrad MaxPoolGrad ReluGrad
 
     Bitcast BroadcastArgs BroadcastTo Cast ConcatV2 Const EnsureShape ExpandDims Fill Gather GatherNd GatherV2
     Identity IdentityN MirrorPad NoOp OneHot OnesLike Pack Pad PadV2 Placeholder PlaceholderWithDefault Range

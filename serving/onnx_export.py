@@ -179,9 +179,8 @@ def _convert(answer: Callable[..., Any], specification: list[Any], metadata: dic
         import tf2onnx
 
         function = tf.function(answer, input_signature=specification, autograph=False)
-        handlers: dict[str, Any] = {"SelectV2": (_where, []), "Select": (_where, [])}
         try:
-            proto, _ = tf2onnx.convert.from_function(function, specification, opset=OPSET, custom_op_handlers=handlers)
+            proto, _ = tf2onnx.convert.from_function(function, specification, opset=OPSET, custom_op_handlers=HANDLERS)
         except Exception as error:  # of any kind, from a rewriter that met what it did not expect
             raise ValueError(
                 f"The network cannot be written as ONNX, opset {OPSET}: {type(error).__name__}: {error}"
@@ -196,6 +195,30 @@ def _convert(answer: Callable[..., Any], specification: list[Any], metadata: dic
                 f"Build it from layers that ONNX has, or export a SavedModel."
             ) from error
     return bytes(proto.SerializeToString())
+
+
+def _shapes(context: Any, node: Any, name: str, _: Any) -> Any:
+    """The shapes of several tensors, one operation each; derivatives of convolutions ask for them."""
+    inputs, outputs = list(node.input), list(node.output)
+    dtypes = [context.get_dtype(output) for output in outputs]
+    context.remove_node(node.name)
+    for i, (value, output, dtype) in enumerate(zip(inputs, outputs, dtypes, strict=True)):
+        shape = context.make_node("Shape", [value], name=f"{name}_{i}")
+        context.make_node(
+            "Cast", shape.output, attr={"to": dtype}, outputs=[output], name=f"{name}_cast_{i}", dtypes=[dtype]
+        )
+
+
+def _relu_gradient(context: Any, node: Any, name: str, _: Any) -> Any:
+    """`gradient where features > 0`, written as a product."""
+    (gradient, features), outputs = list(node.input), list(node.output)
+    dtype, shape = context.get_dtype(outputs[0]), context.get_shape(outputs[0])
+    context.remove_node(node.name)
+    zero = context.make_const(f"{name}_zero", np.zeros((), np.float32))
+    above = context.make_node("Greater", [features, zero.output[0]], name=f"{name}_above")
+    return context.make_node(
+        "Where", [above.output[0], gradient, zero.output[0]], outputs=outputs, name=name, dtypes=[dtype], shapes=[shape]
+    )
 
 
 def _where(context: Any, node: Any, name: str, _: Any) -> Any:
@@ -272,6 +295,14 @@ def _require_same_votes(model: Any, converted: OnnxModel, step: Callable[..., An
                 raise AgreementError(f"The ONNX model's gate decides differently on {own} votes of {t} draws.")
             if not found["rejected"][-1] or found["certified_radius"][-1] != 0 or not found["decided"][-1]:
                 raise AgreementError("The ONNX model must reject an image with NaN at once.")
+
+
+HANDLERS = {
+    "SelectV2": (_where, []),
+    "Select": (_where, []),
+    "ShapeN": (_shapes, []),
+    "ReluGrad": (_relu_gradient, []),
+}
 
 
 @contextmanager

@@ -221,6 +221,9 @@ class MembershipGuard(DefendedModel):
         """
         inputs = ops.convert_to_tensor(inputs)
         radii = self.base.competitor_radii(inputs)
+        if not self.oracle.is_complete:
+            # What a descent finds lies beyond the model's own radius: the search would cost, and change nothing.
+            return radii
         # The predicted class is the one that nothing competes with.
         predicted = leader(radii).predicted
         near, reach = self._nearest(inputs, predicted, frozen=False)
@@ -304,7 +307,7 @@ class MembershipGuard(DefendedModel):
         )
         if self.accept == "separated":
             how += f", or a stored point within {self.reach:g} of the predicted class, where none of another one is"
-        return f"{self.base.certificate_method} Membership guard: {how}."
+        return f"{self.base.certificate_method}; membership guard: {how}"
 
     @property
     def certificate_assumptions(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -375,5 +378,3 @@ def _too_close(pairs: int, smallest: float, assumed: float, separation: float | 
         f"{pairs} pairs of stored points do not: the closest two are {smallest:.6g} apart. Either {remedy}, or leave out "
         f"points that are labelled wrongly, or use accept='strict'."
     )
-
-
