@@ -2,13 +2,13 @@
 
     DEFENDED_DATA=path/to/data python benchmarks/membership.py [--points 400] [--stored 10000] [--data mnist]
 
-Two nets at l2 eps 0.3: the committed MNIST net (`results/mnist_2c2f/eps_0.3.keras`) and `benchmarks/membership_net.py`'s
+Two nets at l2 eps 0.3: the committed MNIST net (`results/mnist_2c2f/eps_0.3.keras`) and that of `membership_net.py`
 on Fashion-MNIST. The inputs are the first test images that the net answers or rejects alike, `--points` of them.
 For each guard a row says, of the same inputs:
 
 - `fpr_lower`, `fpr_upper`: the share of answered inputs that an attack forces into a rejection, and the share that
-  could be by the guard's own radii. `CertificateDescent` (50 steps, early stop) descends the guard's radius, through the
-  oracle's distances; so this is the adaptive attack.
+  could be by the guard's own radii. `CertificateDescent` (50 steps, early stop) descends the guard's radius, through
+  the oracle's distances; so this is the adaptive attack.
 - `wrong_clean`, `wrong_attacked`: shares of all inputs that are answered with a class that is not theirs, as they are,
   and after an attack for just that: PGD on the margin of the true class, and descent towards the nearest stored point
   of another class, whichever succeeds.

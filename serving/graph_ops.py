@@ -13,7 +13,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-# In groups: arithmetic; layers; their derivatives, which a membership guard follows; shapes and indices; control flow; variables and their checkpoint, which is restored.
+# In groups: arithmetic; layers; their derivatives, which a membership guard follows; shapes and indices; control flow;
+# variables and their checkpoint, which is restored.
 ALLOWED_OPS = frozenset(
     """
     Abs Add AddN AddV2 All Any ArgMax ArgMin BatchMatMul BatchMatMulV2 BatchMatMulV3 BiasAdd BitwiseAnd

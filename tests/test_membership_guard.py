@@ -17,7 +17,7 @@ A, B = [0.5, 0.0], [-0.5, 0.0]
 
 
 def line(epsilon=EPSILON):
-    """Logits (x0, -x0) in two dimensions: class 0 to the right, and the certified radius is |x0|, less some rounding."""
+    """Logits (x0, -x0) in two dimensions: class 0 to the right, the certified radius is |x0|, less some rounding."""
     network = sequential((2,), keras.layers.Dense(2))
     set_weights(network.layers[-1], [[1.0, -1.0], [0.0, 0.0]], [0.0, 0.0])
     return finalized(network, epsilon)
@@ -329,7 +329,7 @@ def test_epsilon_moves_both_and_asks_for_a_new_check():
         guard.finalize()
     assert not guard.is_final
     fixed = guarded([A, B], accept="separated", separation=0.75)
-    with pytest.raises(ValueError, match="2 epsilon = 0.8"):
+    with pytest.raises(ValueError, match=r"2 epsilon = 0\.8"):
         fixed.epsilon = 0.4
     assert float(fixed.epsilon) == EPSILON
 
@@ -337,7 +337,7 @@ def test_epsilon_moves_both_and_asks_for_a_new_check():
 def test_the_largest_epsilon_named_is_accepted():
     points, y = np.array([[0.0, 0.0], [0.3, 0.4], [9.0, 9.0]]), [0, 1, 1]
     guard = MembershipGuard(line(0.3), StoredPoints(points, y, domain=None), accept="separated")
-    with pytest.raises(ValueError, match="0.5 apart") as error:
+    with pytest.raises(ValueError, match=r"0\.5 apart") as error:
         guard.finalize()
     named = float(str(error.value).split("at most ")[1].split(",")[0])
     assert 0.245 < named < 0.25

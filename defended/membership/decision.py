@@ -3,7 +3,7 @@
 With r the model's certified radius, `own` and `other` the distances to the nearest valid input of the predicted class
 and of another one (see `Nearest`), and reach = separation - epsilon:
 
-- *by the check*: `min(r, other) > epsilon`, radius `min(r, other)`. Where labels are the model's own, other >= r anyway.
+- *by the check*: `min(r, other) > epsilon`, radius `min(r, other)`. With labels of the model's own, other >= r anyway.
 - *by neighbours*: `own < reach` and `other > reach` and `r > 0`, radius `epsilon + min(reach - own, other - reach, r)`.
   Each of the three falls by at most t when the input moves by t, and the label holds for t < r: so for a smaller t the
   input is still answered.

@@ -19,7 +19,7 @@ def descend(model: Any, oracle: Any, threshold: Any, inputs: Any, predicted: Any
     subgradient method (Polyak 1967): a step of steepest descent on the score where z is not valid, on the margin where
     it is, then the projection onto the ball. Steps shrink from `radius` to 0. Every iterate is judged, x itself first.
 
-    A search that finds nothing proves nothing; what it finds is in the ball, valid by the score, and labelled otherwise.
+    A search that finds nothing proves nothing; what it finds is in the ball, valid by the score, labelled otherwise.
 
     Args:
         model: labels by its logits; `model.norm` is `"l2"` or `"linf"`.

@@ -12,7 +12,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class FaissSearch:
-    """Exact range search: faiss (`IndexFlatL2`) proposes what may be within reach, direct differences in float64 decide.
+    """Exact range search: faiss (`IndexFlatL2`) proposes what may be within reach, differences in float64 decide.
 
     faiss computes squared distances in float32, directly or as `‖a‖² + ‖b‖² - 2<a, b>`; the radius that it is asked for
     is wider than the reach by the proven error of either. In the maximum norm it is the l2 ball around the cube.
@@ -30,8 +30,8 @@ class FaissSearch:
             import faiss
         except ImportError:
             raise ImportError(
-                f"{len(points)} points of {points.shape[1]} numbers are more than a graph should hold, and are searched "
-                f"by faiss: pip install 'keras-defended[membership]', or store fewer points."
+                f"{len(points)} points of {points.shape[1]} numbers are more than a graph should hold, and are "
+                f"searched by faiss: pip install 'keras-defended[membership]', or store fewer points."
             ) from None
         self.points, self.norm = points, norm
         n = points.shape[1]

@@ -59,7 +59,7 @@ class MembershipGuard(DefendedModel):
             least `2 epsilon`. None for hardly more (a thousandth) than that.
 
     Raises:
-        TypeError: for a model that is not defended, draws its verdicts, or is a guard itself, or an oracle that is none.
+        TypeError: for a model that is not defended, draws its verdicts or is a guard itself, or an oracle that is none.
         ValueError: for a budget of 0, a separation below 2 epsilon, an oracle of other shapes, classes or another norm.
         RuntimeError: when Keras does not run on TensorFlow.
 
@@ -146,8 +146,8 @@ class MembershipGuard(DefendedModel):
     def _check_separation(self, epsilon: float) -> None:
         if self.separation is not None and not (np.isfinite(self.separation) and self.separation > 2 * epsilon):
             raise ValueError(
-                f"`separation` must be finite and more than 2 epsilon = {2 * epsilon:g}: otherwise an input between two "
-                f"classes could belong to either. Received: separation={self.separation!r}"
+                f"`separation` must be finite and more than 2 epsilon = {2 * epsilon:g}: otherwise an input between "
+                f"two classes could belong to either. Received: separation={self.separation!r}"
             )
 
     # Verdicts.
@@ -375,6 +375,6 @@ def _too_close(pairs: int, smallest: float, assumed: float, separation: float | 
     )
     return (
         f'`accept="separated"` assumes that valid inputs of different classes lie more than {assumed:.6g} apart, and '
-        f"{pairs} pairs of stored points do not: the closest two are {smallest:.6g} apart. Either {remedy}, or leave out "
-        f"points that are labelled wrongly, or use accept='strict'."
+        f"{pairs} pairs of stored points do not: the closest two are {smallest:.6g} apart. Either {remedy}, or leave "
+        f"out points that are labelled wrongly, or use accept='strict'."
     )

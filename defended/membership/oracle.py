@@ -28,8 +28,9 @@ class Nearest(NamedTuple):
 class MembershipOracle(keras.layers.Layer):
     """A source of valid inputs, as section 4.2 of Leino et al. (2022) asks for.
 
-    It knows either *points* that are valid (`StoredPoints`), and then searches them all, or a *score* that is high where
-    an input is not valid (`MahalanobisScore`, `NearestNeighbourScore`), and then looks for a valid input by descent.
+    It knows either *points* that are valid (`StoredPoints`), and then searches them all, or a *score* that is high
+    where an input is not valid (`MahalanobisScore`, `NearestNeighbourScore`), and then looks for a
+    valid input by descent.
 
     Attributes:
         is_complete: whether a search misses nothing. Only then can `MembershipGuard` answer more than its model does.

@@ -1,7 +1,8 @@
 """The nearest stored points of the predicted class and of the others, in the graph and exact up to stated rounding.
 
-**Euclidean.** `‖a‖² + ‖b‖² - 2<a, b>` over blocks of points, in float64. Products of float32 numbers are exact there, so
-only sums round, and the error is at most `2 γ (‖a‖² + ‖b‖²)`, γ = nu / (1 - nu), u = 2^-53, in any order of summation;
+**Euclidean.** `‖a‖² + ‖b‖² - 2<a, b>` over blocks of points, in float64. Products of float32 numbers are exact there,
+so only sums round, and the error is at most `2 γ (‖a‖² + ‖b‖²)`, γ = nu / (1 - nu), u = 2^-53, in any order of
+summation;
 twice that is subtracted. A point at distance d is therefore reported at d or less, and never below
 `sqrt(d² - 8 γ (‖a‖² + ‖b‖²))`: for images in [0, 1] of 784 pixels that is `d - 1e-9 / d` at most.
 

@@ -107,7 +107,7 @@ class ScoreOracle(MembershipOracle):
 
     @abstractmethod
     def score_gradient(self, features: Any) -> tuple[Any, Any]:
-        """Scores `[batch]` float32 of features `[batch, d]`, the higher the less valid, and their gradient `[batch, d]`.
+        """Scores `[batch]` float32 of features `[batch, d]`, the higher the less valid, and the gradient `[batch, d]`.
 
         Written out, since the derivatives that TensorFlow makes of sums and minima do not convert to ONNX.
         """
@@ -175,8 +175,8 @@ class ScoreOracle(MembershipOracle):
 
     def describe(self) -> str:
         return (
-            f"a score of {self.shape[0]} valid inputs' features, threshold {self.threshold:.6g} at a false alarm rate of "
-            f"{self.false_alarm_rate:g}"
+            f"a score of {self.shape[0]} valid inputs' features, threshold {self.threshold:.6g} at a false alarm rate "
+            f"of {self.false_alarm_rate:g}"
         )
 
     def get_config(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from keras import ops
 
 from defended.margins import predicted_class
 from defended.membership.faiss_search import FaissSearch
-from defended.membership.oracle import Array, MembershipOracle, Nearest, class_numbers, finite_points, same_shape
+from defended.membership.oracle import MembershipOracle, Nearest, class_numbers, finite_points, same_shape
 from defended.membership.separation import Separation, close_pairs
 
 IN_GRAPH = 2**26
@@ -22,8 +22,9 @@ IN_GRAPH = 2**26
 class StoredPoints(MembershipOracle):
     """An oracle that holds valid inputs and searches them all.
 
-    The search is exact in the model's norm, l2 or l∞: every stored point within r of an input is found, and none farther
-    than `r (1 + 2^-20)` plus, in l2, some 1e-10 of the squared lengths over r (`defended.membership.range_search`).
+    The search is exact in the model's norm, l2 or l∞: every stored point within r of an input is found, and none
+    farther than `r (1 + 2^-20)` plus, in l2, some 1e-10 of the squared lengths over r
+    (`defended.membership.range_search`).
     It errs outwards for points of another class than the predicted one, and inwards for those of the same.
 
     Up to `IN_GRAPH` numbers the search is part of the graph and of its exports. Larger stores are searched by faiss,
