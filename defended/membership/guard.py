@@ -244,6 +244,20 @@ class MembershipGuard(DefendedModel):
         """`[batch, m]`: the network's logits at the inputs themselves, in inference mode."""
         return self.base.undefended_logits(inputs)
 
+    def covered_drift(self, x: Any) -> Array | None:
+        """The model's: neighbours answer only where its radius is positive, so its label stands too."""
+        return self.base.covered_drift(x)
+
+    @property
+    def evaluation_drift(self) -> float:
+        """What is taken off every margin of the model, as `DefendedModel.evaluation_drift`."""
+        return self.base.evaluation_drift
+
+    @evaluation_drift.setter
+    def evaluation_drift(self, value: float) -> None:
+        self.base.evaluation_drift = value
+        self._aside.functions.clear()
+
     # Training is the model's: the guard enters at run time.
 
     def _slack(self, inputs: Any, logits: Any, epsilon: Any, training: bool, frozen: bool = False) -> Any:
