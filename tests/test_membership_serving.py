@@ -33,7 +33,8 @@ def guard_of(kind):
     inputs = np.concatenate([x[rng.integers(0, 40, 150)] + noise, x[:50]])
     # Between two stored points that the model tells apart, and far from the others.
     label = np.argmax(guard.undefended_logits(x), axis=1)
-    a, b = x[label == label[0]][0], x[label != label[0]][0]
+    others = x[label != label[0]]
+    a, b = x[0], others[0] if len(others) else -x[0]
     between = a + np.linspace(0, 1, 41).reshape(-1, 1, 1, 1) * (b - a)
     return guard, np.concatenate([inputs, between, 3 * inputs[:40]]).astype("float32")
 
