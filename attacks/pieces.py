@@ -55,11 +55,10 @@ class Engine(Protocol):
 class InProcess:
     """The engine that computes one piece after the other, here."""
 
-    store = ChunkStore
+    store: type[ChunkStore] = ChunkStore
 
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        return {}
+    def __init__(self) -> None:
+        self.fingerprint: dict[str, Any] = {}
 
     def run(self, jobs: Iterable[Job], model: Any, settings: Settings) -> Iterator[tuple[Job, dict[str, Array]]]:
         for job in jobs:

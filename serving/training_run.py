@@ -104,7 +104,7 @@ def train(
         optimizer=keras.optimizers.Adam(rate), loss=settings.loss, metrics=["clean_accuracy", "vra", "rejection_rate"]
     )
     unfinished = directory / _UNFINISHED
-    ramp = {"schedule": settings.schedule, "start": settings.start, "ramp": settings.ramp}
+    ramp: dict[str, Any] = {"schedule": settings.schedule, "start": settings.start, "ramp": settings.ramp}
     radius: keras.callbacks.Callback
     if settings.doubling:
         radius = callbacks.RadiusDoubling(**ramp, checkpoint=unfinished / "best.weights.h5")

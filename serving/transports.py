@@ -70,7 +70,7 @@ class RestTransport:
         elif label is not None:
             self._url += f"/labels/{quote(label, safe='')}"
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
-        tls = {"ca_certs": str(ca)} if ca else {}
+        tls: dict[str, Any] = {"ca_certs": str(ca)} if ca else {}
         self._pool = urllib3.PoolManager(maxsize=connections, retries=False, **tls)
 
     def predict(self, x: np.ndarray, signature: str, info: SignatureInfo, seconds: float) -> dict[str, np.ndarray]:

@@ -215,7 +215,8 @@ def _leaves(values: list[Any], dtype: str, rank: int) -> np.ndarray:
         found = np.empty(len(values), object)
         found[:] = [_to_bytes(value) for value in values]
         return found
-    allowed = {"b": {bool}, "f": {int, float}}.get(np.dtype(dtype).kind, {int})
+    by_kind: dict[str, set[type]] = {"b": {bool}, "f": {int, float}}
+    allowed = by_kind.get(np.dtype(dtype).kind, {int})
     if not kinds <= allowed:
         wrong = next(value for value in values if type(value) not in allowed)
         raise _wrong_type(wrong, dtype)
