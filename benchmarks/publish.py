@@ -2,7 +2,7 @@
 
     python benchmarks/publish.py
 
-Run it after `mnist_2c2f.py`, `smoothed_nets.py` or `kw.py` have trained anew. The files of the nets lie in
+Run it after `mnist_2c2f.py`, `smoothed_nets.py` or `kw.py train` have trained anew. The files of the nets lie in
 `defended/pretrained`; `benchmarks/results` links to them.
 """
 
@@ -23,6 +23,11 @@ def nets() -> dict[str, tuple[Path, dict[str, Any]]]:
     for name, stem in (("mnist-2c2f-0.3", "eps_0.3"), ("mnist-2c2f-0.6", "eps_0.3_doubled")):
         facts = {"kind": "GloroNet", "data": "mnist", "settings": {"epsilon": 0.3}}
         found[name] = RESULTS / "mnist_2c2f" / f"{stem}.keras", {**facts, "command": "python benchmarks/mnist_2c2f.py"}
+    facts = {"kind": "PolytopeNet", "data": "mnist", "settings": {"epsilon": 0.1, "norm": "linf"}}
+    found["mnist-2c2f-linf-0.1"] = (
+        RESULTS / "kw" / "eps_0.1.keras",
+        {**facts, "command": "python benchmarks/kw.py train"},
+    )
     for data in ("mnist", "fashion_mnist"):
         for sigma in (0.25, 0.5):
             settings = {"epsilon": 0.25, "sigma": sigma}

@@ -72,13 +72,13 @@ def path(name: str) -> Path:
 
 
 def load(name: str, **settings: Any) -> DefendedModel:
-    """A trained net of the zoo, defended and, where its certificate is proven from the weights, final.
+    """A trained net of the zoo, defended and final.
 
     Args:
         name: such as `"mnist-2c2f-0.3"`; `zoo.names()` lists them. A number at the end is the radius that the net was
             trained for: `"mnist-2c2f-0.6"` is trained at twice the radius 0.3 that it defends (radius doubling).
         settings: of the defence, in place of the net's own: `epsilon`, the radius defended, in input units; for a
-            smoothed net whatever else `SmoothedNet` takes.
+            plain network whatever else `SmoothedNet` or `PolytopeNet` takes.
 
     Raises:
         ValueError: for an unknown name, a setting that does not fit, or a file that was changed since it was published.
@@ -96,7 +96,10 @@ def load(name: str, **settings: Any) -> DefendedModel:
             raise ValueError(f"{name!r} is a {entry.kind}, which only takes `epsilon` anew. Received: {unknown}.")
         network.epsilon = settings.get("epsilon", entry.settings["epsilon"])
         return network
-    return getattr(defended, entry.kind)(network, **{**entry.settings, **settings})
+    model = getattr(defended, entry.kind)(network, **{**entry.settings, **settings})
+    if not model.is_final:
+        model.finalize()
+    return model
 
 
 def publish(name: str, file: str | os.PathLike[str], **entry: Any) -> Path:
