@@ -297,7 +297,7 @@ def _require_same_votes(model: Any, converted: OnnxModel, step: Callable[..., An
                 raise AgreementError("The ONNX model must reject an image with NaN at once.")
 
 
-HANDLERS = {
+HANDLERS: dict[str, tuple[Any, list[Any]]] = {
     "SelectV2": (_where, []),
     "Select": (_where, []),
     "ShapeN": (_shapes, []),
