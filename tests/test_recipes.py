@@ -37,7 +37,7 @@ def test_liresnet_with_emma_on_a_small_run(tmp_path, monkeypatch):
         lambda input_shape, num_classes: zoo.liresnet(input_shape, num_classes, depth=2, width=8, units=16),
     )
     settings = TrainingSettings(
-        data=colours(tmp_path), net="liresnet", loss="emma", doubling=False, train_radius=1.1, start=0.1, epochs=8,
+        data=colours(tmp_path), net="liresnet", loss="emma", doubling=False, train_radius=1.1, start=0.1, epochs=30,
         batch_size=32, learning_rate=5e-3, augment="flip-shift", epsilon=0.141, validation_split=0.0,
     )  # fmt: skip
     run = train(settings, tmp_path / "run", verbose=0)
