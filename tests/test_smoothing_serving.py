@@ -267,7 +267,8 @@ class TestOnnx:
 
             return Select.version_7(context, node)
 
-        monkeypatch.setattr(module, "_where", multiply)
+        for operation in ("Select", "SelectV2"):
+            monkeypatch.setitem(module.HANDLERS, operation, (multiply, []))
         with pytest.raises(AgreementError, match="must reject NaN"):
             export_onnx(self.gloro(), tmp_path / "gloro.onnx", audit=True)
         assert not list(tmp_path.iterdir())
