@@ -18,7 +18,7 @@ from served import images, post
 from defended.serving import Client, ClientError
 from defended.serving.server import running
 
-TOKEN = "0123456789abcdef-not-a-secret"
+TOKEN = "0123456789abcdef-not-a-secret"  # noqa: S105
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_without_the_token_nothing_is_answered(server, certificate, protocol, to
 
 def test_an_unknown_authority_is_refused(server):
     with pytest.raises(urllib.error.URLError) as refused:
-        urllib.request.urlopen(f"{server.rest_url}/v1/models/tiny", timeout=5)
+        urllib.request.urlopen(f"{server.rest_url}/v1/models/tiny", timeout=5)  # noqa: S310
     assert isinstance(refused.value.reason, ssl.SSLCertVerificationError)
 
 
