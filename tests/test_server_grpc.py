@@ -197,7 +197,7 @@ class TestErrors:
 
     def test_other_methods_of_the_services(self, predictions, channel):
         code, _ = refused(predictions.MultiInference, inference_pb2.MultiInferenceRequest())
-        assert code is Code.UNIMPLEMENTED
+        assert code is Code.INVALID_ARGUMENT  # it has no task
         code, _ = refused(channel.unary_unary("/tensorflow.serving.PredictionService/None"), b"")
         assert code is Code.UNIMPLEMENTED
         message = regression_pb2.RegressionRequest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
@@ -29,6 +29,9 @@ from defended.serving.server.tensors import read_tensor, write_tensor
 
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
+
+CLASSIFY, REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
+"""TensorFlow's names of the methods that take examples."""
 
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 _SECONDS_OF_A_CONNECTION = 600
@@ -120,27 +123,44 @@ class GrpcApi:
 
     async def classify(self, request: Any, context: Any, call: Call) -> Any:
         """Answer `Classify`."""
-        served, signature, outputs = await self._run_examples(request, context, call, examples.require_classification)
         response = classification_pb2.ClassificationResponse()
+        served, signature, outputs = await self._run_examples(request, request.input, context, call, CLASSIFY)
         _fill_spec(response.model_spec, served, signature)
-        for row in examples.classifications(outputs):
-            listed = response.result.classifications.add()
-            for label, score in row:
-                listed.classes.add(label=label.decode("utf-8", "replace"), score=score)
+        _fill_classifications(response.result, outputs)
         return response
 
     async def regress(self, request: Any, context: Any, call: Call) -> Any:
         """Answer `Regress`, where a model has such a signature."""
-        served, signature, outputs = await self._run_examples(request, context, call, examples.require_regression)
         response = regression_pb2.RegressionResponse()
+        served, signature, outputs = await self._run_examples(request, request.input, context, call, REGRESS)
         _fill_spec(response.model_spec, served, signature)
-        for value in outputs["outputs"].reshape(-1).tolist():
-            response.result.regressions.add(value=value)
+        _fill_regressions(response.result, outputs)
         return response
 
     async def multi_inference(self, request: Any, context: Any, call: Call) -> Any:
-        """Refuse `MultiInference`: it runs several heads on one example, and a defended model has one."""
-        raise ServingError(Code.UNIMPLEMENTED, "MultiInference is not offered: call Classify or Predict.")
+        """Answer `MultiInference`: several signatures of one model on the same examples."""
+        if not request.tasks:
+            raise invalid("Inference request must have at least one task.")
+        names = [task.model_spec.name for task in request.tasks]
+        if len(set(names)) > 1:
+            raise invalid("All ModelSpecs in a MultiInferenceRequest must access the same model name.")
+        signatures = [task.model_spec.signature_name or DEFAULT_SIGNATURE for task in request.tasks]
+        for number, signature in enumerate(signatures):
+            if signature in signatures[:number]:
+                raise invalid(f"Duplicate evaluation of signature: {signature}")
+        for task in request.tasks:
+            if task.method_name not in (CLASSIFY, REGRESS):
+                raise ServingError(Code.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}")
+        response = inference_pb2.MultiInferenceResponse()
+        for task in request.tasks:
+            served, signature, outputs = await self._run_examples(task, request.input, context, call, task.method_name)
+            result = response.results.add()
+            _fill_spec(result.model_spec, served, signature)
+            if task.method_name == CLASSIFY:
+                _fill_classifications(result.classification_result, outputs)
+            else:
+                _fill_regressions(result.regression_result, outputs)
+        return response
 
     async def metadata(self, request: Any, context: Any, call: Call) -> Any:
         """Answer `GetModelMetadata`."""
@@ -176,14 +196,15 @@ class GrpcApi:
         return response
 
     async def _run_examples(
-        self, request: Any, context: Any, call: Call, require: Callable[[str, Any], None]
+        self, asked: Any, given: Any, context: Any, call: Call, method: str
     ) -> tuple[ModelVersion, str, dict[str, np.ndarray]]:
-        served = self._served(request, call)
-        signature = request.model_spec.signature_name or DEFAULT_SIGNATURE
+        served = self._served(asked, call)
+        signature = asked.model_spec.signature_name or DEFAULT_SIGNATURE
         if signature not in served.signatures:
             raise invalid(f"No signature was found with the name: {signature}")
+        require = examples.require_classification if method == CLASSIFY else examples.require_regression
         require(signature, served.signatures[signature])
-        inputs = {examples.INPUTS: examples.examples_from_proto(request.input)}
+        inputs = {examples.INPUTS: examples.examples_from_proto(given)}
         return served, signature, await self._inference.answer(served, signature, inputs, context.time_remaining())
 
     def _served(self, request: Any, call: Call) -> ModelVersion:
@@ -227,6 +248,18 @@ def _spec(request: Any) -> tuple[str, int | None, str | None]:
 def _fill_spec(spec: Any, served: ModelVersion, signature: str) -> None:
     spec.name, spec.signature_name = served.name, signature
     spec.version.value = served.version
+
+
+def _fill_classifications(result: Any, outputs: Mapping[str, np.ndarray]) -> None:
+    for row in examples.classifications(outputs):
+        listed = result.classifications.add()
+        for label, score in row:
+            listed.classes.add(label=label.decode("utf-8", "replace"), score=score)
+
+
+def _fill_regressions(result: Any, outputs: Mapping[str, np.ndarray]) -> None:
+    for value in outputs["outputs"].reshape(-1).tolist():
+        result.regressions.add(value=value)
 
 
 def _filtered(wanted: Any, offered: Any) -> list[str]:

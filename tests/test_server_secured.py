@@ -1,4 +1,4 @@
-"""TLS and the bearer token, on both protocols; `classify` through the server."""
+"""TLS and the bearer token, on both protocols; signatures that take examples, through the server."""
 
 import datetime
 import ipaddress
@@ -101,3 +101,47 @@ def test_classify_gives_the_verdicts_class_and_no_more(tiny_models, tiny_artefac
     assert found == ["⊥" if label < 0 else str(label) for label in expected["label"]]
     assert found[2] == "⊥"
     assert all(len(row) == 1 for row in answer["results"])
+
+
+def examples_of(x, input_pb2):
+    """An `Input` message of tf.Examples with the images."""
+    given = input_pb2.Input()
+    for image in x:
+        example = given.example_list.examples.add()
+        example.features.feature["image"].float_list.value.extend(image.reshape(-1).tolist())
+    return given
+
+
+def test_several_signatures_on_the_same_examples(tiny_models, tiny_artefact):
+    import grpc
+    from tensorflow_serving.apis import inference_pb2, input_pb2, prediction_service_pb2_grpc
+
+    x = images(4)
+    expected = ["⊥" if label < 0 else str(label) for label in tiny_artefact(x)["label"]]
+
+    def request(*tasks):
+        made = inference_pb2.MultiInferenceRequest(input=examples_of(x, input_pb2))
+        for model, signature, method in tasks:
+            task = made.tasks.add(method_name=f"tensorflow/serving/{method}")
+            task.model_spec.name, task.model_spec.signature_name = model, signature
+        return made
+
+    refused = {
+        (): grpc.StatusCode.INVALID_ARGUMENT,
+        (("tiny", "classify", "classify"), ("tiny", "classify", "classify")): grpc.StatusCode.INVALID_ARGUMENT,
+        (("tiny", "classify", "classify"), ("other", "x", "classify")): grpc.StatusCode.INVALID_ARGUMENT,
+        (("tiny", "classify", "predict"),): grpc.StatusCode.UNIMPLEMENTED,
+        (("tiny", "classify", "regress"),): grpc.StatusCode.INVALID_ARGUMENT,
+        (("none", "classify", "classify"),): grpc.StatusCode.NOT_FOUND,
+    }
+    with running(tiny_models) as server, grpc.insecure_channel(server.grpc_url.removeprefix("grpc://")) as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        answer = stub.MultiInference(request(("tiny", "classify", "classify")), timeout=20)
+        assert len(answer.results) == 1
+        assert answer.results[0].model_spec.version.value == 1
+        found = [row.classes[0].label for row in answer.results[0].classification_result.classifications]
+        assert found == expected
+        for tasks, code in refused.items():
+            with pytest.raises(grpc.RpcError) as error:
+                stub.MultiInference(request(*tasks), timeout=20)
+            assert error.value.code() == code, tasks
