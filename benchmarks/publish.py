@@ -23,6 +23,11 @@ def nets() -> dict[str, tuple[Path, dict[str, Any]]]:
     for name, stem in (("mnist-2c2f-0.3", "eps_0.3"), ("mnist-2c2f-0.6", "eps_0.3_doubled")):
         facts = {"kind": "GloroNet", "data": "mnist", "settings": {"epsilon": 0.3}}
         found[name] = RESULTS / "mnist_2c2f" / f"{stem}.keras", {**facts, "command": "python benchmarks/mnist_2c2f.py"}
+    facts = {"kind": "GloroNet", "data": "fashion_mnist", "settings": {"epsilon": 0.3}}
+    found["fashion-mnist-2c2f-0.3"] = (
+        RESULTS / "membership" / "fashion_mnist_eps_0.3.keras",
+        {**facts, "command": "python benchmarks/membership_net.py"},
+    )
     facts = {"kind": "PolytopeNet", "data": "mnist", "settings": {"epsilon": 0.1, "norm": "linf"}}
     found["mnist-2c2f-linf-0.1"] = (
         RESULTS / "kw" / "eps_0.1.keras",
