@@ -19,6 +19,7 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import figures
 import keras
 import numpy as np
 import tensorflow as tf
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
+    figures.add_option(parser)
     arguments = parser.parse_args()
 
     if arguments.model:
@@ -104,12 +106,18 @@ def main() -> None:
 
     batches = f"{arguments.steps} steps, batches of {arguments.batch_size}, {os.cpu_count()} cores"
     print(f"{model.name}, {len(x)} {origin}, {batches}")
+    found, descent_time = figures.Figures(), float(np.median(wall["CertificateDescent"]))
+    found.add(f"CertificateDescent, {arguments.steps} steps", descent_time, "ms a point", at_most=6)
     for name in ways:
         ratios = np.array(wall[name]) / np.array(wall["CertificateDescent"])
         print(
             f"{name:21s} {np.median(wall[name]):7.2f} ms a point ({np.median(cpu[name]):6.2f} ms of CPU)  "
             f"{np.median(ratios):6.2f} x CertificateDescent (from {ratios.min():.2f} to {ratios.max():.2f})"
         )
+        if name != "CertificateDescent":
+            theirs, ratio = float(np.median(wall[name])), float(np.median(1 / ratios))
+            found.add("CertificateDescent", descent_time, "ms a point", peer=name, theirs=theirs, ratio=ratio)
+    found.write(arguments.json)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import figures
 import keras
 import numpy as np
 
@@ -35,10 +36,12 @@ parser.add_argument("--rest-port", type=int, default=18501)
 parser.add_argument("--grpc-port", type=int, default=18500)
 parser.add_argument("--replay", action="store_true")
 parser.add_argument("--black-box", type=int, default=0)
+figures.add_option(parser)
 options = parser.parse_args()
 
 print(f"defended {defended.__version__}, {os.cpu_count()} cores shared by server and audit")
 data = datasets.load(str(Path(os.environ["DEFENDED_DATA"]) / "mnist.npz"))
+found = figures.Figures()
 x, y = data.x_test[: options.points], data.y_test[: options.points]
 model = keras.models.load_model(options.model)
 epsilon, norm = float(model.epsilon), model.norm
@@ -64,6 +67,7 @@ def timed(name: str, url: str, **options: object) -> None:
     middle = time.perf_counter()
     report.write(folder / "report")
     end = time.perf_counter()
+    found.add(f"audit of {len(x):,} inputs, {name}", end - start, "s", at_most=30)
     forced = "" if report.best_fpr_lower is None else f", forced {report.best_fpr_lower:.2%}"
     print(
         f"{name:34} {end - start:6.1f} s ({report.queries:,} inputs asked in {middle - start:.1f} s, "
@@ -89,10 +93,11 @@ with tempfile.TemporaryDirectory() as temporary:
         if options.replay:
             noise = np.random.default_rng(0).standard_normal(x.shape)
             noise *= epsilon / np.linalg.norm(noise.reshape(len(x), -1), axis=1).reshape(-1, 1, 1, 1)
-            found = place_inside(x, x + noise, epsilon, norm)
-            timed("REST, clean and replayed", rest, attacked=Attacked(np.arange(len(x)), found, "noise"))
+            attacked = Attacked(np.arange(len(x)), place_inside(x, x + noise, epsilon, norm), "noise")
+            timed("REST, clean and replayed", rest, attacked=attacked)
         if options.black_box:
             timed("REST, clean, and asking", rest, black_box=BlackBox(options.black_box, clip=(0.0, 1.0)))
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(60)
+found.write(options.json)

@@ -18,11 +18,14 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import figures
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("benchmarks/results/mnist_2c2f/eps_0.3.keras"))
     parser.add_argument("--points", type=int, default=1000)
+    figures.add_option(parser)
     arguments = parser.parse_args()
 
     start = time.perf_counter()
@@ -56,6 +59,11 @@ def main() -> None:
     print(f"largest share of the rounding budget taken: {drift.share_of_covered:.2e}")
     same = all(np.array_equal(labels[0], other) for other in labels[1:])
     print(f"labels of {len(others)} other images: {'equal' if same else 'DIFFERENT'}")
+    found = figures.Figures()
+    found.add(f"export with parity on {arguments.points} images", exported - loaded, "s", at_most=20)
+    found.add("verified loading of the artefact", opened - exported, "s")
+    found.add("rounding budget taken by the drift", drift.share_of_covered, "of it", at_most=1)
+    found.write(arguments.json)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import statistics
 import subprocess
 import sys
 
+import figures
+
 SNIPPET = """
 import time
 start = time.perf_counter()
@@ -32,13 +34,18 @@ def main() -> None:
     """Print the median of each import."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
+    figures.add_option(parser)
+    arguments = parser.parse_args()
+    rounds = arguments.rounds
     seconds()
     keras_time, defended_time = (
         statistics.median(column) for column in zip(*(seconds() for _ in range(rounds)), strict=True)
     )
     print(f"import keras          {keras_time:6.2f} s (median of {rounds})")
     print(f"import defended then  {defended_time:6.2f} s ({defended_time / keras_time:.1%}; target: at most 0.30 s)")
+    found = figures.Figures()
+    found.add("import defended, over import keras", defended_time, "s", at_most=0.3)
+    found.write(arguments.json)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     DEFENDED_REFERENCE=… DEFENDED_DATA=… python benchmarks/kw_speed.py [--points 64]
 
-Both run in turn in this process, on the same points at eps 0.1; PyTorch is needed for the baseline only. The baseline
-is the paper's algorithm as its authors run it: input by input, layer by layer, the dual variables of the entries whose
-sign is open kept as rows and pushed forward through every further layer.
+Both run in turn, on the same points at eps 0.1; PyTorch is needed for the baselines only. The baseline is the paper's
+algorithm as its authors run it: input by input, layer by layer, the dual variables of the entries whose sign is open
+kept as rows and pushed forward through every further layer. Beside it their own package, convex_adversarial, where it
+is found (benchmarks/README.md), one point after the other and in small batches, on a network with the same weights.
 """
 
 from __future__ import annotations
@@ -12,21 +13,26 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import figures
 import numpy as np
+import peers
 
 EPSILON = 0.1
+PAPERS, DEFAULT = "slope='wong-kolter'", "slope='adaptive'"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
+    figures.add_option(parser)
     arguments = parser.parse_args()
     import tensorflow as tf
 
@@ -52,6 +58,15 @@ def main() -> None:
         candidates["the paper's procedure in PyTorch"] = original(case, x)
     except ImportError:
         print("PyTorch is not installed: no baseline")
+    with tempfile.TemporaryDirectory() as folder:
+        path = peers.save_network(Path(folder) / "network.npz", network, x)
+        package = peers.start("convex_adversarial", path=path, epsilon=EPSILON)
+    if package is not None:
+        print(package.versions)
+        for rows in (1, 8):
+            candidates[f"convex_adversarial, batches of {rows}"] = lambda rows=rows: np.array(
+                package.ask("bounds", batch=rows)
+            )
     times: dict[str, list[float]] = {name: [] for name in candidates}
     found = {name: run() for name, run in candidates.items()}
     for _ in range(arguments.rounds):
@@ -60,12 +75,27 @@ def main() -> None:
             run()
             times[name].append((time.perf_counter() - start) / len(x) * 1e3)
     theirs = case["margin_lower_bounds"][: len(x)]
-    for name, run_times in times.items():
+    medians = {name: statistics.median(run_times) for name, run_times in times.items()}
+    for name, median in medians.items():
         difference = found[name] - theirs
         print(
-            f"{name:34} {statistics.median(run_times):7.1f} ms a point; against the reference "
-            f"{difference.min():+.4f} to {difference.max():+.4f}"
+            f"{name:34} {median:7.1f} ms a point; against the reference "
+            f"{difference.min():+.5f} to {difference.max():+.5f}"
         )
+    notes = figures.Figures()
+    for name, median in medians.items():
+        if name not in (PAPERS, DEFAULT):
+            notes.add(f"dual bounds, {DEFAULT}", medians[DEFAULT], "ms a point", peer=name, theirs=median, at_most=0.5)
+    notes.add(f"dual bounds, {DEFAULT}", medians[DEFAULT], "ms a point", at_most=40)
+    references = {"their reference bounds": theirs}
+    if package is not None:
+        references["convex_adversarial"] = found["convex_adversarial, batches of 1"]
+    for name, bounds in references.items():
+        largest = np.abs(found[PAPERS] - bounds).max()
+        print(f"largest difference of {PAPERS} from {name}: {largest:.1e}; required: at most 1e-4")
+        notes.add(f"largest difference of {PAPERS} from {name}", largest, "of a logit", at_most=1e-4)
+        notes.add(f"least gain of {DEFAULT} on {name}", (found[DEFAULT] - bounds).min(), "of a logit", at_least=-1e-4)
+    notes.write(arguments.json)
 
 
 def original(case: Any, x: Any) -> Any:

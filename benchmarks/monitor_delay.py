@@ -11,6 +11,7 @@ after every one of 20,000 verdicts.
 import argparse
 import math
 
+import figures
 import numpy as np
 from scipy.stats import entropy
 
@@ -23,6 +24,7 @@ parser.add_argument("--audited", type=int, default=400, help="rejected inputs of
 parser.add_argument("--inputs", type=int, default=10_000, help="inputs of the audit")
 parser.add_argument("--false-alarm", type=float, default=0.01)
 parser.add_argument("--runs", type=int, default=200)
+figures.add_option(parser)
 options = parser.parse_args()
 
 monitor = RejectionMonitor(Rate(options.audited, options.inputs), false_alarm=options.false_alarm)
@@ -47,3 +49,6 @@ for factor in (1.25, 1.5, 2, 3, 5, 10):
 found = alarms(monitor.limit, monitor.threshold, np.full(20_000, monitor.limit), 10 * options.runs, seed=1) >= 0
 rate = Rate(int(found.sum()), len(found))
 print(f"false alarms at the limit: {rate!r}; proven: at most {1 / monitor.threshold:.3%}")
+notes = figures.Figures()
+notes.add("false alarms at the limit", rate, "of the runs", at_most=1 / monitor.threshold)
+notes.write(options.json)

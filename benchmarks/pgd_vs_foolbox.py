@@ -24,6 +24,7 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import figures
 import keras
 import numpy as np
 import tensorflow as tf
@@ -97,8 +98,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
+    figures.add_option(parser)
     arguments = parser.parse_args()
     steps, batch_size = arguments.steps, arguments.batch_size
+    found = figures.Figures()
 
     print(f"{arguments.points} points, {steps} steps, batches of {batch_size}, {os.cpu_count()} cores")
     print(f"{'network':22s} {'radius':>6s} {'foolbox':>18s} {'PGD, random start':>26s} {'PGD, from x':>26s}")
@@ -129,6 +132,12 @@ def main() -> None:
             ratio = np.median(base / np.array(times[way]))
             line += f"  {np.median(times[way]):7.2f} ms ({ratio:4.1f} x) {flipped[way]:7.2%}"
         print(line, flush=True)
+        ours, against = np.array(times["plain"]), {"peer": "foolbox", "theirs": float(np.median(base))}
+        ratio = float(np.median(ours / base))
+        found.add(f"PGD, {name}", float(np.median(ours)), "ms a point", **against, ratio=ratio, at_most=0.5)
+        changed = {"peer": "foolbox", "theirs": flipped["foolbox"]}
+        found.add(f"PGD from x, {name}", flipped["from x"], "of the answers changed", **changed)
+    found.write(arguments.json)
 
 
 if __name__ == "__main__":

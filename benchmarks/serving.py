@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import figures
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
@@ -123,7 +124,7 @@ def throughput(callers: list[Callable[[], Any]], seconds: float) -> float:
     return sum(counts) / (time.perf_counter() - start)
 
 
-def latencies(callers: dict[str, Callable[[], Any]], seconds: float) -> None:
+def latencies(callers: dict[str, Callable[[], Any]], seconds: float, notes: figures.Figures) -> None:
     rng = np.random.default_rng(0)
     times: dict[str, list[float]] = {name: [] for name in callers}
     for call in callers.values():
@@ -141,6 +142,9 @@ def latencies(callers: dict[str, Callable[[], Any]], seconds: float) -> None:
     print(f"\nBatch 1, {len(times['bare'])} calls of each, milliseconds")
     print(f"{'':12s} {'median':>8s} {'adds':>8s} {'90 %':>8s} {'99 %':>8s}")
     for name, found in times.items():
+        if name != "bare":
+            limit = 1.5 if name == "REST" else None
+            notes.add(f"added to the bare call, batch 1, {name}", np.median(found) - bare, "ms", at_most=limit)
         median, q90, q99 = np.quantile(found, (0.5, 0.9, 0.99))
         print(f"{name:12s} {median:8.3f} {median - bare:8.3f} {q90:8.3f} {q99:8.3f}")
 
@@ -154,7 +158,9 @@ def start_load(protocol: str, url: str) -> subprocess.Popen[str]:
     return process
 
 
-def rates(run: Callable[[np.ndarray], Any], urls: dict[str, str], rounds: int, seconds: float) -> None:
+def rates(
+    run: Callable[[np.ndarray], Any], urls: dict[str, str], rounds: int, seconds: float, notes: figures.Figures
+) -> None:
     x = np.random.default_rng(0).uniform(size=(BATCH, 28, 28, 1)).astype("float32")
     loads = {protocol: start_load(protocol, url) for protocol, url in urls.items()}
     found: dict[str, list[float]] = {"bare": [], **{protocol: [] for protocol in loads}}
@@ -175,6 +181,10 @@ def rates(run: Callable[[np.ndarray], Any], urls: dict[str, str], rounds: int, s
         ratios = np.array(values) / bare
         rate, ratio = BATCH * np.median(values), np.median(ratios)
         print(f"{name:12s} {rate:8.0f} {ratio:8.2f} {ratios.min():8.2f} {ratios.max():8.2f}")
+        if name != "bare":
+            against = {"peer": "bare signature", "theirs": BATCH * float(np.median(bare)), "ratio": float(ratio)}
+            limit = 0.5 if name == "gRPC" else None
+            notes.add(f"{name}, batch {BATCH}, {CLIENTS} clients", rate, "inputs/s", **against, at_least=limit)
 
 
 def main() -> None:
@@ -183,6 +193,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--load", nargs=2, metavar=("PROTOCOL", "URL"), help=argparse.SUPPRESS)
+    figures.add_option(parser)
     arguments = parser.parse_args()
     if arguments.load:
         load(*arguments.load)
@@ -193,6 +204,7 @@ def main() -> None:
     import defended  # noqa: F401  registers the model's classes
     from defended import serving
 
+    notes = figures.Figures()
     with tempfile.TemporaryDirectory() as folder:
         path = serving.export(keras.models.load_model(arguments.model), folder, NAME, 1)
         server, urls = start_server(Path(folder))
@@ -209,11 +221,12 @@ def main() -> None:
                         "Client REST": lambda: rest_client.predict(x),
                         "Client gRPC": lambda: grpc_client.predict(x),
                     }
-                    latencies(callers, arguments.seconds * arguments.rounds / 2)
-                rates(artefact, urls, arguments.rounds, arguments.seconds)
+                    latencies(callers, arguments.seconds * arguments.rounds / 2, notes)
+                rates(artefact, urls, arguments.rounds, arguments.seconds, notes)
         finally:
             server.terminate()
             server.communicate()
+    notes.write(arguments.json)
 
 
 if __name__ == "__main__":

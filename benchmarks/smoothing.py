@@ -6,7 +6,8 @@
 Without a model, 2C2F on images of MNIST's size, round by round, so that drifts of the machine cancel in the ratios:
 
 1. one input: samples/s of `SmoothedNet`, of the bare network, and of CERTIFY written plainly in PyTorch, the network
-   with the same weights, batches of 1000 (`pip install torch`; left out where it is missing);
+   with the same weights, batches of 1000 (`pip install torch`; left out where it is missing), and by ART and Cohen et
+   al.'s own code where they run here (benchmarks/README.md), of as many draws with the same sigma and alpha;
 2. 64 inputs that share their noise, against the bare network, which is compiled too and takes the same rows at a time.
 
 With a model (a `SmoothedNet`, or a network together with --sigma and --epsilon), on test points: what the sequential
@@ -18,20 +19,25 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import figures
 import keras
 import numpy as np
+import peers
 import tensorflow as tf
 
 import defended
 from defended import SmoothedNet
 
 SIGMA, EPSILON, BATCH = 0.25, 0.25, 64
+ALPHA, SELECTION = 0.001, 100  # CERTIFY's, and the draws that choose its class
 
 
 def interleaved(functions: dict[str, Callable[[], Any]], samples: dict[str, int], rounds: int) -> dict[str, np.ndarray]:
@@ -48,12 +54,13 @@ def interleaved(functions: dict[str, Callable[[], Any]], samples: dict[str, int]
     return {name: np.array(values) for name, values in rates.items()}
 
 
-def row(label: str, rates: np.ndarray, baseline: np.ndarray) -> None:
+def row(label: str, rates: np.ndarray, baseline: np.ndarray) -> float:
     ratios = rates / baseline
     print(
         f"  {label:38s} {np.median(rates):9.0f} samples/s   ratio {np.median(ratios):5.2f} "
         f"(from {ratios.min():.2f} to {ratios.max():.2f})"
     )
+    return float(np.median(ratios))
 
 
 def bare(network: keras.Model, rows: int, samples: int) -> Callable[[], Any]:
@@ -74,23 +81,10 @@ def pytorch(network: keras.Model, x: np.ndarray, samples: int) -> Callable[[], A
     """CERTIFY of Cohen et al. 2019 as one would write it: repeat, add noise, argmax, count on the host."""
     try:
         import torch
+        from peers import torch_2c2f
     except ImportError:
         return None
-    modules: list[Any] = []
-    for layer in network.layers:
-        if isinstance(layer, keras.layers.Conv2D):
-            kernel = layer.kernel.numpy().transpose(3, 2, 0, 1)
-            size, stride = layer.kernel_size[0], layer.strides[0]
-            convolution = torch.nn.Conv2d(kernel.shape[1], kernel.shape[0], size, stride, padding=(size - stride) // 2)
-            modules.append(with_weights(torch, convolution, kernel, layer.bias.numpy()))
-        elif isinstance(layer, keras.layers.Dense):
-            dense = torch.nn.Linear(*layer.kernel.shape)
-            modules.append(with_weights(torch, dense, layer.kernel.numpy().T, layer.bias.numpy()))
-        elif isinstance(layer, keras.layers.Flatten):
-            modules.append(ChannelsLastFlatten(torch))
-        else:
-            modules.append(torch.nn.ReLU())
-    model = torch.nn.Sequential(*modules).eval()
+    model = torch_2c2f.network(network.get_weights())
     image = torch.from_numpy(x[:1].transpose(0, 3, 1, 2).copy())
 
     def sample_under_noise(number: int, batch_size: int = 1000) -> np.ndarray:
@@ -105,26 +99,33 @@ def pytorch(network: keras.Model, x: np.ndarray, samples: int) -> Callable[[], A
             return counts
 
     with torch.no_grad():
-        difference = np.abs(model(image).numpy() - network(x[:1]).numpy()).max()
+        assert_same(model(image).numpy(), network, x)
+    return lambda: (sample_under_noise(SELECTION), sample_under_noise(samples))
+
+
+def assert_same(logits: Any, network: keras.Model, x: np.ndarray) -> None:
+    difference = np.abs(logits - network(x[:1]).numpy()).max()
     assert difference < 1e-4, f"the PyTorch network is another one: logits differ by {difference}"
-    return lambda: (sample_under_noise(100), sample_under_noise(samples))
 
 
-def with_weights(torch: Any, module: Any, weight: np.ndarray, bias: np.ndarray) -> Any:
-    module.weight.data = torch.from_numpy(np.ascontiguousarray(weight))
-    module.bias.data = torch.from_numpy(np.ascontiguousarray(bias))
-    return module
+def started(network: keras.Model, x: np.ndarray, folder: Path) -> dict[str, peers.Peer]:
+    """ART and Cohen et al.'s code, as far as they run here, with the same weights."""
+    path = peers.save_network(folder / "network.npz", network, x[:1])
+    settings = {"path": path, "sigma": SIGMA, "alpha": ALPHA, "selection": SELECTION}
+    found = {"ART": peers.start("art", **settings)}
+    clone = os.environ.get("DEFENDED_COHEN")
+    if clone:
+        found["Cohen's code"] = peers.start("cohen", folder=str(Path(clone).resolve()), **settings)
+    else:
+        print("cohen, left out: DEFENDED_COHEN names no clone of github.com/locuslab/smoothing")
+    running = {name: peer for name, peer in found.items() if peer is not None}
+    for name, peer in running.items():
+        print(f"{name}: {peer.versions}")
+        assert_same(np.array(peer.ask("logits")), network, x)
+    return running
 
 
-def ChannelsLastFlatten(torch: Any) -> Any:  # noqa: N802
-    class Flatten(torch.nn.Module):  # type: ignore[name-defined,misc]
-        def forward(self, x: Any) -> Any:
-            return x.permute(0, 2, 3, 1).flatten(1)
-
-    return Flatten()
-
-
-def throughput(rounds: int, samples: int) -> None:
+def throughput(rounds: int, samples: int, found: figures.Figures) -> None:
     network = defended.zoo.cnn_2c2f(activation="relu")
     x = np.random.default_rng(0).random((BATCH, 28, 28, 1)).astype("float32")
     model = SmoothedNet(network, EPSILON, SIGMA, samples=samples)
@@ -133,21 +134,30 @@ def throughput(rounds: int, samples: int) -> None:
     one, many = tf.constant(x[:1]), tf.constant(x)
 
     print(f"2C2F, {rows} rows at a time")
-    functions = {
+    functions: dict[str, Callable[[], Any]] = {
         "bare network": bare(network, rows, samples),
         "SmoothedNet, one input": lambda: judge(one).numpy(),
     }
-    counts = {"bare network": samples // rows * rows, "SmoothedNet, one input": samples + 100}
+    counts = {"bare network": samples // rows * rows, "SmoothedNet, one input": samples + SELECTION}
     baseline = pytorch(network, x, samples)
     if baseline is None:
         print("  PyTorch is not installed: its column is left out")
     else:
-        functions["PyTorch, one input"], counts["PyTorch, one input"] = baseline, samples + 100
-    rates = interleaved(functions, counts, rounds)
+        functions["PyTorch, one input"], counts["PyTorch, one input"] = baseline, samples + SELECTION
+    with tempfile.TemporaryDirectory() as folder:
+        for name, peer in started(network, x, Path(folder)).items():
+            functions[name] = lambda peer=peer: peer.ask("certify", samples=samples, batch_size=1000)
+            counts[name] = samples + SELECTION
+        rates = interleaved(functions, counts, rounds)
     for name, values in rates.items():
         row(name + ", to bare", values, rates["bare network"])
-    if baseline is not None:
-        row("SmoothedNet to PyTorch", rates["SmoothedNet, one input"], rates["PyTorch, one input"])
+    ours = rates["SmoothedNet, one input"]
+    required = {"PyTorch, one input": 1.0}
+    for name in functions:
+        if name != "SmoothedNet, one input":
+            ratio = row(f"SmoothedNet to {name}", ours, rates[name])
+            theirs, least = np.median(rates[name]), required.get(name)
+            found.add("one input", np.median(ours), "samples/s", peer=name, theirs=theirs, ratio=ratio, at_least=least)
 
     judge_many = tf.function(lambda x: short.deployed(x)["label"])
     short = SmoothedNet(network, EPSILON, SIGMA, samples=max(100, samples // 20))
@@ -155,10 +165,12 @@ def throughput(rounds: int, samples: int) -> None:
     functions = {"bare network": bare(network, rows, drawn), "SmoothedNet, 64 inputs": lambda: judge_many(many).numpy()}
     rates = interleaved(functions, {"bare network": drawn // rows * rows, "SmoothedNet, 64 inputs": drawn}, rounds)
     for name, values in rates.items():
-        row(name + ", to bare", values, rates["bare network"])
+        ratio = row(name + ", to bare", values, rates["bare network"])
+    ours, theirs = (np.median(values) for values in (rates["SmoothedNet, 64 inputs"], rates["bare network"]))
+    found.add("64 inputs", ours, "samples/s", peer="bare network", theirs=theirs, ratio=ratio, at_least=0.9)
 
 
-def gate(arguments: argparse.Namespace) -> None:
+def gate(arguments: argparse.Namespace, judged: figures.Figures) -> None:
     network = keras.models.load_model(arguments.model)
     if isinstance(network, SmoothedNet):
         sigma, epsilon, network = network.sigma, float(network.epsilon), network.network
@@ -186,8 +198,11 @@ def gate(arguments: argparse.Namespace) -> None:
             f"{used.mean():.0f}; {1000 * seconds / len(x):.1f} ms a point; answered {np.mean(label >= 0):.2%}, "
             f"VRA {np.mean(label == y):.2%}"
         )
+        limit = 1000 if mode == "sequential" else None
+        judged.add(f"{mode} gate, median draws", quantiles[0], "draws", at_most=limit)
     first, second = found["sequential"], found["fixed"]
     print(f"  the same decision on {np.mean(first == second):.2%} ({np.sum(first != second)} of {len(x)} differ)")
+    judged.add("sequential gate, the same decision as fixed", np.mean(first == second), "of the points", at_least=0.99)
     print(f"  two different answers: {np.sum((first >= 0) & (second >= 0) & (first != second))}")
 
 
@@ -200,11 +215,14 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=500)
     parser.add_argument("--sigma", type=float, default=SIGMA, help="for a model that is a bare network")
     parser.add_argument("--epsilon", type=float, default=EPSILON, help="for a model that is a bare network")
+    figures.add_option(parser)
     arguments = parser.parse_args()
+    found = figures.Figures()
     if arguments.model:
-        gate(arguments)
+        gate(arguments, found)
     else:
-        throughput(arguments.rounds, arguments.samples)
+        throughput(arguments.rounds, arguments.samples, found)
+    found.write(arguments.json)
 
 
 if __name__ == "__main__":
