@@ -6,6 +6,8 @@ Both run in turn, on the same points at eps 0.1; PyTorch is needed for the basel
 algorithm as its authors run it: input by input, layer by layer, the dual variables of the entries whose sign is open
 kept as rows and pushed forward through every further layer. Beside it their own package, convex_adversarial, where it
 is found (benchmarks/README.md), one point after the other and in small batches, on a network with the same weights.
+The times are those of the deployed bounds, which count float32's rounding; theirs do not, so what is compared with them
+are the bounds of the paper's slope and the default one with rounding=False.
 """
 
 from __future__ import annotations
@@ -43,8 +45,11 @@ def main() -> None:
     network = defended.zoo.cnn_2c2f(activation="relu")
     names = [f"{layer}_{part}" for layer in ("conv1", "conv2", "dense1", "dense2") for part in ("kernel", "bias")]
     network.set_weights([case[name] for name in names])
-    candidates = {}
+    candidates, exact = {}, {}
     for slope in ("wong-kolter", "adaptive"):
+        unrounded = defended.PolytopeNet(network, epsilon=EPSILON, slope=slope, rounding=False)
+        unrounded.finalize()
+        exact[f"slope={slope!r}"] = np.concatenate([unrounded.margin_lower_bounds(point[None]) for point in x])
         model = defended.PolytopeNet(network, epsilon=EPSILON, slope=slope)
         model.finalize()
         bounds = tf.function(lambda batch, model=model: model.margin_lower_bounds(batch), autograph=False)
@@ -91,10 +96,10 @@ def main() -> None:
     if package is not None:
         references["convex_adversarial"] = found["convex_adversarial, batches of 1"]
     for name, bounds in references.items():
-        largest = np.abs(found[PAPERS] - bounds).max()
+        largest = np.abs(exact[PAPERS] - bounds).max()
         print(f"largest difference of {PAPERS} from {name}: {largest:.1e}; required: at most 1e-4")
         notes.add(f"largest difference of {PAPERS} from {name}", largest, "of a logit", at_most=1e-4)
-        notes.add(f"least gain of {DEFAULT} on {name}", (found[DEFAULT] - bounds).min(), "of a logit", at_least=-1e-4)
+        notes.add(f"least gain of {DEFAULT} on {name}", (exact[DEFAULT] - bounds).min(), "of a logit", at_least=-1e-4)
     notes.write(arguments.json)
 
 

@@ -53,7 +53,7 @@ BENCHMARKS = {
     "pgd_vs_foolbox": Benchmark(
         "pgd_vs_foolbox", quick="--points 32 --steps 5 --rounds 1", data=True, reference=True, peers=("foolbox",)
     ),
-    "smoothing": Benchmark("smoothing", quick="--rounds 1 --samples 500", peers=("torch",)),
+    "smoothing": Benchmark("smoothing", quick="--rounds 1 --samples 1000", peers=("torch",)),
     "smoothing_gate": Benchmark("smoothing", f"{GATE} 100", f"{GATE} 1", data=True),
     "kw_speed": Benchmark("kw_speed", quick="--points 8 --rounds 1", data=True, reference=True, peers=("torch",)),
     "export": Benchmark("export", quick="--points 100", data=True),

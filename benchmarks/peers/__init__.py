@@ -24,11 +24,13 @@ BENCHMARKS = Path(__file__).resolve().parents[1]
 def start(name: str, **arguments: Any) -> Peer | None:
     """The peer, prepared with these arguments; None, and a printed line with the reason, where it does not run here."""
     python = interpreter(name)
+    peer = Peer(name, python)
     try:
-        peer = Peer(name, python)
+        peer.begin()
         peer.ask("prepare", **arguments)
-    except PeerError as error:
+    except (PeerError, OSError) as error:
         print(f"{name}, left out (by {python}): {error}", flush=True)
+        peer.close()
         return None
     return peer
 
@@ -53,17 +55,19 @@ class PeerError(RuntimeError):
 class Peer:
     """A worker process; `ask` calls a function of it, `milliseconds` times one."""
 
+    versions: str  # of the packages that it measures
+
     def __init__(self, name: str, python: str) -> None:
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115  what it writes beside its answers, while it lives
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        command = [python, "-m", f"peers.{name}_worker"]
-        try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
-                text=True, cwd=BENCHMARKS, env=environment,
-            )  # fmt: skip
-        except OSError as error:
-            raise PeerError(str(error)) from None
+        self._command = [python, "-m", f"peers.{name}_worker"]
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  what it writes beside its answers, until it is closed
+        self._process: subprocess.Popen[str] | None = None
+
+    def begin(self) -> None:
+        """Start the process, and wait until the package is imported."""
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True,
+            cwd=BENCHMARKS, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        )  # fmt: skip
         self.versions = str(self._answer()["value"])
 
     def ask(self, function: str, **arguments: Any) -> Any:
@@ -75,12 +79,13 @@ class Peer:
         return float(self._call(function, arguments)["milliseconds"])
 
     def close(self) -> None:
-        """End the process; it ends when nothing more can be asked."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        """End the process: it ends when nothing more can be asked."""
+        if self._process is not None:
+            self._process.communicate()
+        self._said.close()
 
     def _call(self, function: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        assert self._process is not None
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps({"function": function, "arguments": arguments}) + "\n")
@@ -90,6 +95,7 @@ class Peer:
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
+        assert self._process is not None
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:

@@ -1,8 +1,8 @@
 """gloro 1.1.1 (Leino et al.) on Keras 2: training steps, inference and the head, with the bare networks beside.
 
 Everything is compiled by `tf.function` and asked for as the package's users do: `compile` with its loss by name, and
-`freeze_lipschitz_constant` before inference. XLA cannot compile its training step, whose power iteration is a loop of a
-length that the compiler is not told, so the bare network alone is tried with XLA too.
+`freeze_lipschitz_constant` before inference. XLA does not compile its training step (the conversion of its margin layer
+fails in TensorFlow 2.21), so the bare network alone is tried with XLA too.
 """
 
 from __future__ import annotations

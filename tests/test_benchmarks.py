@@ -1,0 +1,109 @@
+"""What the benchmarks share: figures with their requirements, the page's table, and peers in processes of their own."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+WORKER = """
+import os
+from peers.worker import serve
+
+state = {}
+
+def prepare(factor):
+    print("a package that talks", flush=True)
+    os.write(1, b"even so\\n")
+    state["factor"] = factor
+
+def times(number):
+    return state["factor"] * number
+
+if __name__ == "__main__":
+    serve(("numpy",), {"prepare": prepare, "times": times})
+"""
+
+
+def module(path):
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{path.parent.name}_{path.stem}", path)
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+class TestFigures:
+    def test_the_ratio_is_judged_where_there_is_one_else_the_figure(self, tmp_path):
+        figures = module(BENCHMARKS / "figures.py").Figures()
+        figures.add("step", 12.0, "ms", peer="bare", theirs=10.0, at_most=1.25)
+        figures.add("step", 13.0, "ms", peer="bare", theirs=10.0, at_most=1.25)
+        figures.add("rate", 95.0, "samples/s", peer="bare", theirs=100.0, ratio=0.91, at_least=0.9)
+        figures.add("import", 0.4, "s", at_most=0.3)
+        figures.add("verified loading", 2.0, "s")
+        figures.write(tmp_path / "figures.json")
+        rows = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+        assert [row["met"] for row in rows] == [True, False, True, False, None]
+        assert [row["ratio"] for row in rows] == [1.2, 1.3, 0.91, None, None]
+        assert [row["required"] for row in rows] == ["≤ 1.25", "≤ 1.25", "≥ 0.9", "≤ 0.3", None]
+        figures.write(None)
+
+    def test_the_table_says_what_is_not_met(self):
+        run_all = module(BENCHMARKS / "run_all.py")
+        figures = module(BENCHMARKS / "figures.py").Figures()
+        figures.add("step", 13.0, "ms", peer="bare network", theirs=10.0, at_most=1.25)
+        figures.add("answers", 0.19482, "of the answers", at_least=0.19)
+        table = run_all.table([{"benchmark": "some", **row} for row in figures.rows])
+        assert table[2] == "| some | step | 13 ms | bare network | 10 ms | 1.30 | **≤ 1.25: not met** |"
+        assert table[3] == "| some | answers | 19.48% of the answers |  |  |  | ≥ 0.19 |"
+
+    def test_every_benchmark_of_the_page_exists_and_takes_the_option(self):
+        for benchmark in module(BENCHMARKS / "run_all.py").BENCHMARKS.values():
+            text = (BENCHMARKS / f"{benchmark.script}.py").read_text(encoding="utf-8")
+            assert "figures.add_option(parser)" in text
+            assert ".write(" in text
+
+
+class TestPeers:
+    @pytest.fixture
+    def peers(self, tmp_path, monkeypatch):
+        folder = tmp_path / "peers"
+        folder.mkdir()
+        (folder / "__init__.py").touch()
+        shutil.copy(BENCHMARKS / "peers" / "worker.py", folder)
+        (folder / "some_worker.py").write_text(WORKER, encoding="utf-8")
+        found = module(BENCHMARKS / "peers" / "__init__.py")
+        monkeypatch.setattr(found, "BENCHMARKS", tmp_path)
+        for variable in ("DEFENDED_PEERS_PYTHON", "DEFENDED_SOME_PYTHON", "DEFENDED_NONE_PYTHON"):
+            monkeypatch.delenv(variable, raising=False)
+        return found
+
+    def test_calls_are_answered_and_clocked_whatever_the_package_prints(self, peers):
+        peer = peers.start("some", factor=3)
+        assert peer.versions.startswith("numpy ")
+        assert peer.ask("times", number=14) == 42
+        assert 0 < peer.milliseconds("times", number=14) < 1000
+        with pytest.raises(peers.PeerError, match="TypeError"):
+            peer.ask("times")
+        with pytest.raises(peers.PeerError, match="KeyError: 'nothing'"):
+            peer.ask("nothing")
+        assert peer.ask("times", number=1) == 3  # an error ends the call, not the worker
+        peer.close()
+
+    def test_a_peer_that_is_not_there_is_left_out_with_its_reason(self, peers, capsys, tmp_path):
+        (tmp_path / "peers" / "none_worker.py").write_text("import no_such_package\n", encoding="utf-8")
+        assert peers.start("none") is None
+        assert "none, left out" in (said := capsys.readouterr().out)
+        assert "No module named 'no_such_package'" in said
+
+    def test_interpreters_are_named_for_one_or_for_all(self, peers, monkeypatch, capsys):
+        assert peers.interpreter("some") == sys.executable
+        monkeypatch.setenv("DEFENDED_PEERS_PYTHON", "/all/python")
+        assert peers.interpreter("some") == "/all/python"
+        monkeypatch.setenv("DEFENDED_SOME_PYTHON", "/some/python")
+        assert peers.interpreter("some") == "/some/python"
+        assert peers.start("some", factor=1) is None
+        assert "some, left out (by /some/python)" in capsys.readouterr().out
