@@ -32,7 +32,7 @@ class Recipe(NamedTuple):
     rate: float = 2e-3
 
 
-RECIPES = {"eps_0.1": Recipe(15, 1.3, 0.4)}
+RECIPES = {"eps_0.1": Recipe(15, 1.3, 0.4), "eps_0.1_doubled": Recipe(15, 2.0, 0.5)}
 
 
 def train(name: str, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Small ReLU networks of every kind that the dual bounds know, and their exact minima by linear programs."""
+"""Small ReLU networks of every kind that the dual bounds know, and the exact minima of tiny ones."""
 
 import itertools
 
@@ -76,12 +76,11 @@ def randomised(network, rng, scale=1.0, bias=0.3):
     return network
 
 
-def exact_minimum(kernels, biases, rows, x, epsilon):
-    """The minimum over the l-infinity ball of `rows · logits` of a Dense ReLU network, by a linear program for each
-    pattern of signs; float64.
+def linear_pieces(kernels, biases, rows, n):
+    """`(cost, constant, above, limits)` of each pattern of signs of a Dense ReLU network: there, where `above z <=
+    limits`, it is `rows · logits = cost · z + constant`; float64.
     """
-    n, widths = len(x), [len(bias) for bias in biases[:-1]]
-    best = np.inf
+    widths = [len(bias) for bias in biases[:-1]]
     for signs in itertools.product([False, True], repeat=sum(widths)):
         matrix, offset = np.eye(n), np.zeros(n)
         above, limits, first = [], [], 0
@@ -92,13 +91,44 @@ def exact_minimum(kernels, biases, rows, x, epsilon):
             limits.append(np.where(on, offset, -offset))
             matrix, offset = matrix * on[:, None], offset * on
             first += width
-        cost = rows @ kernels[-1].T @ matrix
-        found = linprog(
-            cost, np.concatenate(above), np.concatenate(limits), bounds=np.stack([x - epsilon, x + epsilon], 1)
-        )
-        if found.status == 0:
-            best = min(best, found.fun + rows @ (kernels[-1].T @ offset + biases[-1]))
-    return best
+        cost, constant = rows @ kernels[-1].T @ matrix, rows @ (kernels[-1].T @ offset + biases[-1])
+        yield cost, constant, np.concatenate(above), np.concatenate(limits)
+
+
+def exact_minimum(kernels, biases, rows, x, epsilon, norm):
+    """The minimum over the ball of `rows · logits` of a Dense ReLU network, float64."""
+    pieces = linear_pieces(kernels, biases, rows, len(x))
+    if norm == "linf":
+        box = np.stack([x - epsilon, x + epsilon], 1)
+        programs = ((linprog(cost, above, limits, bounds=box), constant) for cost, constant, above, limits in pieces)
+        return min(found.fun + constant for found, constant in programs if found.status == 0)
+    points = np.concatenate([l2_candidates(cost, above, limits, x, epsilon) for cost, _, above, limits in pieces])
+    for kernel, bias in zip(kernels[:-1], biases[:-1], strict=True):
+        points = np.maximum(points @ kernel + bias, 0)
+    return float(np.min((points @ kernels[-1] + biases[-1]) @ rows))
+
+
+def l2_candidates(cost, above, limits, x, epsilon):
+    """Points `[k, n]` of the l2 ball, among them one that minimises `cost · z` over its part with `above z <= limits`.
+
+    Such a minimiser solves the same with the limits S that it touches as equations and no others, and a ball in a plane
+    has its least point in closed form. (Where the cost is constant in that plane, take a minimiser that touches as
+    many limits as possible: then the whole ball in the plane is feasible, its centre too.) So all S of at most n
+    limits are tried. What is not feasible for this piece is still a point of the ball, and its value one of the network's.
+    """
+    found = []
+    for size in range(len(x) + 1):
+        chosen = np.array([*itertools.combinations(range(len(above)), size)], int)
+        plane = above[chosen]  # [subsets, size, n]
+        inverse = np.linalg.pinv(plane)
+        centre = x + (inverse @ (limits[chosen] - plane @ x)[..., None])[..., 0]
+        along = cost - ((inverse @ plane) @ cost)
+        square = epsilon**2 - np.sum((centre - x) ** 2, axis=1)
+        length = np.linalg.norm(along, axis=1)
+        length = np.where(length > 1e-9 * np.linalg.norm(cost), length, np.inf)
+        step = np.sqrt(np.maximum(square, 0)) / length
+        found.append((centre - step[:, None] * along)[square >= 0])
+    return np.concatenate(found)
 
 
 def in_float64(network, x):
