@@ -114,7 +114,7 @@ def l2_candidates(cost, above, limits, x, epsilon):
     Such a minimiser solves the same with the limits S that it touches as equations and no others, and a ball in a plane
     has its least point in closed form. (Where the cost is constant in that plane, take a minimiser that touches as
     many limits as possible: then the whole ball in the plane is feasible, its centre too.) So all S of at most n
-    limits are tried. What is not feasible for this piece is still a point of the ball, and its value one of the network's.
+    limits are tried. What is not feasible for this piece is a point of the ball all the same, with a value of its own.
     """
     found = []
     for size in range(len(x) + 1):

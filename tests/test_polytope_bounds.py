@@ -97,7 +97,9 @@ def test_exact_minima_of_tiny_networks(seed, norm):
         logits = polytopes.in_float64(network, x + epsilon * points)
         for rival in set(range(3)) - {predicted}:
             rows = np.eye(3)[predicted] - np.eye(3)[rival]
-            exact = polytopes.exact_minimum(kernels, biases, rows, x.astype(float), np.float64(np.float32(epsilon)), norm)
+            exact = polytopes.exact_minimum(
+                kernels, biases, rows, x.astype(float), np.float64(np.float32(epsilon)), norm
+            )
             assert all(bound[rival] <= exact for bound in bounds)
             # The enumeration itself: below all samples, and hardly.
             sampled = (logits @ rows).min()
@@ -107,7 +109,7 @@ def test_exact_minima_of_tiny_networks(seed, norm):
         tiny = np.asarray(models["adaptive"].margin_lower_bounds(x[None], 0.001))[0]
         for rival in set(range(3)) - {predicted}:
             rows = np.eye(3)[predicted] - np.eye(3)[rival]
-            exact = polytopes.exact_minimum(kernels, biases, rows, x.astype(float), np.float64(np.float32(0.001)), norm)
+            exact = polytopes.exact_minimum(kernels, biases, rows, x.astype(float), float(np.float32(0.001)), norm)
             assert tiny[rival] == pytest.approx(exact, abs=1e-4)
 
 
