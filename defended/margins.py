@@ -79,25 +79,36 @@ def competitor_radii(logits: Any, lipschitz: Any, budget: Budget | None = None, 
         for competitors that keep a positive distance everywhere (K_ij = 0); 0 or less for ties.
     """
     first = first or leader(logits)
-    # A constant of 0 becomes the smallest normal number: a tie has radius 0, any distance an enormous one.
-    radii = competitor_margins(logits, first.top) / ops.maximum(lipschitz, _TINY)
-    if budget is None:
-        radii = ops.minimum(radii, FLOAT_MAX)
-    else:
-        radii = ops.minimum((radii - budget.paid) / budget.growth, budget.limit)
-        # Where nothing is safe, the norm and with it all above may be infinite or not a number.
+    radii = _radii(logits, _constants(lipschitz), budget, first)
+    if budget is not None:
         radii = ops.where(budget.limit >= 0, radii, -1.0)
     return ops.where(first.rivals, radii, FLOAT_MAX)
 
 
-def slack_of_radii(lipschitz: Any, radii: Any, epsilon: Any, first: Leader) -> Any:
-    """`min over i != j of (r_i - epsilon) * K_ij`, `[batch]`, in units of the logits.
+def radius_slack(logits: Any, lipschitz: Any, epsilon: Any, budget: Budget | None = None, first: Any = None) -> Any:
+    """`min over i != j of (r_i - epsilon) * K_ij`, `[batch]`, in units of the logits; r_i as in `competitor_radii`.
 
-    Positive only where every radius exceeds epsilon: so the answer and the radius agree to the last bit. `radii` are
-    those of `competitor_radii`; a constant of 0 counts as the smallest normal number.
+    Positive only where every radius exceeds epsilon: so the answer and the radius agree to the last bit. A constant of
+    0 counts as the smallest normal number. Arguments as in `competitor_radii`, and the radius epsilon.
     """
-    slack = (radii - epsilon) * ops.maximum(lipschitz, _TINY)
-    return ops.min(ops.where(first.rivals, slack, FLOAT_MAX), axis=-1)
+    first = first or leader(logits)
+    constants = _constants(lipschitz)
+    slack = (_radii(logits, constants, budget, first) - epsilon) * constants
+    slack = ops.min(ops.where(first.rivals, slack, FLOAT_MAX), axis=-1)
+    return slack if budget is None else ops.where(budget.limit[:, 0] >= 0, slack, -1.0)
+
+
+def _constants(lipschitz: Any) -> Any:
+    # A constant of 0 becomes the smallest normal number: a tie has radius 0, any distance an enormous one.
+    return ops.maximum(lipschitz, _TINY)
+
+
+def _radii(logits: Any, constants: Any, budget: Budget | None, first: Leader) -> Any:
+    """Radii that hold for competitors only and, with a budget, where its limit is not negative: elsewhere the input's
+    norm, and with it all that is computed here, may be infinite or not a number."""
+    if budget is None:
+        return ops.minimum(competitor_margins(logits, first.top) / constants, FLOAT_MAX)
+    return ops.minimum((competitor_margins(logits, first.top) / constants - budget.paid) / budget.growth, budget.limit)
 
 
 def take_rows(matrix: Any, classes: Any) -> Any:

@@ -82,7 +82,8 @@ def audit(
             path of a request log, which takes neither data nor attacks.
         x: float32 `[n, *input_shape]`, finite.
         y: integers `[n]`, the right classes; None where they are not known.
-        model: the Keras model that is deployed; finalized if it is not final. It is compared with the target on `x`.
+        model: the Keras model that is deployed; finalized if it is not final. It is compared with the target on `x`,
+            and takes over the `evaluation_drift` that the artefact pays for, which a Keras file does not hold.
         attack: an attack of `defended.attacks`, or a callable `(model, x, label) -> perturbed x` within epsilon, to
             which the answers are given as labels; by default `CertificateDescent(steps=50)`.
         attacked: attacked inputs that were made elsewhere, or the path of a `.npz` of them, in place of `attack`.
@@ -184,6 +185,8 @@ def _measure(
     radius = answers.radius
     if model is not None:
         _require_same(target.subject, model)
+        if (deployed := target.subject.manifest) is not None and deployed.check.drift is not None:
+            model.evaluation_drift = max(model.evaluation_drift, deployed.check.drift.folded)
         _agree(model, x, answers, batch_size)
         if radius is None and model.sampling is None:
             radius = model.verdicts(x, batch_size=batch_size).radius.astype(np.float64)

@@ -23,6 +23,7 @@ from defended.serving import (
     EditedFileWarning,
     ForbiddenOpError,
     SignatureError,
+    audit,
     drift,
     export,
     generate_key,
@@ -172,6 +173,20 @@ class TestFolding:
             verdicts = artefact.verdicts(x)
         np.testing.assert_array_equal(verdicts.label, after.label)
         np.testing.assert_allclose(verdicts.radius, after.radius, atol=1e-6)
+
+    def test_an_audit_attacks_the_model_that_pays_as_the_artefact_does(self, tmp_path):
+        model, x = finalized(rounding=False), inputs(32)
+        path = export(model, tmp_path, sample=x)
+        folded, model.evaluation_drift = model.evaluation_drift, 0.0
+        seen = []
+
+        def attack(model, x, label):
+            seen.append(model.evaluation_drift)
+            return x
+
+        audit(path, x, model=model, attack=attack)
+        assert seen == [folded]
+        assert folded > 0
 
     def test_a_large_drift_turns_what_is_close_into_rejections_and_never_into_another_class(self):
         model = finalized(rounding=False)

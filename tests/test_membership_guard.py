@@ -9,7 +9,7 @@ from nets import finalized, randomised, sequential, set_weights
 from defended import DefendedModel, GloroNet, MembershipGuard, SmoothedNet
 from defended.attacks import CertificateDescent, susceptibility
 from defended.defended_model import Verdicts
-from defended.margins import competitor_radii, predicted_class, slack_of_radii
+from defended.margins import competitor_radii, predicted_class, radius_slack
 from defended.membership import REASONS, StoredPoints
 
 EPSILON = 0.25
@@ -47,9 +47,7 @@ class LinearMaxNorm(DefendedModel):
         return competitor_radii(logits, self._rows(logits))
 
     def _slack(self, inputs, logits, epsilon, training, frozen=False):
-        from defended.margins import leader
-
-        return slack_of_radii(self._rows(logits), self._radii(inputs, logits), epsilon, leader(logits))
+        return radius_slack(logits, self._rows(logits), epsilon)
 
     def _prove(self):
         pass

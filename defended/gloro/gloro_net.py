@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from defended.defended_model import DefendedModel
+from defended.defended_model import DefendedModel, Judgement
 from defended.gloro.certificate import NO_BUDGET, CertificateReport, rounding_budget
 from defended.gloro.graph import LipschitzGraph
 from defended.gloro.rounding import BLOCK
@@ -20,7 +20,7 @@ from defended.margins import (
     competitor_radii,
     leader,
     predicted_class,
-    slack_of_radii,
+    radius_slack,
     spent_radius,
     take_rows,
 )
@@ -151,19 +151,27 @@ class GloroNet(DefendedModel):
     def _slack(self, inputs: Any, logits: Any, epsilon: Any, training: bool, frozen: bool = False) -> Any:
         if training:
             return certified_slack(logits, self.lipschitz_rows(predicted_class(logits), training=True), epsilon)
-        first, rows, radii = self._certify(inputs, logits, frozen)
-        return slack_of_radii(rows, radii, epsilon, first)
+        first, rows, budget = self._certificate(inputs, logits, frozen)
+        return radius_slack(logits, rows, epsilon, budget, first)
 
     def _radii(self, inputs: Any, logits: Any, frozen: bool = False) -> Any:
-        return self._certify(inputs, logits, frozen)[2]
+        first, rows, budget = self._certificate(inputs, logits, frozen)
+        return competitor_radii(logits, rows, budget, first)
 
-    def _certify(self, inputs: Any, logits: Any, frozen: bool) -> tuple[Leader, Any, Any]:
-        """The predicted class, its row of K and the radii against each competitor."""
+    def _judgement(self, inputs: Any, frozen: bool) -> Judgement:
+        # As in every defence, but what slack and radius share is written into the graph once.
+        logits = self._logits(inputs, training=False)
+        first, rows, budget = self._certificate(inputs, logits, frozen)
+        slack = radius_slack(logits, rows, ops.convert_to_tensor(self._epsilon), budget, first)
+        radii = competitor_radii(logits, rows, budget, first)
+        return Judgement(self.head(logits, slack), self._finite_radius(inputs, logits, radii))
+
+    def _certificate(self, inputs: Any, logits: Any, frozen: bool) -> tuple[Leader, Any, Budget]:
+        """The predicted class, its row of K and what rounding costs."""
         first = leader(logits)
         if self.evaluation_drift and not self.rounding:
             first = first._replace(top=first.top - self.evaluation_drift)
-        rows = self.lipschitz_rows(first.predicted, frozen=frozen)
-        return first, rows, competitor_radii(logits, rows, self._rounding_of(inputs), first)
+        return first, self.lipschitz_rows(first.predicted, frozen=frozen), self._rounding_of(inputs)
 
     def covered_drift(self, x: Any) -> Array | None:
         """`[n, m]`: `K_ij * (t0 + t1 * |x|)`, twice what one float32 evaluation of `y_j - y_i` at x may err by.
@@ -183,9 +191,8 @@ class GloroNet(DefendedModel):
 
     def _rounding_of(self, inputs: Any) -> Budget:
         t0, t1, growth, limit = ops.unstack(ops.convert_to_tensor(self._budget))
-        # An inner product of each row with itself: no squares are written to memory, which costs as much as the head.
-        x, size = ops.stop_gradient(ops.convert_to_tensor(inputs)), self._graph.input_size
-        norm = ops.sqrt(ops.matmul(ops.reshape(x, (-1, 1, size)), ops.reshape(x, (-1, size, 1)))[:, 0])
+        x = ops.reshape(ops.stop_gradient(ops.convert_to_tensor(inputs)), (-1, self._graph.input_size))
+        norm = ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True))
         return Budget(t0 + t1 * norm, growth, limit - norm)
 
     def radius_from_scores(self, scores: Any) -> Any:

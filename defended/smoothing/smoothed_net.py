@@ -66,7 +66,7 @@ class SmoothedNet(DefendedModel):
         mode: `"fixed"` or `"sequential"`.
         seed: None draws fresh entropy at every call, as service needs it. A number makes the noise of a call a function
             of it and of the content of the batch, so that an experiment repeats to the bit. An export is always fresh.
-        max_batch: the most noisy inputs that are evaluated at a time, the memory budget; None for up to 4096 on a CPU,
+        max_batch: the most noisy inputs that are evaluated at a time, the memory budget; None for up to 1024 on a CPU,
             and for what the device is found to like on a GPU.
         precision: `"float32"`, or `"bfloat16"` or `"float16"` to evaluate the network in. The noise is drawn and added
             in float32 all the same. What is certified is then the network in that precision, another one than in
