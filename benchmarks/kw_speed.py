@@ -28,6 +28,7 @@ import peers
 
 EPSILON = 0.1
 PAPERS, DEFAULT = "slope='wong-kolter'", "slope='adaptive'"
+PACKAGE = "convex_adversarial, batches of"
 
 
 def main() -> None:
@@ -69,9 +70,7 @@ def main() -> None:
     if package is not None:
         print(package.versions)
         for rows in (1, 8):
-            candidates[f"convex_adversarial, batches of {rows}"] = lambda rows=rows: np.array(
-                package.ask("bounds", batch=rows)
-            )
+            candidates[f"{PACKAGE} {rows}"] = lambda rows=rows: np.array(package.ask("bounds", batch=rows))
     times: dict[str, list[float]] = {name: [] for name in candidates}
     found = {name: run() for name, run in candidates.items()}
     for _ in range(arguments.rounds):
@@ -79,8 +78,14 @@ def main() -> None:
             start = time.perf_counter()
             run()
             times[name].append((time.perf_counter() - start) / len(x) * 1e3)
-    theirs = case["margin_lower_bounds"][: len(x)]
     medians = {name: statistics.median(run_times) for name, run_times in times.items()}
+    report(medians, found, exact, case["margin_lower_bounds"][: len(x)]).write(arguments.json)
+
+
+def report(
+    medians: dict[str, float], found: dict[str, np.ndarray], exact: dict[str, np.ndarray], theirs: np.ndarray
+) -> figures.Figures:
+    """Print times, and how the bounds lie to the reference's and the package's."""
     for name, median in medians.items():
         difference = found[name] - theirs
         print(
@@ -93,14 +98,14 @@ def main() -> None:
             notes.add(f"dual bounds, {DEFAULT}", medians[DEFAULT], "ms a point", peer=name, theirs=median, at_most=0.5)
     notes.add(f"dual bounds, {DEFAULT}", medians[DEFAULT], "ms a point", at_most=40)
     references = {"their reference bounds": theirs}
-    if package is not None:
-        references["convex_adversarial"] = found["convex_adversarial, batches of 1"]
+    if f"{PACKAGE} 1" in found:
+        references["convex_adversarial"] = found[f"{PACKAGE} 1"]
     for name, bounds in references.items():
         largest = np.abs(exact[PAPERS] - bounds).max()
         print(f"largest difference of {PAPERS} from {name}: {largest:.1e}; required: at most 1e-4")
         notes.add(f"largest difference of {PAPERS} from {name}", largest, "of a logit", at_most=1e-4)
         notes.add(f"least gain of {DEFAULT} on {name}", (exact[DEFAULT] - bounds).min(), "of a logit", at_least=-1e-4)
-    notes.write(arguments.json)
+    return notes
 
 
 def original(case: Any, x: Any) -> Any:
