@@ -26,12 +26,19 @@ from typing import Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import peers
+
 from defended._io import atomic_write_text
 
 FOLDER = Path(__file__).resolve().parent
 PACKAGES = (
     "keras-defended", "tensorflow", "keras", "numpy", "scipy", "onnxruntime", "jax", "torch", "foolbox",
 )  # fmt: skip
+PEERS = {
+    "gloro": "gloro",
+    "art": "adversarial-robustness-toolbox",
+    "convex_adversarial": "convex_adversarial",
+}
 
 
 class Benchmark(NamedTuple):
@@ -91,8 +98,9 @@ def main() -> None:
 
 
 def header(quick: bool) -> list[str]:
-    """Date, machine and versions; those of peers in other environments stand with what the benchmarks printed."""
+    """Date, machine and versions, those of the peers in their own environments too."""
     found = [f"{package} {version(package) if installed(package) else 'not installed'}" for package in PACKAGES]
+    found += [peers.version(name, package) for name, package in PEERS.items()]
     lines = [
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC. {processor()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} "
         f"cores, {platform.system()}, Python {platform.python_version()}. {'; '.join(found)}."

@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -51,8 +52,12 @@ class TestFigures:
         assert [row["required"] for row in rows] == ["≤ 1.25", "≤ 1.25", "≥ 0.9", "≤ 0.3", None]
         figures.write(None)
 
-    def test_the_table_says_what_is_not_met(self):
-        run_all = module(BENCHMARKS / "run_all.py")
+    @pytest.fixture
+    def run_all(self, monkeypatch):
+        monkeypatch.syspath_prepend(BENCHMARKS)
+        return module(BENCHMARKS / "run_all.py")
+
+    def test_the_table_says_what_is_not_met(self, run_all):
         figures = module(BENCHMARKS / "figures.py").Figures()
         figures.add("step", 13.0, "ms", peer="bare network", theirs=10.0, at_most=1.25)
         figures.add("answers", 0.19482, "of the answers", at_least=0.19)
@@ -60,8 +65,8 @@ class TestFigures:
         assert table[2] == "| some | step | 13 ms | bare network | 10 ms | 1.30 | **≤ 1.25: not met** |"
         assert table[3] == "| some | answers | 19.48% of the answers |  |  |  | ≥ 0.19 |"
 
-    def test_every_benchmark_of_the_page_exists_and_takes_the_option(self):
-        for benchmark in module(BENCHMARKS / "run_all.py").BENCHMARKS.values():
+    def test_every_benchmark_of_the_page_exists_and_takes_the_option(self, run_all):
+        for benchmark in run_all.BENCHMARKS.values():
             text = (BENCHMARKS / f"{benchmark.script}.py").read_text(encoding="utf-8")
             assert "figures.add_option(parser)" in text
             assert ".write(" in text
@@ -107,3 +112,8 @@ class TestPeers:
         assert peers.interpreter("some") == "/some/python"
         assert peers.start("some", factor=1) is None
         assert "some, left out (by /some/python)" in capsys.readouterr().out
+        assert peers.version("some", "numpy") == "numpy not installed"
+
+    def test_versions_are_those_of_the_peers_environment(self, peers):
+        assert peers.version("some", "numpy") == f"numpy {np.__version__}"
+        assert peers.version("some", "no-such-package") == "no-such-package not installed"

@@ -41,6 +41,16 @@ def interpreter(name: str) -> str:
     return own or os.environ.get("DEFENDED_PEERS_PYTHON") or sys.executable
 
 
+def version(name: str, package: str) -> str:
+    """A package's version in the environment of a peer, as text that says so where there is none."""
+    code = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
+    try:
+        told = subprocess.run([interpreter(name), "-c", code, package], capture_output=True, text=True)
+    except OSError:
+        return f"{package} not installed"
+    return f"{package} {told.stdout.strip() or 'not installed'}"
+
+
 def save_network(path: Path, network: Any, images: Any) -> str:
     """Write a Keras network's weights and images for a worker; the path, as it is passed on."""
     weights = {f"weight_{number}": weight for number, weight in enumerate(network.get_weights())}
