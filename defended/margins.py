@@ -105,7 +105,8 @@ def _constants(lipschitz: Any) -> Any:
 
 def _radii(logits: Any, constants: Any, budget: Budget | None, first: Leader) -> Any:
     """Radii that hold for competitors only and, with a budget, where its limit is not negative: elsewhere the input's
-    norm, and with it all that is computed here, may be infinite or not a number."""
+    norm, and with it all that is computed here, may be infinite or not a number.
+    """
     if budget is None:
         return ops.minimum(competitor_margins(logits, first.top) / constants, FLOAT_MAX)
     return ops.minimum((competitor_margins(logits, first.top) / constants - budget.paid) / budget.growth, budget.limit)

@@ -47,8 +47,9 @@ def test_liresnet_with_emma_on_a_small_run(tmp_path, monkeypatch):
     assert np.mean(verdicts.label == run.dataset.y_test) > 0.9  # the two kinds are far apart
 
 
-def test_augmentation_moves_images_and_keeps_their_number(tmp_path):
-    settings = TrainingSettings(data=colours(tmp_path), augment="shift", batch_size=40, validation_split=0.25)
+@pytest.mark.parametrize(("augment", "share"), [("shift", 1.0), ("affine", 0.6)])
+def test_augmentation_moves_images_and_keeps_their_number(tmp_path, augment, share):
+    settings = TrainingSettings(data=colours(tmp_path), augment=augment, batch_size=40, validation_split=0.25)
     data = datasets.load(settings.data)
     arguments = training_data(settings, data, 72)
     batches = list(arguments["x"])
@@ -56,7 +57,8 @@ def test_augmentation_moves_images_and_keeps_their_number(tmp_path):
     assert len(arguments["validation_data"][0]) == 24
     seen = np.concatenate([images for images, _ in batches])
     assert seen.shape == (72, 16, 16, 3)
-    assert not any(np.array_equal(image, original) for image, original in zip(seen, data.x_train, strict=False))
+    originals = {image.tobytes() for image in data.x_train}
+    assert np.mean([image.tobytes() not in originals for image in seen]) >= share
 
 
 def test_the_liresnet_of_the_zoo():

@@ -1,0 +1,67 @@
+"""Random affine changes: what they keep, how far they go, and that each image gets its own."""
+
+import numpy as np
+import pytest
+
+from defended.training.augmentation import RandomAffine
+
+NOTHING = {"turn": 0.0, "shear": 0.0, "zoom": 0.0, "shift": 0.0}
+
+
+@pytest.fixture
+def images():
+    """Smooth blobs in the middle, so that a small change is a small difference."""
+    rows, columns = np.mgrid[:21, :21]
+    blob = np.exp(-((rows - 10) ** 2 + (columns - 10) ** 2) / 18)
+    return np.repeat(blob[None, :, :, None], 64, axis=0).astype("float32")
+
+
+def centres(images):
+    weights = images[..., 0] / images[..., 0].sum(axis=(1, 2), keepdims=True)
+    rows, columns = np.mgrid[: images.shape[1], : images.shape[2]]
+    return np.stack([(weights * rows).sum(axis=(1, 2)), (weights * columns).sum(axis=(1, 2))], axis=1)
+
+
+def test_without_changes_images_stay_as_they_are(images):
+    for changes in (NOTHING, {"share": 0.0}):
+        np.testing.assert_allclose(RandomAffine(**changes)(images), images, atol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [0.5, 2.0])
+def test_images_move_as_far_as_is_allowed_and_no_further(images, shift):
+    moved = np.asarray(RandomAffine(**{**NOTHING, "shift": shift, "share": 1.0, "seed": 0})(images))
+    away = np.abs(centres(moved) - 10)
+    assert away.max() <= shift + 0.02
+    assert away.max() > 0.8 * shift
+    assert len(np.unique(away[:, 0].round(4))) > 32
+
+
+@pytest.mark.parametrize("change", [{"turn": 0.3}, {"shear": 0.3}, {"zoom": 0.3}])
+def test_turns_shears_and_scales_keep_the_centre(change):
+    rng = np.random.default_rng(0)
+    image = np.zeros((32, 28, 20, 2), "float32")
+    image[:, 8:20, 6:14] = rng.random((12, 8, 2))  # not symmetric, so that each change shows
+    changed = np.asarray(RandomAffine(**{**NOTHING, **change, "share": 1.0, "seed": 1})(image))
+    assert changed.shape == image.shape
+    assert changed.dtype == np.float32
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+    assert np.abs(changed - image).max() > 0.1
+    flat = np.zeros((8, 21, 21, 1), "float32")
+    flat[:, 10, 10] = 1.0
+    middle = np.asarray(RandomAffine(**{**NOTHING, **change, "share": 1.0, "seed": 2})(flat))
+    np.testing.assert_allclose(middle[:, 10, 10, 0], 1.0, atol=1e-5)
+
+
+def test_a_share_of_the_images_is_changed(images):
+    changed = np.asarray(
+        RandomAffine(**{**NOTHING, "shift": 2.0, "share": 0.25, "seed": 3})(np.tile(images, (8, 1, 1, 1)))
+    )
+    share = np.mean(np.abs(changed - images[:1]).max(axis=(1, 2, 3)) > 1e-4)
+    assert share == pytest.approx(0.25, abs=0.06)
+
+
+def test_a_seed_repeats_the_changes(images):
+    first, second, other = (np.asarray(RandomAffine(seed=seed)(images)) for seed in (5, 5, 6))
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(first, other)
