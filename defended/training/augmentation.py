@@ -30,10 +30,10 @@ class RandomAffine:
 
     def __init__(
         self,
-        turn: float = 0.05,
-        shear: float = 0.05,
-        zoom: float = 0.03,
-        shift: float = 0.4,
+        turn: float = 0.08,
+        shear: float = 0.08,
+        zoom: float = 0.05,
+        shift: float = 0.6,
         share: float = 0.8,
         seed: int | None = None,
     ):
