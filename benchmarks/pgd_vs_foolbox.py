@@ -136,7 +136,7 @@ def main() -> None:
         ratio = float(np.median(ours / base))
         found.add(f"PGD, {name}", float(np.median(ours)), "ms a point", **against, ratio=ratio, at_most=0.5)
         changed = {"peer": "foolbox", "theirs": flipped["foolbox"]}
-        found.add(f"PGD from x, {name}", flipped["from x"], "of the answers changed", **changed)
+        found.add(f"PGD from x, {name}", flipped["from x"], "of the answers changed", **changed, at_least=1)
     found.write(arguments.json)
 
 

@@ -159,7 +159,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         if row["met"] is False:
             required = f"**{required}: not met**"
         theirs = "" if row["theirs"] is None else short(row["theirs"], row["unit"])
-        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.{2 if row['ratio'] >= 0.1 else 4}f}"
         ours = short(row["ours"], row["unit"])
         cells = (row["benchmark"], row["quantity"], ours, row["peer"] or "", theirs, ratio, required)
         lines.append(f"| {' | '.join(cells)} |")
