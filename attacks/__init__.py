@@ -19,6 +19,7 @@ from defended.attacks.decision import DecisionAttack
 from defended.attacks.degradation_attack import DegradationAttack
 from defended.attacks.degradation_monitor import DegradationMonitor
 from defended.attacks.ensemble import Ensemble
+from defended.attacks.evasive_descent import EvasiveDescent
 from defended.attacks.figures import Susceptibility
 from defended.attacks.foolbox_adapter import FoolboxAttack, from_foolbox
 from defended.attacks.intervals import Rate, clopper_pearson
@@ -45,6 +46,7 @@ __all__ = [
     "DegradedInputs",
     "Ensemble",
     "EpsilonPGD",
+    "EvasiveDescent",
     "FoolboxAttack",
     "PGD",
     "Rate",

@@ -29,10 +29,8 @@ def nets() -> dict[str, tuple[Path, dict[str, Any]]]:
         {**facts, "command": "python benchmarks/membership_net.py"},
     )
     facts = {"kind": "PolytopeNet", "data": "mnist", "settings": {"epsilon": 0.1, "norm": "linf"}}
-    found["mnist-2c2f-linf-0.1"] = (
-        RESULTS / "kw" / "eps_0.1.keras",
-        {**facts, "command": "python benchmarks/kw.py train"},
-    )
+    for name, stem in (("mnist-2c2f-linf-0.1", "eps_0.1"), ("mnist-2c2f-linf-0.2", "eps_0.1_doubled")):
+        found[name] = RESULTS / "kw" / f"{stem}.keras", {**facts, "command": "python benchmarks/kw.py train"}
     for data in ("mnist", "fashion_mnist"):
         for sigma in (0.25, 0.5):
             settings = {"epsilon": 0.25, "sigma": sigma}

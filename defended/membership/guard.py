@@ -9,10 +9,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from defended.defended_model import DefendedModel, Judgement
+from defended.defended_model import DefendedModel, Judgement, Verdicts
 from defended.margins import finite_rows, leader
 from defended.membership.decision import Reach, decide, guarded_radii
 from defended.membership.oracle import MembershipOracle, Nearest
+from defended.polytope.training_batch import TrainingBatch
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -25,7 +26,7 @@ _ROOM = 2.0**-10
 
 
 @keras.saving.register_keras_serializable(package="defended")
-class MembershipGuard(DefendedModel):
+class MembershipGuard(TrainingBatch, DefendedModel):
     """A defended model that looks for valid inputs around what it receives (Leino et al. 2022, section 4.2).
 
     On receiving x', the guard searches the closed ball of radius epsilon for a valid input that the model labels
@@ -155,19 +156,36 @@ class MembershipGuard(DefendedModel):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         if training:
             return super().call(inputs, training=True)
-        return self._judgement(ops.convert_to_tensor(inputs), frozen=False).scores
+        return self._in_parts(lambda part: self._judgement(part, frozen=False).scores, inputs)
 
-    def reasons(self, x: Any, batch_size: int = 256) -> Array:
-        """Why each input `[n, *input shape]` was answered or rejected: `[n]` of `REASONS`."""
+    def verdicts(self, x: Any, batch_size: int | None = None) -> Verdicts:
+        """As for every defended model; a batch is at most what fits the memory that the model inside may use."""
+        return super().verdicts(x, batch_size=self._batch_size(batch_size))
+
+    def reasons(self, x: Any, batch_size: int | None = None) -> Array:
+        """Why each input `[n, *input shape]` was answered or rejected: `[n]` of `REASONS`; batches as in `verdicts`."""
         if self._is_stale():
             self._require_final("reasons")
-        x = self._checked_inputs(x).astype("float32")
+        x, batch_size = self._checked_inputs(x).astype("float32"), self._batch_size(batch_size)
         reason = self._compiled("reasons", lambda batch: self._outputs(batch, frozen=False)["reason"])
         parts = [
             ops.convert_to_numpy(reason(ops.convert_to_tensor(x[first : first + batch_size])))
             for first in range(0, len(x), batch_size)
         ]
         return np.array(REASONS)[np.concatenate([np.zeros(0, np.int64), *parts])]
+
+    def _batch_size(self, asked: int | None) -> int:
+        most = int(getattr(self.base, "rows_at_once", 256))
+        return most if asked is None else min(int(asked), most)
+
+    def _in_parts(self, function: Any, inputs: Any) -> Any:
+        """`function(inputs)`, in the parts in which a model that minds its memory evaluates what is at hand."""
+        inputs, by_model = ops.convert_to_tensor(inputs), getattr(self.base, "_in_parts", None)
+        return function(inputs) if by_model is None else by_model("guard", function, inputs)
+
+    def _compiled(self, name: str, function: Any) -> Any:
+        # A model may be traced in another way once its bounds are proven.
+        return super()._compiled(f"{name} {_number(self.base._proven_for) != 0}", function)
 
     def deployed(self, inputs: Any) -> dict[str, Any]:
         """As `DefendedModel.deployed`; `reason` is an int32 index into `REASONS`.
@@ -234,7 +252,7 @@ class MembershipGuard(DefendedModel):
 
         Where only its neighbours answer an input, epsilon plus the distance by which it may move and still be answered.
         """
-        return self._judgement(ops.convert_to_tensor(inputs), frozen=False).radius
+        return self._in_parts(lambda part: self._judgement(part, frozen=False).radius, inputs)
 
     def radius_from_scores(self, scores: Any) -> Any:
         """The certified radius of the robustness check alone, `[batch]`, from scores `[batch, m + 1]`."""
@@ -259,6 +277,19 @@ class MembershipGuard(DefendedModel):
         self._aside.functions.clear()
 
     # Training is the model's: the guard enters at run time.
+
+    def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
+        """As for every defended model."""
+        self._thaw()
+        self._forget_steps()
+        return super().fit(x, y, **kwargs)
+
+    def _forget_steps(self) -> None:
+        self.train_function = self.test_function = self.predict_function = None
+
+    def _batches(self) -> dict[int, Any]:
+        # What losses and metrics ask of the model inside, it answers of the guard's batch.
+        return self.base._batches() if isinstance(self.base, TrainingBatch) else super()._batches()
 
     def _slack(self, inputs: Any, logits: Any, epsilon: Any, training: bool, frozen: bool = False) -> Any:
         return self.base._slack(inputs, logits, epsilon, training, frozen)
@@ -289,6 +320,7 @@ class MembershipGuard(DefendedModel):
                 many pairs, and the largest epsilon that holds.
         """
         super().finalize()
+        self._forget_steps()
 
     def _prove(self) -> None:
         if not self.base.is_final:

@@ -126,6 +126,14 @@ class ScoreOracle(MembershipOracle):
         """`[batch]` float32: above `threshold` where an input is not taken for valid."""
         return self.score_gradient(self.features(ops.convert_to_tensor(inputs)))[0]
 
+    def excess(self, inputs: Any) -> Any:
+        """`[batch]` float32, differentiable: by how much the score is above the threshold, as a share of that.
+
+        Positive where an input is not taken for valid: what an attack must keep from, see `attacks.EvasiveDescent`.
+        """
+        threshold = ops.convert_to_tensor(self._threshold)
+        return (self.score(inputs) - threshold) / ops.maximum(ops.abs(threshold), 2.0**-100)
+
     def prove(self, model: Any) -> None:
         """Make the score and its threshold for the network as it is now.
 

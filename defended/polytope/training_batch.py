@@ -11,6 +11,8 @@ from keras import ops
 class _Batch(NamedTuple):
     inputs: Any
     training: bool
+    radius_scale: Any
+    """Of the model that is trained: the one that is bounded, or a guard around it."""
 
 
 class TrainingBatch:
@@ -29,20 +31,20 @@ class TrainingBatch:
     ) -> Any:
         """The loss of a batch, as Keras asks for it."""
         batches, key = self._batches(), threading.get_ident()
-        batches[key] = _Batch(x, bool(training))
+        batches[key] = _Batch(x, bool(training), self.radius_scale)
         try:
             return super().compute_loss(  # type: ignore[misc]
                 x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
             )
         finally:
             # No tensor of a graph outlives its use; that it was a training step is for `compute_metrics`.
-            batches[key] = _Batch(None, bool(training))
+            batches[key] = _Batch(None, bool(training), self.radius_scale)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         """The metrics of a batch, as Keras asks for them."""
         batches, key = self._batches(), threading.get_ident()
         before = batches.get(key)
-        batches[key] = _Batch(x, before.training if before is not None else False)
+        batches[key] = _Batch(x, before.training if before is not None else False, self.radius_scale)
         try:
             return super().compute_metrics(x, y, y_pred, sample_weight)  # type: ignore[misc]
         finally:
@@ -72,5 +74,7 @@ class TrainingBatch:
 
     def _batch_radius(self) -> Any:
         """The radius that the batch is bounded for: in training steps the training radius."""
-        epsilon = ops.convert_to_tensor(self._epsilon)
-        return epsilon * ops.convert_to_tensor(self.radius_scale) if self._batch_is_training() else epsilon
+        epsilon, batch = ops.convert_to_tensor(self._epsilon), self._batches().get(threading.get_ident())
+        if batch is None or not batch.training:
+            return epsilon
+        return epsilon * ops.convert_to_tensor(batch.radius_scale)
