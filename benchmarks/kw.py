@@ -116,11 +116,9 @@ def measure(names: list[str], out: Path, points: int) -> None:
     results: dict[str, Any] = json.loads((out / "results.json").read_text()) if (out / "results.json").exists() else {}
     for name in names:
         network = keras.models.load_model(out / f"{name}.keras", compile=False)
-        model = defended.PolytopeNet(network, epsilon=EPSILON)
+        model = defended.PolytopeNet(network, epsilon=EPSILON, radius_steps=1)  # which tells whether r > 2 eps
         model.finalize()
-        start = time.perf_counter()
-        verdicts = model.verdicts(x, batch_size=100)
-        milliseconds = 1000 * (time.perf_counter() - start) / len(x)
+        verdicts = model.verdicts(x)
         correct = verdicts.label == y
         clean = np.argmax(network.predict(data.x_test, verbose=0), axis=-1) == data.y_test
         rates = {
@@ -129,9 +127,8 @@ def measure(names: list[str], out: Path, points: int) -> None:
             "vra_2eps": Rate(int((correct & (verdicts.radius > 2 * EPSILON)).sum()), len(y)),
         }
         results[name] = {key: rate.to_dict() for key, rate in rates.items()}
-        results[name] |= {"milliseconds_a_point": round(milliseconds, 1)}
         results[name] |= json.loads((out / f"{name}_time.json").read_text())
-        print(name, {key: f"{float(rate):.4f}" for key, rate in rates.items()}, f"{milliseconds:.1f} ms a point")
+        print(name, {key: f"{float(rate):.4f}" for key, rate in rates.items()})
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -46,7 +46,7 @@ class MembershipGuard(TrainingBatch, DefendedModel):
     stays an assumption, and `certificate_assumptions` says so. A score cannot do this: not finding is no proof.
 
     Of an input that only its neighbours answer, `certified_radius` is epsilon plus the distance by which it may move
-    and still be answered so; thus `availability_radius`, and r > 2 epsilon, mean what they do elsewhere.
+    and still be answered so; thus `availability_radius`, and r > 2 epsilon, mean what they do for the model itself.
 
     The guard falls back to the check, never to an answer: while nothing is proven (`is_final`), where no valid input is
     near, and where the search did not end.
