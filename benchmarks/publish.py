@@ -2,7 +2,8 @@
 
     python benchmarks/publish.py
 
-Run it after `mnist_2c2f.py`, `smoothed_nets.py` or `kw.py train` have trained anew. The files of the nets lie in
+Run it after `mnist_2c2f.py`, `smoothed_nets.py` or `kw.py train` have trained anew, or after `model.keras` and
+`history.csv` of a recipe were laid down as `results/recipes/NAME.keras` and `NAME.csv`. The files of the nets lie in
 `defended/pretrained`; `benchmarks/results` links to them.
 """
 
@@ -20,9 +21,15 @@ RESULTS = Path(__file__).parent / "results"
 def nets() -> dict[str, tuple[Path, dict[str, Any]]]:
     """File and facts of every net, by its name in the zoo."""
     found: dict[str, tuple[Path, dict[str, Any]]] = {}
-    for name, stem in (("mnist-2c2f-0.3", "eps_0.3"), ("mnist-2c2f-0.6", "eps_0.3_doubled")):
-        facts = {"kind": "GloroNet", "data": "mnist", "settings": {"epsilon": 0.3}}
-        found[name] = RESULTS / "mnist_2c2f" / f"{stem}.keras", {**facts, "command": "python benchmarks/mnist_2c2f.py"}
+    facts = {"kind": "GloroNet", "data": "mnist", "settings": {"epsilon": 0.3}}
+    found["mnist-2c2f-0.3"] = (
+        RESULTS / "mnist_2c2f" / "eps_0.3.keras",
+        {**facts, "command": "python benchmarks/mnist_2c2f.py"},
+    )
+    found["mnist-2c2f-0.6"] = (
+        RESULTS / "recipes" / "mnist-2c2f-0.6.keras",
+        {**facts, "command": "defended train --config benchmarks/recipes/mnist-2c2f-0.6.toml --out runs/net"},
+    )
     facts = {"kind": "GloroNet", "data": "fashion_mnist", "settings": {"epsilon": 0.3}}
     found["fashion-mnist-2c2f-0.3"] = (
         RESULTS / "membership" / "fashion_mnist_eps_0.3.keras",

@@ -10,10 +10,10 @@ from defended import GloroNet, datasets, zoo
 from defended.serving import training_run
 from defended.serving.training_run import TrainingSettings, build_network, train, training_data
 
-RECIPES = sorted((Path(__file__).parents[1] / "benchmarks" / "recipes").glob("*.toml"))
+RECIPES = sorted((Path(__file__).parents[1] / "benchmarks" / "recipes").rglob("*.toml"))
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_recipe_is_complete(path):
     settings = TrainingSettings(**tomllib.loads(path.read_text(encoding="utf-8")))
     data, net, radius = path.stem.rsplit("-", 2)
