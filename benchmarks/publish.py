@@ -21,6 +21,7 @@ RESULTS = Path(__file__).parent / "results"
 def nets() -> dict[str, tuple[Path, dict[str, Any]]]:
     """File and facts of every net, by its name in the zoo."""
     found: dict[str, tuple[Path, dict[str, Any]]] = {}
+    train = "defended train --config benchmarks/recipes"
     facts = {"kind": "GloroNet", "data": "mnist", "settings": {"epsilon": 0.3}}
     found["mnist-2c2f-0.3"] = (
         RESULTS / "mnist_2c2f" / "eps_0.3.keras",
@@ -28,7 +29,7 @@ def nets() -> dict[str, tuple[Path, dict[str, Any]]]:
     )
     found["mnist-2c2f-0.6"] = (
         RESULTS / "recipes" / "mnist-2c2f-0.6.keras",
-        {**facts, "command": "defended train --config benchmarks/recipes/mnist-2c2f-0.6.toml --out runs/net"},
+        {**facts, "command": f"{train}/mnist-2c2f-0.6.toml, then {train}/refined/mnist-2c2f-0.6.toml"},
     )
     facts = {"kind": "GloroNet", "data": "fashion_mnist", "settings": {"epsilon": 0.3}}
     found["fashion-mnist-2c2f-0.3"] = (
