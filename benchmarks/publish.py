@@ -2,9 +2,10 @@
 
     python benchmarks/publish.py
 
-Run it after `mnist_2c2f.py`, `smoothed_nets.py` or `kw.py train` have trained anew, or after `model.keras` and
-`history.csv` of a recipe were laid down as `results/recipes/NAME.keras` and `NAME.csv`. The files of the nets lie in
-`defended/pretrained`; `benchmarks/results` links to them.
+Run it after `mnist_2c2f.py`, `smoothed_nets.py` or `kw.py train` have trained anew, or after a recipe's `model.keras`
+(loaded with `compile=False` and saved anew, which leaves the optimizer out) and `history.csv` were laid down as
+`results/recipes/NAME.keras` and `NAME.csv`. The files of the nets lie in `defended/pretrained`; `benchmarks/results`
+links to them.
 """
 
 from __future__ import annotations
