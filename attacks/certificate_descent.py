@@ -87,14 +87,18 @@ class CertificateDescent(GradientAttack):
         ]
 
     def _rule(self, task: Task) -> tuple[Rule, Array]:
-        sizes = (self.step_size or 2 * task.radius) * SCHEDULES["cosine"](np.arange(self.steps) / self.steps)
-        return Steepest(task.norm), Steepest.control(sizes, 0.0)
+        return along_cosine(task.norm, self.step_size or 2 * task.radius, self.steps)
 
     def _goal(self, task: Task) -> float:
         if not self.early_stop or getattr(task.model, "sampling", None) is not None:
             return -np.inf
         # In another graph, and after the point was rounded, the radius may be larger by some roundings.
         return model_radius(task.model) * (1 - 1e-4)
+
+
+def along_cosine(norm: str, first: float, steps: int) -> tuple[Rule, Array]:
+    """Steepest descent in a norm, its steps falling from `first` to 0 along a cosine."""
+    return Steepest(norm), Steepest.control(first * SCHEDULES["cosine"](np.arange(steps) / steps), 0.0)
 
 
 def _nearest_classes(model: Any, x: Array, count: int, batch_size: int) -> Array:

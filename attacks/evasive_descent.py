@@ -11,11 +11,12 @@ import tensorflow as tf
 
 from defended.attacks import checks
 from defended.attacks.attack import Task
+from defended.attacks.certificate_descent import along_cosine
 from defended.attacks.checks import Array
 from defended.attacks.gradient_attack import GradientAttack, Run, two_largest
 from defended.attacks.objectives import ANY_CLASS, Differentiated
-from defended.attacks.pgd import SCHEDULES, known
-from defended.attacks.rules import Rule, Steepest
+from defended.attacks.pgd import known
+from defended.attacks.rules import Rule
 
 GOALS = ("rejection", "wrong answer")
 
@@ -106,8 +107,7 @@ class EvasiveDescent(GradientAttack):
         return [Run(labels, "sphere" if restart else "clean") for restart in range(self.restarts)]
 
     def _rule(self, task: Task) -> tuple[Rule, Array]:
-        sizes = (self.step_size or 2 * task.radius) * SCHEDULES["cosine"](np.arange(self.steps) / self.steps)
-        return Steepest(task.norm), Steepest.control(sizes, 0.0)
+        return along_cosine(task.norm, self.step_size or 2 * task.radius, self.steps)
 
     def _goal(self, task: Task) -> float:
         # In another graph, and after the point was rounded, both may be larger by some roundings.

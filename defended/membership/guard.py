@@ -278,15 +278,6 @@ class MembershipGuard(TrainingBatch, DefendedModel):
 
     # Training is the model's: the guard enters at run time.
 
-    def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
-        """As for every defended model."""
-        self._thaw()
-        self._forget_steps()
-        return super().fit(x, y, **kwargs)
-
-    def _forget_steps(self) -> None:
-        self.train_function = self.test_function = self.predict_function = None
-
     def _batches(self) -> dict[int, Any]:
         # What losses and metrics ask of the model inside, it answers of the guard's batch.
         return self.base._batches() if isinstance(self.base, TrainingBatch) else super()._batches()
@@ -320,7 +311,6 @@ class MembershipGuard(TrainingBatch, DefendedModel):
                 many pairs, and the largest epsilon that holds.
         """
         super().finalize()
-        self._forget_steps()
 
     def _prove(self) -> None:
         if not self.base.is_final:

@@ -350,16 +350,6 @@ class PolytopeNet(TrainingBatch, DefendedModel):
     def finalize(self) -> None:
         """As for every defended model; here it looks whether sums can overflow, the bounds being made at run time."""
         super().finalize()
-        self._forget_steps()
-
-    def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
-        """As for every defended model."""
-        self._thaw()
-        self._forget_steps()
-        return super().fit(x, y, **kwargs)
-
-    def _forget_steps(self) -> None:
-        self.train_function = self.test_function = self.predict_function = None
 
     def worst_case_logits(self, rows: Any) -> Any:
         """`[batch, m]`: minus the bounds on `y_t - y_i`, for the batch whose loss or metrics are being computed.

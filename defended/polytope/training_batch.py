@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from keras import ops
@@ -25,6 +26,22 @@ class TrainingBatch:
     _aside: Any
     _epsilon: Any
     radius_scale: Any
+    _thaw: Callable[[], None]
+
+    def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
+        """As for every defended model."""
+        self._thaw()
+        self._forget_steps()
+        return super().fit(x, y, **kwargs)  # type: ignore[misc]
+
+    def finalize(self) -> None:
+        """As for every defended model."""
+        super().finalize()  # type: ignore[misc]
+        self._forget_steps()
+
+    def _forget_steps(self) -> None:
+        # Steps are traced for bounds that are proven, or for estimates.
+        self.train_function = self.test_function = self.predict_function = None
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
