@@ -182,10 +182,11 @@ class _Queue:
 
 
 def _segment(rounds: int) -> int:
-    """Steps between two looks at what is finished: about ten, so that few are made in vain behind the last one."""
-    return min(
-        range(min(8, rounds), min(16, rounds) + 1), key=lambda length: (-rounds % length) / rounds + length / 400
-    )
+    """Steps between two looks at what is finished: few, since most of what can be rejected is after one or two.
+
+    A look costs as much as a fraction of a step of the smallest nets, and nothing beside a step on dual bounds.
+    """
+    return min(range(min(3, rounds), min(6, rounds) + 1), key=lambda length: (-rounds % length, length))
 
 
 def two_largest(model: Any, x: Array, batch_size: int) -> tuple[Array, Array]:

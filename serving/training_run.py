@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import keras
+import tensorflow as tf
 from pydantic import BaseModel, ConfigDict, Field
 
 from defended import DefendedModel, GloroNet, callbacks, datasets, zoo
@@ -22,6 +23,7 @@ MODEL = "model.keras"
 HISTORY = "history.csv"
 SETTINGS = "settings.toml"
 _UNFINISHED = "unfinished"
+_STEPS_PER_EXECUTION = 16
 
 NETWORKS: dict[str, Callable[..., keras.Model]] = {
     "2c2f": zoo.cnn_2c2f, "4c3f": zoo.cnn_4c3f, "dense": zoo.dense_small, "liresnet": zoo.liresnet,
@@ -103,7 +105,12 @@ def train(
     steps = settings.epochs * math.ceil(kept / settings.batch_size)
     rate = keras.optimizers.schedules.PolynomialDecay(settings.learning_rate, steps, settings.learning_rate / 1000)
     model.compile(
-        optimizer=keras.optimizers.Adam(rate), loss=settings.loss, metrics=["clean_accuracy", "vra", "rejection_rate"]
+        optimizer=keras.optimizers.Adam(rate),
+        loss=settings.loss,
+        metrics=["clean_accuracy", "vra", "rejection_rate"],
+        # On CPUs oneDNN's convolutions are faster than XLA's, and half of a small net's step is Python's.
+        jit_compile="auto" if tf.config.list_logical_devices("GPU") else False,
+        steps_per_execution=_STEPS_PER_EXECUTION,
     )
     unfinished = directory / _UNFINISHED
     ramp: dict[str, Any] = {"schedule": settings.schedule, "start": settings.start, "ramp": settings.ramp}
@@ -137,8 +144,6 @@ def training_data(settings: TrainingSettings, dataset: datasets.Dataset, kept: i
     held_out = (dataset.x_train[kept:], dataset.y_train[kept:]) if kept < len(dataset.x_train) else None
     if settings.augment == "none":
         return {"x": x, "y": y, "batch_size": settings.batch_size, "validation_data": held_out}
-    import tensorflow as tf
-
     affine = RandomAffine(seed=settings.seed)
     shift = keras.layers.RandomTranslation(0.125, 0.125, fill_mode="constant", seed=settings.seed)
     mirror = keras.layers.RandomFlip("horizontal", seed=settings.seed)

@@ -65,3 +65,9 @@ def test_a_seed_repeats_the_changes(images):
     first, second, other = (np.asarray(RandomAffine(seed=seed)(images)) for seed in (5, 5, 6))
     np.testing.assert_array_equal(first, second)
     assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("wrong", [{"turn": -0.1}, {"shift": np.nan}, {"shear": np.inf}, {"zoom": 1.0}, {"share": 1.5}])
+def test_limits_that_are_none_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        RandomAffine(**wrong)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -29,11 +31,42 @@ class MinMax(keras.layers.Layer):
                 f"Received: input_shape={tuple(input_shape)}. Use an even number of filters or units before it."
             )
 
-    def call(self, inputs: Any) -> Any:
-        shape = ops.shape(inputs)
-        pairs = ops.reshape(inputs, (*shape[:-1], inputs.shape[-1] // 2, 2))
-        low, high = ops.min(pairs, axis=-1), ops.max(pairs, axis=-1)
-        return ops.reshape(ops.stack([low, high], axis=-1), shape)
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        if training and keras.backend.backend() == "tensorflow":
+            outputs = _compiled()(inputs)
+            outputs.set_shape(inputs.shape)
+            return outputs
+        return _sort_pairs(inputs)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
+
+
+def _sort_pairs(inputs: Any) -> Any:
+    pairs = ops.reshape(inputs, (-1, 2))  # two axes only: TensorFlow slices those 3 times as fast as five
+    first, second = pairs[:, 0], pairs[:, 1]
+    return ops.reshape(ops.stack([ops.minimum(first, second), ops.maximum(first, second)], axis=1), ops.shape(inputs))
+
+
+@functools.cache
+def _compiled() -> Callable[[Any], Any]:
+    """`_sort_pairs` and its gradient, each one XLA kernel, wherever the graph around them is not compiled.
+
+    As separate TensorFlow operations they take longer than the convolutions they stand between.
+    """
+    import tensorflow as tf
+
+    @tf.function(jit_compile=True, autograph=False)
+    def exchange(inputs: Any, carried: Any) -> Any:
+        # A choice, since XLA's minimum on CPUs loses NaN.
+        pairs, carried_pairs = tf.reshape(inputs, (-1, 2)), tf.reshape(carried, (-1, 2))
+        falling = pairs[:, 0] > pairs[:, 1]
+        first, second = carried_pairs[:, 0], carried_pairs[:, 1]
+        exchanged = tf.where(falling, second, first), tf.where(falling, first, second)
+        return tf.reshape(tf.stack(exchanged, axis=1), tf.shape(inputs))
+
+    @tf.custom_gradient
+    def sort_pairs(inputs: Any) -> Any:
+        return exchange(inputs, inputs), lambda gradient: exchange(inputs, gradient)
+
+    return sort_pairs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -26,6 +27,9 @@ class RandomAffine:
 
     Returns:
         Images of the same shape and dtype.
+
+    Raises:
+        ValueError: a negative or infinite limit, a zoom of 1 or more, or a share above 1.
     """
 
     def __init__(
@@ -37,7 +41,13 @@ class RandomAffine:
         share: float = 0.8,
         seed: int | None = None,
     ):
-        self.turn, self.shear, self.zoom, self.shift, self.share = turn, shear, zoom, shift, share
+        limits = {"turn": turn, "shear": shear, "zoom": zoom, "shift": shift, "share": share}
+        for name, value in limits.items():
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"`{name}` is a largest change, so at least 0, as 0.05. Received: {value}")
+        if zoom >= 1 or share > 1:
+            raise ValueError(f"`zoom` must be below 1, and `share` at most 1. Received: zoom={zoom}, share={share}")
+        self.turn, self.shear, self.zoom, self.shift, self.share = limits.values()
         self._seeds = keras.random.SeedGenerator(seed)
 
     def __call__(self, images: Any) -> Any:
