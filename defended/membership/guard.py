@@ -13,7 +13,7 @@ from defended.defended_model import DefendedModel, Judgement, Verdicts
 from defended.margins import finite_rows, leader
 from defended.membership.decision import Reach, decide, guarded_radii
 from defended.membership.oracle import MembershipOracle, Nearest
-from defended.polytope.training_batch import TrainingBatch
+from defended.training.training_batch import TrainingBatch
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -17,7 +17,7 @@ from defended.polytope.memory import bytes_per_input
 from defended.polytope.projections import projected_chain
 from defended.polytope.radius import ABOVE, search_radius
 from defended.polytope.rounding import LARGEST_COEFFICIENTS, LARGEST_VALUE, largest_coefficients
-from defended.polytope.training_batch import TrainingBatch
+from defended.training.training_batch import TrainingBatch
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
