@@ -6,8 +6,11 @@ import shutil
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
+
+from defended import pretrained
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -35,6 +38,27 @@ def module(path):
     found = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(found)
     return found
+
+
+def test_a_compact_net_is_small_and_proven_for_its_rounded_weights(tmp_path):
+    compact = module(BENCHMARKS / "compact.py")
+    for bits in (4, 8):
+        weights = np.random.default_rng(bits).standard_normal((30, 40)).astype("float32")
+        rounded = compact.on_grid(weights, bits)
+        step = np.diff(np.unique(rounded)).min()
+        assert np.log2(step) % 1 == 0
+        assert np.abs(rounded / step).max() <= 2 ** (bits - 1)
+        assert np.abs(rounded - weights).max() <= step / 2
+        assert step <= 4 * np.abs(weights).max() / 2**bits
+    assert not compact.on_grid(np.zeros((2, 2), "float32"), 8).any()
+
+    source = Path(pretrained.FOLDER) / "mnist-2c2f-0.3.keras"
+    compact.compact(source, tmp_path / "small.keras", 8)
+    assert (tmp_path / "small.keras").stat().st_size < source.stat().st_size / 3
+    before, after = (keras.models.load_model(path, compile=False) for path in (source, tmp_path / "small.keras"))
+    assert after.is_final
+    x = np.random.default_rng(0).random((64, 28, 28, 1), dtype="float32")
+    np.testing.assert_allclose(after.verdicts(x).radius, before.verdicts(x).radius, atol=0.02)
 
 
 class TestFigures:

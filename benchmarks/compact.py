@@ -1,0 +1,57 @@
+"""Make a trained net's file small: its weights on a grid, its bounds proven anew for those weights, the file packed.
+
+    python benchmarks/compact.py MODEL.keras OUT.keras [--bits 8]
+
+A kernel's entries become whole multiples of a power of two, at most 2^(bits - 1) of them, which packs 4 to 5 times as
+small; biases stay. What is certified is certified for the weights in the file. Prints the size before and after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from defended import DefendedModel
+
+
+def on_grid(weights: np.ndarray, bits: int) -> np.ndarray:
+    """`weights` as multiples of the smallest power of two that leaves at most `2**(bits - 1)` of either sign."""
+    step = 2.0 ** np.ceil(np.log2(max(np.abs(weights).max(), 1e-30) / 2 ** (bits - 1)))
+    return (step * np.round(weights / step)).astype(weights.dtype)
+
+
+def compact(source: Path, target: Path, bits: int) -> None:
+    """Write the net of `source` to `target`, without its optimizer."""
+    model = keras.models.load_model(source, compile=False)
+    if not isinstance(model, DefendedModel):
+        raise SystemExit(f"{source} holds an undefended {type(model).__name__}: `defended train` writes defended ones.")
+    network = model.network
+    network.set_weights([array if array.ndim < 2 else on_grid(array, bits) for array in network.get_weights()])
+    model.finalize()
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / "model.keras"
+        model.save(plain)
+        packed = Path(folder) / "packed.keras"
+        with zipfile.ZipFile(plain) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as new:
+            for name in old.namelist():
+                new.writestr(name, old.read(name))
+        target.write_bytes(packed.read_bytes())
+    print(f"{source.stat().st_size / 2**20:.2f} MiB -> {target.stat().st_size / 2**20:.2f} MiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--bits", type=int, default=8)
+    arguments = parser.parse_args()
+    compact(arguments.source, arguments.target, arguments.bits)
+
+
+if __name__ == "__main__":
+    main()
