@@ -30,7 +30,7 @@ def nets() -> dict[str, tuple[Path, dict[str, Any]]]:
     )
     found["mnist-2c2f-0.6"] = (
         RESULTS / "recipes" / "mnist-2c2f-0.6.keras",
-        {**facts, "command": f"{train}/mnist-2c2f-0.6.toml, then {train}/refined/mnist-2c2f-0.6.toml"},
+        {**facts, "command": f"{train}/mnist-2c2f-0.6.toml, then as the files in refined/ say"},
     )
     facts = {"kind": "GloroNet", "data": "fashion_mnist", "settings": {"epsilon": 0.3}}
     found["fashion-mnist-2c2f-0.3"] = (
