@@ -43,8 +43,8 @@ class MinMax(keras.layers.Layer):
 
 
 def _sort_pairs(inputs: Any) -> Any:
-    pairs = ops.reshape(inputs, (-1, 2))  # two axes only: TensorFlow slices those 3 times as fast as five
-    first, second = pairs[:, 0], pairs[:, 1]
+    # Two axes only, which TensorFlow takes apart twice as fast as five; ONNX has no gradient of slices.
+    first, second = ops.unstack(ops.reshape(inputs, (-1, 2)), axis=1)
     return ops.reshape(ops.stack([ops.minimum(first, second), ops.maximum(first, second)], axis=1), ops.shape(inputs))
 
 
