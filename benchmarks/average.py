@@ -14,7 +14,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-import defended  # noqa: F401  (loading needs its classes)
+from defended.serving.training_run import save
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     weights = zip(*(model.network.get_weights() for model in models), strict=True)
     models[0].network.set_weights([np.mean(arrays, axis=0) for arrays in weights])
     models[0].finalize()
-    models[0].save(arguments.out)
+    save(models[0], arguments.out)
     print(f"{arguments.out}: the mean of {len(models)} nets")
 
 

@@ -2,13 +2,14 @@
 
     python benchmarks/compact.py MODEL.keras OUT.keras [--bits 8]
 
-A kernel's entries become whole multiples of a power of two, at most 2^(bits - 1) of them, which packs 4 to 5 times as
+A kernel's entries become whole multiples of a power of two, at most 2^(bits - 1) times it, which packs 4 to 5 times as
 small; biases stay. What is certified is certified for the weights in the file. Prints the size before and after.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import tempfile
 import zipfile
 from pathlib import Path
@@ -17,6 +18,7 @@ import keras
 import numpy as np
 
 from defended import DefendedModel
+from defended._io import atomic_write_bytes
 
 
 def on_grid(weights: np.ndarray, bits: int) -> np.ndarray:
@@ -33,14 +35,14 @@ def compact(source: Path, target: Path, bits: int) -> None:
     network = model.network
     network.set_weights([array if array.ndim < 2 else on_grid(array, bits) for array in network.get_weights()])
     model.finalize()
+    packed = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "model.keras"
         model.save(plain)
-        packed = Path(folder) / "packed.keras"
         with zipfile.ZipFile(plain) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as new:
             for name in old.namelist():
                 new.writestr(name, old.read(name))
-        target.write_bytes(packed.read_bytes())
+    atomic_write_bytes(target, packed.getvalue())
     print(f"{source.stat().st_size / 2**20:.2f} MiB -> {target.stat().st_size / 2**20:.2f} MiB")
 
 

@@ -109,7 +109,7 @@ def train(
         loss=settings.loss,
         metrics=["clean_accuracy", "vra", "rejection_rate"],
         # On CPUs oneDNN's convolutions are faster than XLA's, and half of a small net's step is Python's.
-        jit_compile="auto" if tf.config.list_logical_devices("GPU") or not _one_dnn() else False,
+        jit_compile=False if _one_dnn() and not tf.config.list_logical_devices("GPU") else "auto",
         steps_per_execution=_STEPS_PER_EXECUTION,
     )
     unfinished = directory / _UNFINISHED
