@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from defended import DefendedModel, GloroNet, callbacks, datasets, zoo
 from defended._io import atomic_write_text
-from defended.training.augmentation import RandomAffine
+from defended.training.augmentation import RandomAffine, RandomElastic
 
 MODEL = "model.keras"
 HISTORY = "history.csv"
@@ -29,7 +29,7 @@ NETWORKS: dict[str, Callable[..., keras.Model]] = {
     "2c2f": zoo.cnn_2c2f, "4c3f": zoo.cnn_4c3f, "dense": zoo.dense_small, "liresnet": zoo.liresnet,
 }  # fmt: skip
 Net = Literal["2c2f", "4c3f", "dense", "liresnet"]
-Augmentation = Literal["none", "affine", "shift", "flip-shift"]
+Augmentation = Literal["none", "affine", "elastic", "shift", "flip-shift"]
 
 
 class TrainingSettings(BaseModel):
@@ -38,7 +38,8 @@ class TrainingSettings(BaseModel):
     `epsilon` is the l2 radius defended after training, in input units; with `doubling` the run trains at twice that,
     and otherwise at `train_radius` times that. The training radius starts at `start` times epsilon, and has arrived
     after the share `ramp` of the epochs. `augment` turns, shears, scales and moves training images
-    a little (`"affine"`, see `RandomAffine`), or moves them by up to an eighth of their size, and mirrors.
+    a little (`"affine"`, see `RandomAffine`), also bends them (`"elastic"`), or moves them by up to an eighth of their
+    size, and mirrors.
     `network`, the path of a plain `.keras` classifier with logits out, takes the place of `net`. The learning rate
     falls linearly to a thousandth over the run. The last `validation_split` of the training data are held out, and
     choose the best epoch of radius doubling; the test data are left for measuring.
@@ -149,13 +150,13 @@ def training_data(settings: TrainingSettings, dataset: datasets.Dataset, kept: i
     held_out = (dataset.x_train[kept:], dataset.y_train[kept:]) if kept < len(dataset.x_train) else None
     if settings.augment == "none":
         return {"x": x, "y": y, "batch_size": settings.batch_size, "validation_data": held_out}
-    affine = RandomAffine(seed=settings.seed)
+    warp = (RandomElastic if settings.augment == "elastic" else RandomAffine)(seed=settings.seed)
     shift = keras.layers.RandomTranslation(0.125, 0.125, fill_mode="constant", seed=settings.seed)
     mirror = keras.layers.RandomFlip("horizontal", seed=settings.seed)
 
     def augmented(images: Any, labels: Any) -> tuple[Any, Any]:
-        if settings.augment == "affine":
-            return affine(images), labels
+        if settings.augment in ("affine", "elastic"):
+            return warp(images), labels
         moved = shift(images, training=True)
         return (mirror(moved, training=True) if settings.augment == "flip-shift" else moved), labels
 

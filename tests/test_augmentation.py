@@ -1,9 +1,9 @@
-"""Random affine changes: what they keep, how far they go, and that each image gets its own."""
+"""Random affine and elastic changes: what they keep, how far they go, and that each image gets its own."""
 
 import numpy as np
 import pytest
 
-from defended.training.augmentation import RandomAffine
+from defended.training.augmentation import RandomAffine, RandomElastic
 
 NOTHING = {"turn": 0.0, "shear": 0.0, "zoom": 0.0, "shift": 0.0}
 
@@ -25,6 +25,8 @@ def centres(images):
 def test_without_changes_images_stay_as_they_are(images):
     for changes in (NOTHING, {"share": 0.0}):
         np.testing.assert_allclose(RandomAffine(**changes)(images), images, atol=1e-6)
+        np.testing.assert_allclose(RandomElastic(**{"bend": 0.0, **changes})(images), images, atol=1e-6)
+    np.testing.assert_allclose(RandomElastic(bend=3.0, share=0.0)(images), images, atol=1e-6)
 
 
 @pytest.mark.parametrize("shift", [0.5, 2.0])
@@ -71,3 +73,31 @@ def test_a_seed_repeats_the_changes(images):
 def test_limits_that_are_none_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         RandomAffine(**wrong)
+
+
+@pytest.mark.parametrize("shape", [(64, 17, 30, 1), (64, 20, 12, 3)])
+def test_an_elastic_change_without_a_bend_is_the_affine_one(shape):
+    images = np.random.default_rng(0).random(shape, "float32")
+    affine = RandomAffine(turn=0.4, shear=0.2, zoom=0.3, shift=5.0, seed=4)(images)
+    elastic = RandomElastic(bend=0.0, turn=0.4, shear=0.2, zoom=0.3, shift=5.0, seed=4)(images)
+    np.testing.assert_allclose(elastic, affine, atol=1e-5)
+
+
+def test_a_bend_moves_near_pixels_alike_and_far_ones_apart():
+    # The channels of a pixel hold its column and its row, so what comes out says where it came from.
+    rows, columns = np.mgrid[:41, :41].astype("float32") + 1
+    images = np.repeat(np.stack([columns, rows], axis=-1)[None], 200, axis=0)
+    bent = np.asarray(RandomElastic(**{**NOTHING, "bend": 0.8, "nodes": 5, "share": 1.0, "seed": 5})(images))
+    moved = (bent - images)[:, 8:-8, 8:-8]
+    assert 0.4 < moved.std() < 0.9
+    assert abs(moved.mean()) < 0.05
+    near = np.corrcoef(moved[:, 12, 12].ravel(), moved[:, 12, 13].ravel())[0, 1]
+    far = np.corrcoef(moved[:, 0, 0].ravel(), moved[:, 24, 24].ravel())[0, 1]
+    assert near > 0.95
+    assert abs(far) < 0.25
+
+
+@pytest.mark.parametrize("wrong", [{"bend": -1.0}, {"bend": np.inf}, {"nodes": 1}, {"share": 2.0}])
+def test_bends_that_are_none_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        RandomElastic(**wrong)

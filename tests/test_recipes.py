@@ -16,7 +16,7 @@ RECIPES = sorted((Path(__file__).parents[1] / "benchmarks" / "recipes").rglob("*
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_recipe_is_complete(path):
     settings = TrainingSettings(**tomllib.loads(path.read_text(encoding="utf-8")))
-    data, net, radius = path.stem.rsplit("-", 2)
+    data, net, radius = path.stem.removesuffix("-last").rsplit("-", 2)
     trained = settings.epsilon * (2 if settings.doubling else 1)
     assert (settings.data, settings.net, trained) == (data.replace("-", "_"), net, pytest.approx(float(radius)))
 
@@ -47,7 +47,7 @@ def test_liresnet_with_emma_on_a_small_run(tmp_path, monkeypatch):
     assert np.mean(verdicts.label == run.dataset.y_test) > 0.9  # the two kinds are far apart
 
 
-@pytest.mark.parametrize(("augment", "share"), [("shift", 1.0), ("affine", 0.6)])
+@pytest.mark.parametrize(("augment", "share"), [("shift", 1.0), ("affine", 0.6), ("elastic", 0.6)])
 def test_augmentation_moves_images_and_keeps_their_number(tmp_path, augment, share):
     settings = TrainingSettings(data=colours(tmp_path), augment=augment, batch_size=40, validation_split=0.25)
     data = datasets.load(settings.data)

@@ -1,4 +1,4 @@
-"""Random affine changes of training images."""
+"""Random affine and elastic changes of training images."""
 
 from __future__ import annotations
 
@@ -51,7 +51,18 @@ class RandomAffine:
         self._seeds = keras.random.SeedGenerator(seed)
 
     def __call__(self, images: Any) -> Any:
-        batch, height, width = ops.shape(images)[0], images.shape[1], images.shape[2]
+        (a, b, c, d), (right, down), _ = self._motion(images)
+        x0, y0 = _centre(images)
+        right, down = right + x0 - a * x0 - b * y0, down + y0 - c * x0 - d * y0
+        nothing = ops.zeros_like(a)
+        transform = ops.stack([a, b, right, c, d, down, nothing, nothing], axis=1)
+        return ops.image.affine_transform(images, transform, interpolation="bilinear", fill_mode="constant")
+
+    def _motion(self, images: Any) -> tuple[tuple[Any, Any, Any, Any], tuple[Any, Any], Any]:
+        """From a pixel of the result to one of the image, seen from its centre: a matrix's entries by rows and a
+        movement, each `[batch]`; then 1 where an image is changed at all, else 0.
+        """
+        batch = ops.shape(images)[0]
         changed = ops.cast(keras.random.uniform([batch], seed=self._seeds) < self.share, "float32")
 
         def within(limit: float) -> Any:
@@ -60,10 +71,68 @@ class RandomAffine:
         angle, shear = within(self.turn), within(self.shear)
         wide, high = 1.0 + within(self.zoom), 1.0 + within(self.zoom)
         cos, sin = ops.cos(angle), ops.sin(angle)
-        # From a pixel of the result to one of the image, with the image's centre as the origin.
-        a, b, c, d = wide * cos, shear - high * sin, wide * sin, high * cos
-        x0, y0 = (width - 1) / 2, (height - 1) / 2
-        right, down = x0 - a * x0 - b * y0 + within(self.shift), y0 - c * x0 - d * y0 + within(self.shift)
-        nothing = ops.zeros_like(angle)
-        transform = ops.stack([a, b, right, c, d, down, nothing, nothing], axis=1)
-        return ops.image.affine_transform(images, transform, interpolation="bilinear", fill_mode="constant")
+        matrix = wide * cos, shear - high * sin, wide * sin, high * cos
+        return matrix, (within(self.shift), within(self.shift)), changed
+
+
+class RandomElastic(RandomAffine):
+    """`RandomAffine` and, in the same interpolation, a smooth bend: elastic distortions (Simard et al. 2003).
+
+    Every node of a grid over the image moves by a normal amount in each direction; pixels between follow by bicubic
+    interpolation.
+
+    Args:
+        bend: the nodes' standard deviation, in pixels.
+        nodes: of the grid, to a side.
+        **affine: as for `RandomAffine`.
+
+    Raises:
+        ValueError: a negative or infinite bend, fewer than 2 nodes, or what `RandomAffine` refuses.
+    """
+
+    def __init__(self, bend: float = 0.6, nodes: int = 5, **affine: Any):
+        super().__init__(**affine)
+        if not (math.isfinite(bend) and bend >= 0):
+            raise ValueError(f"`bend` is a standard deviation in pixels, so at least 0, as 0.6. Received: {bend}")
+        if nodes < 2:
+            raise ValueError(f"`nodes` must be 2 or more to a side. Received: {nodes}")
+        self.bend, self.nodes = bend, nodes
+
+    def __call__(self, images: Any) -> Any:
+        (a, b, c, d), (right, down), changed = (
+            [value[:, None, None] for value in part] if isinstance(part, tuple) else part
+            for part in self._motion(images)
+        )
+        height, width = images.shape[1:3]
+        x0, y0 = _centre(images)
+        bends = keras.random.normal(
+            [ops.shape(images)[0], self.nodes, self.nodes, 2], stddev=self.bend, seed=self._seeds
+        )
+        bends = ops.image.resize(bends * changed[:, None, None, None], (height, width), interpolation="bicubic")
+        x, y = (
+            ops.arange(width, dtype="float32")[None, None] - x0,
+            ops.arange(height, dtype="float32")[None, :, None] - y0,
+        )
+        return _bilinear(images, a * x + b * y + right + x0 + bends[..., 0], c * x + d * y + down + y0 + bends[..., 1])
+
+
+def _centre(images: Any) -> tuple[float, float]:
+    """The column and the row, perhaps between two, that a turn leaves in place."""
+    return (images.shape[2] - 1) / 2, (images.shape[1] - 1) / 2
+
+
+def _bilinear(images: Any, columns: Any, rows: Any) -> Any:
+    """`[batch, height, width, channels]`: the images at these places, `[batch, height, width]`, 0 outside of them."""
+    batch, (height, width, channels) = ops.shape(images)[0], images.shape[1:]
+    pixels = ops.reshape(ops.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0))), (batch, -1, channels))
+    left, top = ops.floor(columns), ops.floor(rows)
+    right_share, lower_share = (columns - left)[..., None], (rows - top)[..., None]
+
+    def at(column: Any, row: Any) -> Any:
+        place = ops.clip(row + 1, 0, height + 1) * (width + 2) + ops.clip(column + 1, 0, width + 1)
+        found = ops.take_along_axis(pixels, ops.reshape(ops.cast(place, "int32"), (batch, -1, 1)), axis=1)
+        return ops.reshape(found, (batch, height, width, channels))
+
+    upper = (1 - right_share) * at(left, top) + right_share * at(left + 1, top)
+    lower = (1 - right_share) * at(left, top + 1) + right_share * at(left + 1, top + 1)
+    return (1 - lower_share) * upper + lower_share * lower

@@ -52,8 +52,8 @@ def train(
     start: Annotated[float, typer.Option(help="Training radius of the first epoch, as a multiple of epsilon.")] = 0.0,
     ramp: Annotated[float, typer.Option(help="Share of the epochs until the training radius has arrived.")] = 0.5,
     augment: Annotated[
-        Literal["none", "affine", "shift", "flip-shift"],
-        typer.Option(help="Turn, scale and move training images a little, or move and mirror them."),
+        Literal["none", "affine", "elastic", "shift", "flip-shift"],
+        typer.Option(help="Turn, scale and move training images a little, and bend them, or move and mirror them."),
     ] = "none",
     validation_split: Annotated[
         float, typer.Option(min=0.0, help="Share of the training data that chooses the best epoch of radius doubling.")
