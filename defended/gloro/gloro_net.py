@@ -144,7 +144,7 @@ class GloroNet(DefendedModel):
         return ops.cond(self._has_bounds(), proven, lambda: self._graph.estimate_rows(classes, training=False))
 
     def _logits(self, inputs: Any, training: bool) -> Any:
-        if training or not self._graph.is_blocked:
+        if training or not self._graph.evaluate.is_rearranged:
             return super()._logits(inputs, training)
         return self._graph.evaluate(inputs)
 

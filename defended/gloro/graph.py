@@ -15,6 +15,7 @@ import numpy as np
 from keras import layers, ops
 
 from defended.gloro import rounding
+from defended.gloro.evaluation import Evaluation
 from defended.gloro.normalisation import fold_normalisation
 from defended.gloro.operators import LinearOperator, in_float64
 from defended.gloro.rules import LipschitzRule, rule_for
@@ -91,7 +92,7 @@ class LipschitzGraph:
             self._steps.pop()
             self._output = last.inputs[0]
         self._fold_normalisations()
-        self._blocked = [step for step in self._all_steps if _parts(step.layer) > 1]
+        self.evaluate = Evaluation(self._all_steps)
 
     @property
     def operators(self) -> list[LinearOperator]:
@@ -204,23 +205,6 @@ class LipschitzGraph:
         sums_of_logits = diagonal * computed + rounding.affine(2 * bias.max())
         return distances * constant * (1 + 2.0**-51), (errors[0], errors[1]), [sums_of_logits]
 
-    def evaluate(self, inputs: Any) -> Any:
-        """Logits `[batch, m]` at inference, the long inner products of Dense layers in blocks.
-
-        Equal to the network's own up to rounding, with a far smaller proven error: it grows with the longest chain of
-        additions.
-        """
-        values: dict[int, Any] = {0: inputs}
-        for step in self._all_steps:
-            sources = [values[slot] for slot in step.inputs]
-            values[step.output] = _evaluate(step.layer, sources[0] if len(sources) == 1 else sources)
-        return values[self._all_steps[-1].output if self._all_steps else 0]
-
-    @property
-    def is_blocked(self) -> bool:
-        """Whether `evaluate` differs from the network's own forward pass."""
-        return bool(self._blocked)
-
     def estimate_rows(self, predicted: Any, training: bool) -> Any:
         """Rows K_j of the class-by-class matrix for predicted classes `[batch]`: `[batch, m]`, differentiable.
 
@@ -321,29 +305,6 @@ def _check_is_plain(layer: Any) -> None:
             f"Layer {layer.name!r} has low-rank or quantised weights; certificates are made for plain float32 kernels. "
             f"Merge the low-rank weights, as saving and loading does, or defend the network that was not quantised."
         )
-
-
-def _parts(layer: Any) -> int:
-    """Blocks in which a layer's inner products are evaluated."""
-    return rounding.blocks(int(layer.kernel.shape[0])) if type(layer) is layers.Dense else 1
-
-
-def _evaluate(layer: Any, inputs: Any) -> Any:
-    """A layer at inference."""
-    parts = _parts(layer)
-    if parts == 1:
-        return layer(inputs, training=False) if layer._call_has_training_arg else layer(inputs)
-    kernel = ops.convert_to_tensor(layer.kernel)
-    terms = kernel.shape[0]
-    size = -(-terms // parts)
-    cuts = parts if terms % parts == 0 else list(range(size, terms, size))
-    first, *others = zip(ops.split(inputs, cuts, axis=-1), ops.split(kernel, cuts), strict=True)
-    total = ops.matmul(*first)
-    if layer.use_bias:
-        total = ops.add(total, layer.bias)
-    for part in others:
-        total = total + ops.matmul(*part)
-    return total if layer.activation is None else layer.activation(total)
 
 
 def _line(step: _Step, norm: float | None, value: rounding.Evaluated, at_norm: float) -> LayerBound:
