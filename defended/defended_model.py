@@ -89,7 +89,7 @@ class DefendedModel(VisibleSteps, keras.Model):
         # 0 while the certificate rests on estimates; afterwards a checksum of the weights that it was proven for.
         self._proven_for = self._scalar("proven_for", 0, dtype="int32")
         # A plain namespace: Keras would track a list of metrics, and save it with the weights.
-        self._aside = SimpleNamespace(monitors=[], functions={}, drift=0.0, training_data=())
+        self._aside = SimpleNamespace(monitors=[], functions={}, drift=0.0, training_data=(), radii=None)
         self.built = True
 
     def _scalar(self, name: str, value: float, dtype: str = "float32") -> Any:
@@ -453,9 +453,23 @@ class DefendedModel(VisibleSteps, keras.Model):
         return [*super().metrics, *self._aside.monitors]
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        for metric in self._aside.monitors:
-            metric.update_state(y, y_pred, sample_weight)
-        return super().compute_metrics(x, y, y_pred, sample_weight)
+        self._aside.radii = {}
+        try:
+            for metric in self._aside.monitors:
+                metric.update_state(y, y_pred, sample_weight)
+            return super().compute_metrics(x, y, y_pred, sample_weight)
+        finally:
+            self._aside.radii = None
+
+    def radius_for_metrics(self, scores: Any) -> Any:
+        """`radius_from_scores`, within `compute_metrics` written into the graph once for all metrics of a batch."""
+        known = self._aside.radii
+        if known is None:
+            return self.radius_from_scores(scores)
+        if id(scores) not in known:
+            # The scores too: an id is theirs as long as they live.
+            known[id(scores)] = scores, self.radius_from_scores(scores)
+        return known[id(scores)][1]
 
     @contextmanager
     def _strategy_scope(self) -> Iterator[None]:

@@ -230,6 +230,23 @@ def test_metrics_reach_tensorboard(tmp_path, digits):
     assert {"epoch_vra", "epoch_vra_2eps", "epoch_fpr_upper"} <= set(events.Tags()["tensors"])
 
 
+def test_metrics_of_a_batch_share_its_radii(digits, monkeypatch):
+    model = small()
+    model.compile("adam", "crossentropy", metrics=["vra", metrics.VRA(2.0), "rejection_rate", "false_positive_bound"])
+    asked = []
+    plain = GloroNet.radius_from_scores
+    monkeypatch.setattr(
+        GloroNet, "radius_from_scores", lambda self, scores: asked.append(scores) or plain(self, scores)
+    )
+    together = model.evaluate(digits.x_test[:64], digits.y_test[:64], batch_size=64, verbose=0, return_dict=True)
+    assert len(asked) == 1
+    for metric in (metrics.VRA(), metrics.VRA(2.0), metrics.RejectionRate(), metrics.FalsePositiveBound()):
+        metric.attach(model)
+        metric.update_state(digits.y_test[:64], model(digits.x_test[:64]))
+        assert float(metric.result()) == pytest.approx(together[metric.name], abs=1e-6)
+    assert len(asked) == 6, "outside of a batch, each asks for itself"
+
+
 def test_the_progress_bar_shows_them(capsys, digits):
     compiled().fit(digits.x_train, digits.y_train, verbose=2)
     assert "vra: " in capsys.readouterr().out

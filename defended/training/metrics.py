@@ -53,7 +53,7 @@ class _Rate(keras.metrics.Mean):
                 )
             return ops.argmax(y_pred, axis=-1) != y_pred.shape[-1] - 1
         # While training, the scores hold ⊥ for the training radius: the radius tells what holds at run time.
-        return model.radius_from_scores(y_pred) > scale * ops.convert_to_tensor(model.epsilon)
+        return model.radius_for_metrics(y_pred) > scale * ops.convert_to_tensor(model.epsilon)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "radius_scale": self.radius_scale}
