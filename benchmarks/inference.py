@@ -34,7 +34,7 @@ from defended.margins import predicted_class
 
 BATCH, FEATURES = 32, 2048
 CLASSES = (10, 200, 1000)
-BATCHES = (1, 32, 256)
+BATCHES = (1, 32, 128, 256)
 
 
 def clocked(function: Callable[[], Any]) -> Callable[[], float]:

@@ -1,5 +1,6 @@
 """The recipes in `benchmarks/recipes`: what they say is what `defended train` takes, and a small run of each kind."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -16,7 +17,7 @@ RECIPES = sorted((Path(__file__).parents[1] / "benchmarks" / "recipes").rglob("*
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_recipe_is_complete(path):
     settings = TrainingSettings(**tomllib.loads(path.read_text(encoding="utf-8")))
-    data, net, radius = path.stem.removesuffix("-last").rsplit("-", 2)
+    data, net, radius = re.fullmatch(r"(.+)-(\w+)-([0-9.]+)(?:-[a-z]+)?", path.stem).groups()
     trained = settings.epsilon * (2 if settings.doubling else 1)
     assert (settings.data, settings.net, trained) == (data.replace("-", "_"), net, pytest.approx(float(radius)))
 
