@@ -18,7 +18,7 @@ RECIPES = sorted((Path(__file__).parents[1] / "benchmarks" / "recipes").rglob("*
 def test_a_recipe_is_complete(path):
     settings = TrainingSettings(**tomllib.loads(path.read_text(encoding="utf-8")))
     data, net, radius = re.fullmatch(r"(.+)-(\w+)-([0-9.]+)(?:-[a-z]+)?", path.stem).groups()
-    trained = settings.epsilon * (2 if settings.doubling else 1)
+    trained = settings.epsilon * (2 if settings.doubling else round(settings.train_radius))
     assert (settings.data, settings.net, trained) == (data.replace("-", "_"), net, pytest.approx(float(radius)))
 
 
