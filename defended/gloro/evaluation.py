@@ -53,18 +53,17 @@ class Evaluation:
 def _in_halves(steps: Sequence[_Step]) -> frozenset[int]:
     """Slots before and after each MinMax that alone stands between two convolutions."""
     uses = Counter(slot for step in steps for slot in step.inputs)
-    makers = {step.output: step.layer for step in steps}
-    takers = {slot: step.layer for step in steps for slot in step.inputs}
+    makers: dict[int, Any] = {step.output: step.layer for step in steps}
+    takers: dict[int, Any] = {slot: step.layer for step in steps for slot in step.inputs}
     found = set()
     for step in steps:
         before, after = step.inputs[0], step.output
-        maker, taker = makers.get(before), takers.get(after)
         if (
             type(step.layer) is MinMax
             and uses[before] == uses[after] == 1
-            and _is_plain_convolution(maker)
-            and _is_plain_convolution(taker)
-            and maker.activation in (None, keras.activations.linear)
+            and _is_plain_convolution(makers.get(before))
+            and _is_plain_convolution(takers.get(after))
+            and makers[before].activation in (None, keras.activations.linear)
         ):
             found |= {before, after}
     return frozenset(found)

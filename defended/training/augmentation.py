@@ -99,20 +99,15 @@ class RandomElastic(RandomAffine):
         self.bend, self.nodes = bend, nodes
 
     def __call__(self, images: Any) -> Any:
-        (a, b, c, d), (right, down), changed = (
-            [value[:, None, None] for value in part] if isinstance(part, tuple) else part
-            for part in self._motion(images)
-        )
+        matrix, movement, changed = self._motion(images)
+        a, b, c, d, right, down = (value[:, None, None] for value in (*matrix, *movement))
         height, width = images.shape[1:3]
         x0, y0 = _centre(images)
-        bends = keras.random.normal(
-            [ops.shape(images)[0], self.nodes, self.nodes, 2], stddev=self.bend, seed=self._seeds
-        )
-        bends = ops.image.resize(bends * changed[:, None, None, None], (height, width), interpolation="bicubic")
-        x, y = (
-            ops.arange(width, dtype="float32")[None, None] - x0,
-            ops.arange(height, dtype="float32")[None, :, None] - y0,
-        )
+        x = ops.arange(width, dtype="float32")[None, None] - x0
+        y = ops.arange(height, dtype="float32")[None, :, None] - y0
+        grid = [ops.shape(images)[0], self.nodes, self.nodes, 2]
+        bends = keras.random.normal(grid, stddev=self.bend, seed=self._seeds) * changed[:, None, None, None]
+        bends = ops.image.resize(bends, (height, width), interpolation="bicubic")
         return _bilinear(images, a * x + b * y + right + x0 + bends[..., 0], c * x + d * y + down + y0 + bends[..., 1])
 
 
