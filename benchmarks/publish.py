@@ -34,8 +34,8 @@ def nets() -> dict[str, tuple[Path, dict[str, Any]]]:
     )
     facts = {"kind": "GloroNet", "data": "fashion_mnist", "settings": {"epsilon": 0.3}}
     found["fashion-mnist-2c2f-0.3"] = (
-        RESULTS / "membership" / "fashion_mnist_eps_0.3.keras",
-        {**facts, "command": "python benchmarks/membership_net.py"},
+        RESULTS / "recipes" / "fashion-mnist-2c2f-0.3.keras",
+        {**facts, "command": f"{train}/fashion-mnist-2c2f-0.3.toml"},
     )
     facts = {"kind": "PolytopeNet", "data": "mnist", "settings": {"epsilon": 0.1, "norm": "linf"}}
     for name, stem in (("mnist-2c2f-linf-0.1", "eps_0.1"), ("mnist-2c2f-linf-0.2", "eps_0.1_doubled")):
