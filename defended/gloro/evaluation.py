@@ -3,7 +3,7 @@
 Two things differ from calling one layer after the other, neither in exact arithmetic. Long inner products of Dense
 layers are added up in blocks (`rounding.BLOCK`). And where `MinMax` lies between two convolutions, channels run in
 another order there: the first members of all pairs, then the second ones. Sorting pairs then takes halves of the
-channels instead of every second number, which is what it costs most; the convolutions' kernels are small and follow.
+channels, not every second number, which is slow; the kernels, which are small, are permuted to match.
 """
 
 from __future__ import annotations
