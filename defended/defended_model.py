@@ -196,7 +196,7 @@ class DefendedModel(VisibleSteps, keras.Model):
 
         The largest float32 where i is the predicted class. The certified radius is the smallest entry.
         """
-        inputs = ops.convert_to_tensor(inputs, dtype="float32")
+        inputs = ops.convert_to_tensor(inputs, "float32")
         return self._radii(inputs, self._logits(inputs, training=False))
 
     def certified_radius(self, inputs: Any) -> Any:
@@ -204,7 +204,7 @@ class DefendedModel(VisibleSteps, keras.Model):
 
         Always finite: 0 for inputs that are not, the largest float32 where every perturbation is certified.
         """
-        inputs = ops.convert_to_tensor(inputs, dtype="float32")
+        inputs = ops.convert_to_tensor(inputs, "float32")
         logits = self._logits(inputs, training=False)
         return self._finite_radius(inputs, logits, self._radii(inputs, logits))
 

@@ -16,7 +16,7 @@ def sequential(*parts):
     return keras.Sequential([keras.Input(SHAPE), *parts, layers.Flatten(), layers.Dense(4)])
 
 
-def pooled_twice():
+def used_twice():
     """MinMax feeds a convolution and a sum besides."""
     inputs = keras.Input(SHAPE)
     sorted_pairs = MinMax()(layers.Conv2D(6, 3, padding="same")(inputs))
@@ -37,12 +37,12 @@ def shared():
 REARRANGED = {
     "a chain": lambda: sequential(
         layers.Conv2D(6, 3, strides=2, padding="same"), MinMax(), layers.Conv2D(8, 2, use_bias=False), MinMax(),
-        layers.Conv2D(2, 2, dilation_rate=(1, 1), activation="relu"),
+        layers.Conv2D(2, 2, activation="relu"),
     ),
     "shared": shared,
 }  # fmt: skip
 AS_IT_IS = {
-    "used twice": pooled_twice,
+    "used twice": used_twice,
     "groups": lambda: sequential(layers.Conv2D(6, 3, groups=3), MinMax(), layers.Conv2D(4, 2, groups=2), MinMax()),
     "an activation before": lambda: sequential(layers.Conv2D(6, 3, activation="relu"), MinMax(), layers.Conv2D(4, 2)),
     "Dense behind": lambda: sequential(layers.Conv2D(6, 3), MinMax()),

@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 
 class Evaluation:
-    """Calls the layers of `steps`, in their order, on the value in slot 0; the last one's output is the network's."""
+    """Calls the layers of `steps`, in their order, on the value in slot 0; the last one's output is the network's.
+
+    Attributes:
+        is_rearranged: whether anything differs from the network's own forward pass.
+    """
 
     def __init__(self, steps: Sequence[_Step]):
         self._steps = steps
         self._in_halves = _in_halves(steps)
-
-    @property
-    def is_rearranged(self) -> bool:
-        """Whether anything differs from the network's own forward pass."""
-        return bool(self._in_halves) or any(_parts(step.layer) > 1 for step in self._steps)
+        self.is_rearranged = bool(self._in_halves) or any(_parts(step.layer) > 1 for step in steps)
 
     def __call__(self, inputs: Any) -> Any:
         values: dict[int, Any] = {0: inputs}

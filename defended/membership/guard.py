@@ -180,7 +180,7 @@ class MembershipGuard(TrainingBatch, DefendedModel):
 
     def _in_parts(self, function: Any, inputs: Any) -> Any:
         """`function(inputs)`, in the parts in which a model that minds its memory evaluates what is at hand."""
-        inputs, by_model = ops.convert_to_tensor(inputs), getattr(self.base, "_in_parts", None)
+        inputs, by_model = ops.convert_to_tensor(inputs, "float32"), getattr(self.base, "_in_parts", None)
         return function(inputs) if by_model is None else by_model("guard", function, inputs)
 
     def _compiled(self, name: str, function: Any) -> Any:
@@ -237,7 +237,7 @@ class MembershipGuard(TrainingBatch, DefendedModel):
 
         The smallest entry is the certified radius where that is positive.
         """
-        inputs = ops.convert_to_tensor(inputs)
+        inputs = ops.convert_to_tensor(inputs, "float32")
         radii = self.base.competitor_radii(inputs)
         if not self.oracle.is_complete:
             # What a descent finds lies beyond the model's own radius: the search would cost, and change nothing.

@@ -170,7 +170,7 @@ class PolytopeNet(TrainingBatch, DefendedModel):
         So it is above epsilon exactly where class i is excluded at epsilon; below epsilon it is proven, above it
         an extrapolation. For attacks, which descend it. The largest float32 for the predicted class.
         """
-        inputs = ops.convert_to_tensor(inputs)
+        inputs = ops.convert_to_tensor(inputs, "float32")
         first = leader(self._logits(inputs, training=False))
         radius = _enlarged(ops.broadcast_to(ops.convert_to_tensor(self._epsilon), ops.shape(inputs)[:1]))
         margins, _ = self._margins(inputs, first, radius)
