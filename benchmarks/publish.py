@@ -4,8 +4,8 @@
 
 Run it after `mnist_2c2f.py`, `smoothed_nets.py` or `kw.py train` have trained anew, or after a recipe's `model.keras`
 (loaded with `compile=False` and saved anew, which leaves the optimizer out) and `history.csv` were laid down as
-`results/recipes/NAME.keras` and `NAME.csv`. The files of the nets lie in `defended/pretrained`; `benchmarks/results`
-links to them.
+`results/recipes/NAME.keras` and `NAME.csv`. Bounds that another version of the package proved are proven anew. The
+files of the nets lie in `defended/pretrained`; `benchmarks/results` links to them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from defended import pretrained
+import keras
+
+from defended import DefendedModel, pretrained
+from defended.serving.training_run import save
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -50,11 +53,20 @@ def nets() -> dict[str, tuple[Path, dict[str, Any]]]:
     return found
 
 
+def prove(file: Path) -> None:
+    """Prove the bounds of the net in `file` anew where they are not this version's."""
+    model = keras.models.load_model(file, compile=False)
+    if isinstance(model, DefendedModel) and not model.is_final:
+        model.finalize()
+        save(model, file.resolve())
+
+
 def main() -> None:
     for name, (file, facts) in nets().items():
         if not file.exists():
             print(f"{name}: not at {file}, left as it is")
             continue
+        prove(file)
         target = pretrained.publish(name, file, **facts)
         if not file.is_symlink():
             file.unlink()

@@ -9,7 +9,7 @@ import shutil
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from defended import DefendedModel, GloroNet, callbacks, datasets, zoo
 from defended._io import atomic_write_text
 from defended.training.augmentation import RandomAffine, RandomElastic
+from defended.training.optimizers import BiasRateAdam
 
 MODEL = "model.keras"
 HISTORY = "history.csv"
@@ -37,12 +38,15 @@ class TrainingSettings(BaseModel):
 
     `epsilon` is the l2 radius defended after training, in input units; with `doubling` the run trains at twice that,
     and otherwise at `train_radius` times that. The training radius starts at `start` times epsilon, and has arrived
-    after the share `ramp` of the epochs. `augment` turns, shears, scales and moves training images
-    a little (`"affine"`, see `RandomAffine`), also bends them (`"elastic"`), or moves them by up to an eighth of their
-    size, and mirrors.
-    `network`, the path of a plain `.keras` classifier with logits out, takes the place of `net`. The learning rate
-    falls linearly to a thousandth over the run. The last `validation_split` of the training data are held out, and
-    choose the best epoch of radius doubling; the test data are left for measuring.
+    after the share `ramp` of the epochs. `augment` turns, shears, scales and moves training images a little
+    (`"affine"`, see `RandomAffine`), also bends them (`"elastic"`), or moves them by up to an eighth of their size, and
+    mirrors. `network`, the path of a plain `.keras` classifier with logits out, takes the place of `net`.
+
+    The learning rate falls over the run, linearly to a thousandth or, with `decay="exponential"`, by the same share at
+    each step to a hundredth; biases train at `bias_rate` times it. `balance` keeps kernels in these proportions
+    (`BalanceLayers`). `bfloat16` trains in that precision where the processor and oneDNN can; bounds are proven, and
+    the model answers, in the usual one. The last `validation_split` of the training data are held out, and choose the
+    best epoch of radius doubling; the test data are left for measuring.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +60,10 @@ class TrainingSettings(BaseModel):
     batch_size: int = Field(default=128, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
     loss: str = "trades_kl.1.5"
+    decay: Literal["linear", "exponential"] = "linear"
+    bias_rate: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    balance: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
+    bfloat16: bool = False
     schedule: Literal["fixed", "linear", "log"] = "linear"
     train_radius: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     start: float = Field(default=0.0, ge=0, allow_inf_nan=False)
@@ -104,9 +112,13 @@ def train(
     model = GloroNet(build_network(settings, dataset), epsilon=settings.epsilon)
     kept = int(len(dataset.x_train) * (1 - settings.validation_split))
     steps = settings.epochs * math.ceil(kept / settings.batch_size)
-    rate = keras.optimizers.schedules.PolynomialDecay(settings.learning_rate, steps, settings.learning_rate / 1000)
+    rates = keras.optimizers.schedules
+    if settings.decay == "exponential":
+        rate = rates.ExponentialDecay(settings.learning_rate, steps, 0.01)
+    else:
+        rate = rates.PolynomialDecay(settings.learning_rate, steps, settings.learning_rate / 1000)
     model.compile(
-        optimizer=keras.optimizers.Adam(rate),
+        optimizer=BiasRateAdam(rate, settings.bias_rate),
         loss=settings.loss,
         metrics=["clean_accuracy", "vra", "rejection_rate"],
         # On CPUs oneDNN's convolutions are faster than XLA's, and half of a small net's step is Python's.
@@ -120,6 +132,11 @@ def train(
         radius = callbacks.RadiusDoubling(**ramp, checkpoint=unfinished / "best.weights.h5")
     else:
         radius = callbacks.EpsilonSchedule(**ramp, end=settings.train_radius)
+    steering = [radius]
+    if settings.balance:
+        steering.append(callbacks.BalanceLayers(settings.balance))
+    if settings.bfloat16:
+        steering.append(_BFloat16())
     # Everything that can be wrong with the settings has been seen by now, so no folder is claimed for a mistake.
     atomic_write_text(directory / SETTINGS, settings.to_toml())
     history = keras.callbacks.CSVLogger(directory / HISTORY, append=True)
@@ -128,15 +145,33 @@ def train(
             **training_data(settings, dataset, kept),
             epochs=settings.epochs,
             # The backup comes last: a run killed among these repeats an epoch, and does not lose the best one.
-            callbacks=[radius, history, keras.callbacks.BackupAndRestore(unfinished / "backup"), *extra_callbacks],
+            callbacks=[*steering, history, keras.callbacks.BackupAndRestore(unfinished / "backup"), *extra_callbacks],
             verbose=verbose,
         )
     finally:
+        if settings.bfloat16:
+            _BFloat16()._set(False)
         if history.csv_file is not None:  # Keras closes it only after a whole training
             history.csv_file.close()
     save(model, directory / MODEL)
     shutil.rmtree(unfinished, ignore_errors=True)
     return TrainingRun(model, dataset, directory, was_finished=False)
+
+
+class _BFloat16(keras.callbacks.Callback):
+    """Convolutions and matrix products of training in bfloat16, by oneDNN's rewriting of graphs; off before proofs.
+
+    TensorFlow does nothing of the kind where the processor lacks the instructions.
+    """
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._set(True)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self._set(False)
+
+    def _set(self, value: bool) -> None:
+        tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": value})
 
 
 def _one_dnn() -> bool:
@@ -169,8 +204,9 @@ def require_same_settings(directory: Path, settings: TrainingSettings) -> None:
     """Raise a ValueError where the folder holds a run with other settings, or a model of another making."""
     path = directory / SETTINGS
     if path.exists():
-        there = tomllib.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key, value in settings.model_dump().items() if there.get(key) != value]
+        # A run of an earlier version knew fewer settings.
+        there = TrainingSettings().model_dump(mode="json") | tomllib.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key, value in settings.model_dump(mode="json").items() if there.get(key) != value]
         if changed:
             what = ", ".join(f"{key} = {there.get(key)!r}" for key in changed)
             raise ValueError(

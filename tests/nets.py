@@ -37,6 +37,10 @@ NETWORKS = {
     ),
     "blocks": lambda: sequential((300,), layers.Dense(6), layers.LeakyReLU(3.0), layers.Dense(3)),
     "blocks in the head": lambda: sequential((600,), layers.Dense(3)),
+    "blocks of channels": lambda: sequential(
+        (3, 3, 29), layers.Conv2D(16, 3, padding="same"), MinMax(), layers.Conv2D(6, 3, activation="relu"),
+        layers.Flatten(), layers.Dense(3),
+    ),
     "conv": lambda: sequential(
         (5, 5, 2), layers.ZeroPadding2D(1), layers.Conv2D(4, 3, strides=2, padding="same"), MinMax(),
         layers.Conv2D(4, 2, groups=2), layers.ReLU(), layers.Flatten(), layers.Dense(3),

@@ -84,6 +84,35 @@ def test_it_follows_weights_and_gradients_of_the_network():
     assert np.abs(logits[0][1]).max() > 0.01
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_training_takes_the_same_steps(compiled):
+    """Weights move as those of the network itself would, statistics of normalisation among them."""
+    network = sequential(
+        layers.Conv2D(6, 3, padding="same"), MinMax(), layers.Conv2D(8, 2), MinMax(), layers.Conv2D(4, 2),
+        layers.BatchNormalization(), MinMax(),
+    )  # fmt: skip
+    model = GloroNet(network, epsilon=0.1)
+    assert model._graph.evaluate.trains_faster
+    x = np.random.default_rng(0).standard_normal((5, *SHAPE)).astype("float32")
+    weights = network.get_weights()
+    outcomes = []
+    for function in (network, lambda x, training: model(x, training=training)[:, :-1]):
+        network.set_weights(weights)
+
+        @tf.function(jit_compile=compiled)
+        def gradients(x, function=function):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                value = tf.reduce_sum(tf.square(function(x, training=True)))
+            return tape.gradient(value, [x, *network.trainable_variables])
+
+        outcomes.append([gradient.numpy() for gradient in gradients(tf.constant(x))])
+        outcomes[-1] += [variable.numpy() for variable in network.non_trainable_variables]
+    for plain, own in zip(*outcomes, strict=True):
+        np.testing.assert_allclose(own, plain, atol=1e-5 * max(np.abs(plain).max(), 1))
+    assert np.abs(outcomes[0][1]).max() > 0.1
+
+
 def test_not_a_number_is_not_lost_between_halves():
     model, x = defended(REARRANGED["a chain"]())
     x[2, 4, 4, 1] = np.nan

@@ -344,7 +344,7 @@ def test_what_was_proven_for_another_evaluation_is_not_final(tmp_path, monkeypat
     from defended.gloro import gloro_net
 
     model = GloroNet(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]), epsilon=0.1)
-    monkeypatch.setattr(gloro_net, "BLOCK", 128)
+    monkeypatch.setattr(gloro_net, "BLOCK", 256)
     model.finalize()
     model.save(tmp_path / "old.keras")
     assert keras.models.load_model(tmp_path / "old.keras").is_final

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from defended import GloroNet, datasets, zoo
 from defended.serving import training_run
@@ -18,7 +19,7 @@ RECIPES = sorted((Path(__file__).parents[1] / "benchmarks" / "recipes").rglob("*
 def test_a_recipe_is_complete(path):
     settings = TrainingSettings(**tomllib.loads(path.read_text(encoding="utf-8")))
     data, net, radius = re.fullmatch(r"(.+)-(\w+)-([0-9.]+)(?:-[a-z]+)?", path.stem).groups()
-    trained = settings.epsilon * (2 if settings.doubling else round(settings.train_radius))
+    trained = settings.epsilon * (2 if settings.doubling else int(settings.train_radius))
     assert (settings.data, settings.net, trained) == (data.replace("-", "_"), net, pytest.approx(float(radius)))
 
 
@@ -68,3 +69,34 @@ def test_the_liresnet_of_the_zoo():
     )
     assert network.output_shape == (None, 7)
     assert sum(type(layer).__name__ == "LiResNetBlock" for layer in network.layers) == 6
+
+
+def test_every_setting_of_a_deep_recipe_on_a_small_run(tmp_path, monkeypatch):
+    """Layers in proportion, slow biases, bfloat16 where there is any; bounds and answers are float32's all the same."""
+    monkeypatch.setitem(
+        training_run.NETWORKS, "liresnet", lambda input_shape, num_classes: zoo.cnn_2c2f(input_shape, num_classes)
+    )
+    settings = TrainingSettings(
+        data=colours(tmp_path), net="liresnet", loss="emma", doubling=False, start=0.1, epochs=6, batch_size=16,
+        learning_rate=5e-3, decay="exponential", bias_rate=0.25, balance=(1.0, 2.0, 4.0, 1.0), bfloat16=True,
+        epsilon=0.1, validation_split=0.0,
+    )  # fmt: skip
+    run = train(settings, tmp_path / "run", verbose=0)
+    assert not tf.config.optimizer.get_experimental_options().get("auto_mixed_precision_onednn_bfloat16")
+    assert run.model.is_final
+    assert float(run.model.optimizer.learning_rate) == pytest.approx(5e-5, rel=1e-3)
+    norms = np.array([np.linalg.norm(w.reshape(-1, w.shape[-1]), 2) for w in run.model.network.get_weights()[::2]])
+    assert np.ptp(np.log2(norms / settings.balance)) < 2
+    x = run.dataset.x_test
+    again = train(settings, tmp_path / "run", verbose=0)
+    assert again.was_finished
+    np.testing.assert_array_equal(again.model.verdicts(x).label, run.model.verdicts(x).label)
+    np.testing.assert_allclose(again.model.certified_radius(x), run.model.certified_radius(x), rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_of_a_version_with_fewer_settings_goes_on(tmp_path):
+    settings = TrainingSettings(epochs=3)
+    (tmp_path / "settings.toml").write_text('data = "digits"\nepochs = 3\n', encoding="utf-8")
+    training_run.require_same_settings(tmp_path, settings)
+    with pytest.raises(ValueError, match="balance = "):
+        training_run.require_same_settings(tmp_path, TrainingSettings(epochs=3, balance=(1.0, 2.0)))

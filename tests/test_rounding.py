@@ -18,7 +18,7 @@ from defended import GloroNet
 from defended.gloro import layer_rules, rounding
 from defended.gloro.certificate import rounding_budget
 from defended.gloro.graph import Proof
-from defended.layers import LiResNetBlock
+from defended.layers import LiResNetBlock, MinMax
 from defended.serving import export
 from defended.serving.cpp_loader import CppSession
 
@@ -265,10 +265,13 @@ def test_elementary_functions_keep_what_is_assumed_of_them(name):
         assert np.all(np.abs(np.asarray(evaluation(z)).astype("float64") - exact) <= allowed)
 
 
-def test_a_long_sum_is_evaluated_in_blocks():
+@pytest.mark.parametrize("layer", [layers.Dense(2, use_bias=False), layers.Conv2D(2, 1, use_bias=False)])
+def test_a_long_sum_is_evaluated_in_blocks(layer):
     """One chain of additions would break the bound; no compiler may turn the blocks into one."""
-    network = sequential((4096,), layers.Dense(2, use_bias=False))
-    set_weights(network.layers[0], np.stack([np.ones(4096), np.zeros(4096)], axis=1))
+    shape = (4096,) if isinstance(layer, layers.Dense) else (1, 1, 4096)
+    network = sequential(shape, layer, *([] if shape == (4096,) else [layers.Flatten()]))
+    kernel = np.stack([np.ones(4096), np.zeros(4096)], axis=1)
+    set_weights(layer, kernel.reshape(layer.kernel.shape))
     # Above 2048, where float32 keeps multiples of 2^-12, each addition of such a number loses almost half of that.
     x = np.full((3, 4096), 1 + 2.0**-13 - 2.0**-20, "float32")
     x[1] *= -1
@@ -276,6 +279,7 @@ def test_a_long_sum_is_evaluated_in_blocks():
     chain = np.zeros(3, "float32")
     for column in x.T:
         chain += column
+    x = x.reshape(3, *shape)
     model = GloroNet(network, epsilon=0.1)
     assert largest_error(model, x, np.stack([chain, 0 * chain], axis=1)) > 1
     compiled = tf.function(lambda x: model._logits(x, training=False), autograph=False, jit_compile=True)
@@ -283,9 +287,11 @@ def test_a_long_sum_is_evaluated_in_blocks():
         assert largest_error(model, x, evaluation(x, training=False)) <= 1
     assert largest_error(model, x, compiled(x)) <= 1
     program = compiled.experimental_get_compiler_ir(x)(stage="optimized_hlo")
-    results = [re.search(r"= f32\[([\d,]+)\]\S* (dot|custom-call)\(", line) for line in program.splitlines()]
+    results = [
+        re.search(r"= f32\[([\d,]+)\]\S* (dot|convolution|custom-call)\(", line) for line in program.splitlines()
+    ]
     sizes = [math.prod(map(int, found.group(1).split(","))) for found in results if found]
-    assert sum(sizes) == 16 * 3 * 2, "16 blocks, each with results of its own"
+    assert sum(sizes) == 32 * 3 * 2, "32 blocks, each with results of its own"
 
 
 @pytest.fixture(scope="module")
@@ -359,6 +365,24 @@ def test_evaluations_never_contradict_each_other(evaluated, name):
     assert np.all(np.where(answered, labels, labels.max(axis=0)) == labels.max(axis=0))
     for scores, _ in ways.values():
         assert largest_error(model, x[some], scores[some]) <= 1
+
+
+def test_biases_count_for_what_they_contribute(monkeypatch):
+    """A bias that the next layer takes away is not carried on by the layers after it; the bound stays one."""
+    rng = np.random.default_rng(6)
+    network = sequential((20,), *(part for _ in range(5) for part in (layers.Dense(20), MinMax())), layers.Dense(3))
+    randomised(network, rng)
+    for layer in network.layers[:-1:4]:
+        layer.bias.assign(1e4 * layer.bias)
+    for before, layer in zip(network.layers[:-1:4], network.layers[2:-1:4], strict=False):
+        after_minmax = np.sort(before.bias.numpy().reshape(-1, 2), axis=1).ravel()
+        layer.bias.assign(-after_minmax @ layer.kernel.numpy())
+    model = GloroNet(network, epsilon=0.1)
+    x = rng.standard_normal((50, 20)).astype("float32")
+    assert largest_error(model, x) <= 1
+    anchored = model._graph.prove().errors[0]
+    monkeypatch.setattr(rounding.Evaluated, "anchored", lambda self, at_zero, constant: self)
+    assert (model._graph.prove().errors[0] >= 3 * anchored).all()
 
 
 def test_integers_are_exact():

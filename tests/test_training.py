@@ -9,6 +9,8 @@ import pytest
 from keras import layers, ops
 
 from defended import GloroNet, calibrate_epsilon, callbacks, datasets, losses, metrics, zoo
+from defended.layers import MinMax
+from defended.training.optimizers import BiasRateAdam
 from defended.training.schedules import interpolate
 
 # Two classes and ⊥: logits (2, 0), ⊥ at 1.
@@ -236,3 +238,110 @@ def test_calibration_spends_what_is_allowed_and_no_more():
         assert model.verdicts(POINTS).rejected.mean() == share
         model.epsilon = epsilon * 1.001
         assert model.verdicts(POINTS).rejected.mean() > share
+
+
+def chain(use_bias=True):
+    """A net whose layers are out of proportion, and points to judge it by."""
+    keras.utils.set_random_seed(0)
+    network = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Conv2D(4, 3, use_bias=use_bias), MinMax(),
+            layers.Conv2D(6, 3, activation="relu"),
+            layers.Flatten(),
+            layers.Dense(10), MinMax(),
+            layers.Dense(3),
+        ]
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    network.set_weights(
+        [factor * rng.standard_normal(w.shape) for factor, w in zip(np.geomspace(0.01, 3, 8)[-len(network.weights) :],
+                                                                    network.get_weights(), strict=True)]
+    )  # fmt: skip
+    return GloroNet(network, epsilon=0.3), rng.random((30, 8, 8, 1)).astype("float32"), rng.integers(0, 3, 30)
+
+
+def kernel_norms(model):
+    kernels = [layer.kernel.numpy() for layer in model.network.layers if hasattr(layer, "kernel")]
+    return np.array([np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), 2) for kernel in kernels])
+
+
+@pytest.mark.parametrize("proportions", [None, (1.0, 2.0, 8.0, 1.0)])
+def test_balancing_brings_proportion_and_changes_no_logit(proportions):
+    model, x, y = chain()
+    model.compile("adam", loss="emma")
+    model.fit(x, y, epochs=1, verbose=0)
+    before, norms = model.network(x).numpy(), kernel_norms(model)
+    balance = callbacks.BalanceLayers(proportions)
+    balance.set_model(model)
+    balance.on_train_begin()
+    balance.on_epoch_end(0)
+    np.testing.assert_array_equal(model.network(x).numpy(), before)
+    after = kernel_norms(model)
+    assert np.prod(after) == pytest.approx(np.prod(norms), rel=1e-5)
+    spread = [values.max() / values.min() for values in (after / np.array(proportions or 1.0), norms)]
+    assert spread[0] < 4 < 10 < spread[1]
+
+
+def test_balancing_scales_the_moments_of_adam_as_gradients_scale():
+    """The next step's gradient and the moments, in units of their layer, are as they would have been."""
+    steps = []
+    for balanced in (False, True):
+        model, x, y = chain(use_bias=False)
+        model.compile(keras.optimizers.Adam(1e-4, epsilon=0.0, use_ema=True), loss="emma")
+        model.fit(x, y, epochs=2, batch_size=10, shuffle=False, verbose=0)
+        start = kernel_norms(model)
+        if balanced:
+            balance = callbacks.BalanceLayers()
+            balance.set_model(model)
+            balance.on_epoch_end(0)
+        factors = kernel_norms(model) / start
+        gradient_scales = [float(factors[0]), float(factors[1]), float(np.prod(factors[:2]))]
+        optimizer = model.optimizer
+        steps.append(
+            [
+                [optimizer._momentums[i].numpy() * scale for i, scale in enumerate(gradient_scales)],
+                [optimizer._velocities[i].numpy() * scale**2 for i, scale in enumerate(gradient_scales)],
+                [optimizer._model_variables_moving_average[i].numpy() / s for i, s in enumerate(gradient_scales)],
+            ]
+        )
+        if balanced:
+            assert np.ptp(np.log2(factors)) > 2
+    for plain, scaled in zip(*steps, strict=True):
+        for expected, got in zip(plain, scaled, strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-6, atol=0)
+
+
+def test_balancing_refuses_what_it_cannot_keep_the_same():
+    inputs = keras.Input((4,))
+    hidden = layers.Dense(4)(inputs)
+    branched = keras.Model(inputs, layers.Dense(2)(layers.Add()([inputs, hidden])))
+    curved = keras.Sequential([inputs, layers.Dense(4, activation="tanh", name="bent"), layers.Dense(2)])
+    plain = keras.Sequential([inputs, layers.Dense(4), layers.ReLU(), layers.Dense(2)])
+    with pytest.raises(ValueError, match="chain"):
+        callbacks.BalanceLayers().set_model(GloroNet(branched, epsilon=0.1))
+    with pytest.raises(ValueError, match="bent"):
+        callbacks.BalanceLayers().set_model(GloroNet(curved, epsilon=0.1))
+    with pytest.raises(ValueError, match="a value for each layer"):
+        callbacks.BalanceLayers([1.0]).set_model(GloroNet(plain, epsilon=0.1))
+    with pytest.raises(ValueError, match="positive"):
+        callbacks.BalanceLayers([1.0, 0.0])
+    with pytest.raises(TypeError, match="GloroNet"):
+        callbacks.BalanceLayers().set_model(plain)
+    model = GloroNet(plain, epsilon=0.1)
+    model.compile("sgd", loss="emma")
+    with pytest.raises(TypeError, match="SGD"):
+        model.fit(np.zeros((4, 4)), np.zeros(4, int), callbacks=[callbacks.BalanceLayers()], verbose=0)
+
+
+def test_biases_learn_at_their_own_rate():
+    moved = []
+    for rate in (1.0, 0.25):
+        model = GloroNet(keras.Sequential([keras.Input((3,)), layers.Dense(2, kernel_initializer="ones")]), epsilon=0.1)
+        model.compile(BiasRateAdam(1e-2, rate), loss="crossentropy", run_eagerly=False)
+        model.fit(np.ones((4, 3)), np.zeros(4, int), verbose=0)
+        moved.append(
+            [np.abs(w - start).max() for w, start in zip(model.network.get_weights(), (1.0, 0.0), strict=True)]
+        )
+    np.testing.assert_allclose(moved, [[1e-2, 1e-2], [1e-2, 2.5e-3]], rtol=1e-3)
+    assert BiasRateAdam.from_config(BiasRateAdam(bias_rate=0.5).get_config()).bias_rate == 0.5

@@ -132,16 +132,19 @@ def figure2(settings: Settings) -> Reproduction:
                 series[f"{name.replace('_', ' ')}, authors', {trained}"] = epsilon, *_published_radii(path)
             except NotHereError as missing:
                 left_out.append(str(missing))
-    for published, trained in (("mnist-2c2f-0.3", "trained at eps"), ("mnist-2c2f-0.6", "at 2 eps")):
-        try:
-            x, y = settings.test_points("mnist", 10_000)
-            verdicts = settings.net("mnist-0.3", published, 0.3).verdicts(x, batch_size=1000)
+    for case in CASES:
+        for published, trained in zip(case.zoo, ("trained at eps", "at 2 eps"), strict=bool(case.zoo)):
+            name = f"{case.name.replace('-', ' ')}, ours, {trained}"
+            try:
+                x, y = settings.test_points(case.data, 10_000)
+                model = settings.net(case.name, published, case.epsilon)
+            except NotHereError as missing:
+                left_out.append(f"{name}: {missing}")
+                continue
             # A rejected input that is certified for less than eps still has its place in the curves.
-            model = settings.net("mnist-0.3", published, 0.3)
             right = _predicted(model, x) == y
-            series[f"mnist 0.3, ours, {trained}"] = 0.3, verdicts.radius.astype(np.float64), right
-        except NotHereError as missing:
-            left_out.append(f"mnist-0.3, ours, {trained}: {missing}")
+            radius = model.verdicts(x, batch_size=1000).radius
+            series[name] = case.epsilon, radius.astype(np.float64), right
     for name, (epsilon, radius, right) in series.items():
         theirs = None
         if ", ours, " in name:

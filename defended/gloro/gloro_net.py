@@ -144,9 +144,10 @@ class GloroNet(DefendedModel):
         return ops.cond(self._has_bounds(), proven, lambda: self._graph.estimate_rows(classes, training=False))
 
     def _logits(self, inputs: Any, training: bool) -> Any:
-        if training or not self._graph.evaluate.is_rearranged:
+        evaluate = self._graph.evaluate
+        if not evaluate.is_rearranged or (training and not evaluate.trains_faster):
             return super()._logits(inputs, training)
-        return self._graph.evaluate(inputs)
+        return evaluate(inputs, training)
 
     def _slack(self, inputs: Any, logits: Any, epsilon: Any, training: bool, frozen: bool = False) -> Any:
         if training:

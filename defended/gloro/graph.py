@@ -78,7 +78,8 @@ class LipschitzGraph:
         _check_is_graph(network)
         self._steps: list[_Step] = []
         self._shared: dict[tuple[int, tuple[int, ...]], LipschitzRule] = {}
-        self.input_size = math.prod(network.inputs[0].shape[1:])
+        self._input_shape = tuple(network.inputs[0].shape[1:])
+        self.input_size = math.prod(self._input_shape)
         self._values = 1  # slot 0 is the input
         self._output = self._trace(network, 0)
         self.num_classes = int(network.outputs[0].shape[-1])
@@ -138,6 +139,7 @@ class LipschitzGraph:
         sums = []
         for step in self._all_steps:
             _check_is_plain(step.layer)
+        at_zero = self.evaluate.norms(np.zeros((1, *self._input_shape), "float32"))
         for step in self._steps:
             operator, alone = step.rule.operator, step.rule.alone
             sources = [values[slot] for slot in step.inputs]
@@ -153,6 +155,8 @@ class LipschitzGraph:
                     sums.append(alone.evaluated(sources, step.sizes, (magnitudes, magnitudes)).terms)
             except ValueError as error:
                 raise ValueError(f"Layer {step.layer.name!r} cannot be bounded: {error}") from None
+            if alone is None:  # a folded layer's value is another one here than on the way
+                values[step.output] = values[step.output].anchored(at_zero[step.output], constants[step.output])
             if report is not None:
                 report.append(_line(step, norm, values[step.output], at_norm))
         constant, value = constants[self._output], values[self._output]

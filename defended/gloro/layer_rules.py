@@ -119,7 +119,7 @@ def _bias(layer: Any) -> Callable[[], Any] | None:
 @lipschitz_rule(layers.Dense)
 def _dense(layer: Any, shape: Shape) -> LipschitzRule:
     operator = DenseOperator(_kernel(layer), shape[:-1])
-    roundings = rounding.roundings_of_sum(operator.fan_in, rounding.blocks(operator.fan_in))
+    roundings = rounding.roundings_of_sum(operator.fan_in, parts=rounding.blocks(operator.fan_in))
     return linear_rule(operator, _bias(layer), roundings, activation_rule(layer))
 
 
@@ -127,7 +127,10 @@ def _dense(layer: Any, shape: Shape) -> LipschitzRule:
 def _conv2d(layer: Any, shape: Shape) -> LipschitzRule:
     _channels_last(layer)
     operator = Conv2DOperator(_kernel(layer), shape, layer.strides, layer.padding, layer.dilation_rate, layer.groups)
-    return linear_rule(operator, _bias(layer), rounding.roundings_of_sum(operator.fan_in), activation_rule(layer))
+    height, width, channels, _ = layer.kernel.shape
+    taps = height * width
+    parts = rounding.blocks(channels, taps) if layer.groups == 1 else 1
+    return linear_rule(operator, _bias(layer), rounding.roundings_of_sum(channels, taps, parts), activation_rule(layer))
 
 
 @lipschitz_rule(LiResNetBlock)

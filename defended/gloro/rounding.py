@@ -23,8 +23,8 @@ LARGEST = 2.0**112
 """No sum may pass this on any input that is answered. Averages, of up to 2^14 values or over windows of up to 2^28
 entries, add first and divide then: their sums do not overflow either."""
 
-BLOCK = 256
-"""Longer inner products of Dense layers are evaluated in blocks of at most this many terms."""
+BLOCK = 128
+"""Longer inner products are evaluated in blocks of at most this many terms, or of one channel of a convolution."""
 
 ELEMENTARY = 16
 """Units of roundoff, relative to `1 + L |z|`, that exp, tanh and their kin are *assumed* to keep at z."""
@@ -48,17 +48,20 @@ def gamma(roundings: float) -> float:
     return product / (1 - product) if product < 1 else float("inf")
 
 
-def blocks(terms: int) -> int:
-    """In how many blocks an inner product of a Dense layer is evaluated: equal ones, if nearly as few can be had."""
-    if terms <= BLOCK:
-        return 1
-    fewest = -(-terms // BLOCK)
-    return next((parts for parts in range(fewest, 2 * fewest) if terms % parts == 0), fewest)
+def blocks(channels: int, taps: int = 1) -> int:
+    """In how many blocks of channels an inner product is evaluated: equal ones, if nearly as few can be had.
+
+    Args:
+        channels: of the input; a Dense layer's features.
+        taps: products for each of them in one inner product.
+    """
+    fewest = -(-channels // max(BLOCK // taps, 1))
+    return next((parts for parts in range(fewest, 2 * fewest) if channels % parts == 0), fewest)
 
 
-def roundings_of_sum(terms: int, parts: int = 1) -> int:
-    """Roundings on the way of a product through a sum of `terms`, in `parts` blocks, and through adding the bias."""
-    return -(-terms // parts) + parts
+def roundings_of_sum(channels: int, taps: int = 1, parts: int = 1) -> int:
+    """Roundings on the way of a product through the longest block, and through adding the blocks and the bias."""
+    return -(-channels // parts) * taps + parts
 
 
 class Evaluated(NamedTuple):
@@ -70,6 +73,20 @@ class Evaluated(NamedTuple):
     """l2 distance of the computed value from the exact one."""
     terms: Array
     """l2 norm of the sums of magnitudes that the value was added up from, which no partial sum exceeds."""
+
+    def anchored(self, at_zero: float, constant: float) -> Evaluated:
+        """The same with a magnitude of `|f(0)| + constant * rho`, where that is smaller.
+
+        Layer by layer, biases count as if all that follows carried them on as far as it can. What the network holds at
+        the input 0 is known instead: it was evaluated, and the error at 0 is bounded.
+
+        Args:
+            at_zero: the norm of the value as computed at 0, in float64.
+            constant: a Lipschitz constant of the value.
+        """
+        anchor = affine(at_zero * (1 + 2.0**-30) + self.error[0], constant) * _UP
+        smaller = anchor[0] < self.magnitude[0] and anchor[1] <= self.magnitude[1] * (1 + 2.0**-30)
+        return self._replace(magnitude=anchor) if smaller else self
 
 
 def of_input(size: int) -> Evaluated:

@@ -1,4 +1,4 @@
-"""Callbacks: schedules for the radius and for TRADES, and radius doubling."""
+"""Callbacks: schedules for the radius and for TRADES, radius doubling, and layers kept in proportion."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from defended._io import atomic_write_text
 from defended.defended_model import DefendedModel
 from defended.training import metrics
+from defended.training.balance import BalanceLayers
 from defended.training.schedules import check_schedule, interpolate
 
 
@@ -203,4 +204,4 @@ def _record(checkpoint: Path) -> Path:
     return checkpoint.with_suffix(".json")
 
 
-__all__ = ["EpsilonSchedule", "RadiusDoubling", "TradesSchedule"]
+__all__ = ["BalanceLayers", "EpsilonSchedule", "RadiusDoubling", "TradesSchedule"]

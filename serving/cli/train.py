@@ -37,8 +37,24 @@ def train(
     epochs: Annotated[int, typer.Option(min=1)] = 60,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
     learning_rate: Annotated[
-        float, typer.Option(help="Adam's at the start; it falls linearly to a thousandth.")
+        float, typer.Option(help="Adam's at the start; it falls over the run, see --decay.")
     ] = 1e-3,
+    decay: Annotated[
+        Literal["linear", "exponential"],
+        typer.Option(help="How the learning rate falls: linearly to a thousandth, or exponentially to a hundredth."),
+    ] = "linear",
+    bias_rate: Annotated[float, typer.Option(min=0.0, help="The learning rate of biases, as a multiple.")] = 1.0,
+    balance: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="NORM",
+            help="Keep kernels in proportion: the relative norm of each, the option once for every layer.",
+        ),
+    ] = None,
+    bfloat16: Annotated[
+        bool,
+        typer.Option("--bfloat16/--no-bfloat16", help="Train in bfloat16 where oneDNN can; prove as ever."),
+    ] = False,
     loss: Annotated[
         str, typer.Option(help="trades_kl.W, trades_ce.W (W the robust weight), crossentropy, or emma.")
     ] = "trades_kl.1.5",
@@ -89,6 +105,10 @@ def train(
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        decay=decay,
+        bias_rate=bias_rate,
+        balance=tuple(balance or ()),
+        bfloat16=bfloat16,
         loss=loss,
         schedule=schedule,
         train_radius=train_radius,

@@ -1,0 +1,33 @@
+"""An optimizer for certified training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+
+@keras.saving.register_keras_serializable(package="defended")
+class BiasRateAdam(keras.optimizers.Adam):
+    """Adam with a learning rate of its own for biases and other vectors: `bias_rate` times that of kernels.
+
+    A bias is added at every position of a feature map, and what the certificate pays for rounding grows with it.
+
+    Args:
+        learning_rate: of kernels; a number or a schedule.
+        bias_rate: not negative; 1 is Adam.
+        **kwargs: as for `keras.optimizers.Adam`.
+    """
+
+    def __init__(self, learning_rate: Any = 1e-3, bias_rate: float = 1.0, **kwargs: Any):
+        super().__init__(learning_rate, **kwargs)
+        if not bias_rate >= 0:
+            raise ValueError(f"`bias_rate` must not be negative. Received: {bias_rate}")
+        self.bias_rate = float(bias_rate)
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        slower = self.bias_rate if len(variable.shape) < 2 else 1.0
+        super().update_step(gradient, variable, learning_rate * slower)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "bias_rate": self.bias_rate}
