@@ -35,6 +35,11 @@ def nets() -> dict[str, tuple[Path, dict[str, Any]]]:
         RESULTS / "recipes" / "mnist-2c2f-0.6.keras",
         {**facts, "command": f"{train}/mnist-2c2f-0.6.toml, then as the files in refined/ say"},
     )
+    for name in ("mnist-4c3f-1.58", "mnist-4c3f-3.16"):
+        found[name] = (
+            RESULTS / "recipes" / f"{name}.keras",
+            {**facts, "settings": {"epsilon": 1.58}, "command": f"{train}/{name}.toml, then as in refined/"},
+        )
     facts = {"kind": "GloroNet", "data": "fashion_mnist", "settings": {"epsilon": 0.3}}
     found["fashion-mnist-2c2f-0.3"] = (
         RESULTS / "recipes" / "fashion-mnist-2c2f-0.3.keras",

@@ -63,8 +63,8 @@ def test_what_is_missing_is_said(nothing):
     assert all("DEFENDED_REFERENCE" in reason for reason in result.left_out)
     with pytest.raises(NotHereError, match=r"cifar10\.npz .* DEFENDED_DATA"):
         Settings().test_points("cifar10", 10)
-    with pytest.raises(NotHereError, match=r"--net mnist-1\.58="):
-        Settings().net("mnist-1.58", "mnist-4c3f-1.58", 1.58)
+    with pytest.raises(NotHereError, match=r"--net cifar10-0\.141="):
+        Settings().net("cifar10-0.141", "cifar10-liresnet-0.141", 0.141)
     with pytest.raises(NotHereError, match="is not there"):
         Settings(nets={"mnist-0.3": "absent.gloronet"}).net("mnist-0.3", None, 0.3)
 
