@@ -96,7 +96,7 @@ def test_wrong_usage_is_one_line_that_names_it(run, words, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("epsilonn = 0.3\n", "unknown keys: epsilonn. Known keys: augment, batch_size, data,"),
+        ("epsilonn = 0.3\n", "unknown keys: epsilonn. Known keys: augment, balance, batch_size,"),
         ("epsilon = = 3\n", "is not TOML"),
         ("epsilon = 'much'\n", "--epsilon"),
         ("net = 'resnet'\n", "--net"),
