@@ -1,9 +1,10 @@
 """Make a trained net's file small: its weights on a grid, its bounds proven anew for those weights, the file packed.
 
-    python benchmarks/compact.py MODEL.keras OUT.keras [--bits 8]
+    python benchmarks/compact.py MODEL.keras OUT.keras [--bits 8] [--others 11]
 
 A kernel's entries become whole multiples of a power of two, at most 2^(bits - 1) times it, which packs 4 to 5 times as
-small; biases stay. What is certified is certified for the weights in the file. Prints the size before and after.
+small; biases stay. The largest kernel, which is most of the file, has `--bits`; the others, where a bit costs little
+and is worth more, `--others`. What is certified is certified for the weights in the file. Prints the sizes.
 """
 
 from __future__ import annotations
@@ -27,13 +28,17 @@ def on_grid(weights: np.ndarray, bits: int) -> np.ndarray:
     return (step * np.round(weights / step)).astype(weights.dtype)
 
 
-def compact(source: Path, target: Path, bits: int) -> None:
-    """Write the net of `source` to `target`, without its optimizer."""
+def compact(source: Path, target: Path, bits: int, others: int) -> None:
+    """Write the net of `source` to `target` without its optimizer, the largest kernel in `bits`, others in `others`."""
     model = keras.models.load_model(source, compile=False)
     if not isinstance(model, DefendedModel):
         raise SystemExit(f"{source} holds an undefended {type(model).__name__}: `defended train` writes defended ones.")
     network = model.network
-    network.set_weights([array if array.ndim < 2 else on_grid(array, bits) for array in network.get_weights()])
+    weights = network.get_weights()
+    largest = max(array.size for array in weights)
+    network.set_weights(
+        [array if array.ndim < 2 else on_grid(array, bits if array.size == largest else others) for array in weights]
+    )
     model.finalize()
     packed = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder:
@@ -51,8 +56,9 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--bits", type=int, default=8)
+    parser.add_argument("--others", type=int, default=11)
     arguments = parser.parse_args()
-    compact(arguments.source, arguments.target, arguments.bits)
+    compact(arguments.source, arguments.target, arguments.bits, arguments.others)
 
 
 if __name__ == "__main__":

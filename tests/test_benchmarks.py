@@ -53,10 +53,14 @@ def test_a_compact_net_is_small_and_proven_for_its_rounded_weights(tmp_path):
     assert not compact.on_grid(np.zeros((2, 2), "float32"), 8).any()
 
     source = Path(pretrained.FOLDER) / "mnist-2c2f-0.3.keras"
-    compact.compact(source, tmp_path / "small.keras", 8)
+    compact.compact(source, tmp_path / "small.keras", bits=8, others=11)
     assert (tmp_path / "small.keras").stat().st_size < source.stat().st_size / 3
     before, after = (keras.models.load_model(path, compile=False) for path in (source, tmp_path / "small.keras"))
     assert after.is_final
+    kernels = [array for array in after.network.get_weights() if array.ndim > 1]
+    largest = max(array.size for array in kernels)
+    for kernel in kernels:
+        assert len(np.unique(kernel)) <= 2 ** (8 if kernel.size == largest else 11) + 1
     x = np.random.default_rng(0).random((64, 28, 28, 1), dtype="float32")
     np.testing.assert_allclose(after.verdicts(x).radius, before.verdicts(x).radius, atol=0.02)
 
