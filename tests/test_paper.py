@@ -4,10 +4,13 @@ import csv
 import io
 
 import pytest
+from typer.testing import CliRunner
 
-from defended.attacks import Rate
+from defended import zoo
+from defended.attacks import CertificateDescent, DegradationAttack, Rate
 from defended.attacks.paper import EXPERIMENTS, Finding, Reproduction, Settings, lipschitz, reproduce
 from defended.attacks.paper.settings import NotHereError
+from defended_cli import app
 
 
 @pytest.fixture
@@ -81,6 +84,45 @@ def test_table1_on_a_few_points(mnist, monkeypatch):
         assert finding.ours.total <= 20
     assert any("DEFENDED_REFERENCE" in reason for reason in result.left_out)
     assert any("cifar10" in reason for reason in result.left_out)
+
+
+def test_a_table_that_is_stopped_goes_on_where_it_was(mnist, tmp_path, monkeypatch):
+    monkeypatch.delenv("DEFENDED_REFERENCE", raising=False)
+    monkeypatch.setattr(lipschitz, "POINTS", 100)
+    monkeypatch.setattr(lipschitz, "CASES", (lipschitz.CASES[0]._replace(zoo=("mnist-2c2f-0.3",)),))
+    calls = []
+
+    def watch(attack, stop=False):
+        def call(self, *points, **options):
+            calls.append(attack.__name__)
+            if stop:
+                raise KeyboardInterrupt
+            return attack.__call__(self, *points, **options)
+
+        return type(attack.__name__, (attack,), {"__call__": call})
+
+    monkeypatch.setattr(lipschitz, "DegradationAttack", watch(DegradationAttack))
+    monkeypatch.setattr(lipschitz, "CertificateDescent", watch(CertificateDescent, stop=True))
+    command = ["reproduce", "table1", "--out", str(tmp_path)]
+    first = CliRunner().invoke(app, command)
+    assert first.exit_code != 0
+    assert calls == ["DegradationAttack", "CertificateDescent"]
+    assert [path.name for path in tmp_path.iterdir()] == ["unfinished"]
+
+    monkeypatch.setattr(lipschitz, "CertificateDescent", watch(CertificateDescent))
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert calls[2:] == ["CertificateDescent"]
+    assert [path.name for path in tmp_path.iterdir()] == ["table1.csv"]
+    assert (tmp_path / "table1.csv").read_text() == reproduce("table1").to_csv()
+
+
+def test_what_tells_no_settings_is_measured_anew(mnist, tmp_path):
+    settings = Settings(resume=tmp_path)
+    result = settings.measure(
+        "a net", zoo.load("mnist-2c2f-0.3"), mnist.x_test[:5], mnist.y_test[:5], lambda *call: call[1]
+    )
+    assert not result.records.degraded.any()
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_experiments_are_refused():

@@ -10,8 +10,6 @@ import numpy as np
 from defended import PolytopeNet, zoo
 from defended.attacks.certificate_descent import CertificateDescent
 from defended.attacks.degradation_attack import DegradationAttack
-from defended.attacks.figures import Susceptibility
-from defended.attacks.measure import susceptibility
 from defended.attacks.paper.reproduction import Finding, Reproduction
 from defended.attacks.paper.settings import NotHereError, Settings
 
@@ -54,7 +52,7 @@ def _measure(name: str, title: str, settings: Settings, attacks: dict[str, Any],
         return Reproduction(name, title, (), (f"mnist: {missing}",))
     for net, model in _nets(settings, left_out).items():
         for attack_name, attack in attacks.items():
-            result: Susceptibility = susceptibility(model, x, y, attack, batch_size=100)
+            result = settings.measure(f"{name} {net} {attack_name}", model, x, y, attack, batch_size=100)
             findings.append(Finding(net, "VRA", result.vra, PRINTED["vra"], NOTE))
             if upper:
                 findings += [

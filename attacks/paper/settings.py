@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import defended
 from defended import datasets, zoo
+from defended.attacks.figures import Susceptibility
+from defended.attacks.measure import susceptibility
 
 
 class NotHereError(Exception):
@@ -26,16 +29,26 @@ class Settings:
         data: `.npz` files by the name of a data set, in place of `datasets.load`'s search.
         reference: the folder with what the authors published (`gloro/*.gloronet`, `gloro/radii/*.csv`,
             `smoothing/*.tsv`, `kw/*.npz`); by default the one that the environment variable `DEFENDED_REFERENCE` names.
+        resume: directory that keeps the attacks of a table while it is made, so that the same call goes on where one
+            that was killed stopped. Delete it once the table is written: what is in it is not attacked again.
     """
 
     quick: bool = False
     nets: Mapping[str, str | os.PathLike[str]] = field(default_factory=dict)
     data: Mapping[str, str | os.PathLike[str]] = field(default_factory=dict)
     reference: str | os.PathLike[str] | None = None
+    resume: str | os.PathLike[str] | None = None
 
     def points(self, full: int) -> int:
         """How many test points to use, of `full`."""
         return max(full // 10, 20) if self.quick else full
+
+    def measure(self, of: str, model: Any, x: Any, y: Any, attack: Any, batch_size: int = 512) -> Susceptibility:
+        """`susceptibility`, kept in `resume` under a name that tells this measurement from others."""
+        folder = None
+        if self.resume is not None and hasattr(attack, "config"):
+            folder = Path(self.resume, re.sub("[^a-z0-9.]+", "-", f"{of} {'quick' * self.quick}".lower()))
+        return susceptibility(model, x, y, attack, batch_size=batch_size, resume=folder)
 
     def test_points(self, name: str, full: int) -> tuple[Any, Any]:
         """The first test inputs and labels of a data set."""

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from defended.attacks.certificate_descent import CertificateDescent
 from defended.attacks.degradation_attack import DegradationAttack
-from defended.attacks.measure import susceptibility
 from defended.attacks.paper.reproduction import Finding, Reproduction
 from defended.attacks.paper.settings import NotHereError, Settings
 from defended.attacks.smoothed_pgd import SmoothedPGD
@@ -62,13 +61,13 @@ def table2(settings: Settings) -> Reproduction:
             except NotHereError as missing:
                 left_out.append(f"{name}: {missing}")
                 break
+            case = f"{name}, eps {epsilon:g}"
             attacks = {
                 "Algorithm 3.2": DegradationAttack(SmoothedPGD(samples=32, steps=steps, clip=(0, 1))),
                 "CertificateDescent": CertificateDescent(steps=steps, clip=(0, 1)),
             }
             for attack_name, attack in attacks.items():
-                result = susceptibility(model, x, y, attack)
-                case = f"{name}, eps {epsilon:g}"
+                result = settings.measure(f"table2 {case} {attack_name}", model, x, y, attack, batch_size=50)
                 findings.append(Finding(case, f"FPR, at least ({attack_name})", result.fpr_lower))
             findings += [
                 Finding(case, "VRA", result.vra),

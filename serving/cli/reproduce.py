@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -39,7 +41,8 @@ def reproduce(
     """Do the paper's tables and figures again: its value, ours with a 95 % interval, the difference.
 
     Nets that ship with the package are measured beside the authors' own, where those are at hand. What is not run for
-    want of a net or of data is named at the end.
+    want of a net or of data is named at the end. Killed, and called again alike, it goes on where it was: attacks are
+    kept in DIR/unfinished until their table is written.
 
     ```
     defended reproduce table1 --quick
@@ -53,13 +56,16 @@ def reproduce(
     from defended.attacks.paper import EXPERIMENTS, Settings
     from defended.attacks.paper import reproduce as run
 
-    settings = Settings(quick=quick, nets=nets, data=sets, reference=reference)
     found = False
     for name in EXPERIMENTS if what == "all" else [what]:
-        result = run(name, settings)
+        unfinished = out / "unfinished" / name
+        result = run(name, Settings(quick=quick, nets=nets, data=sets, reference=reference, resume=unfinished))
         found = found or bool(result.findings)
         typer.echo(f"{result}\n")
         typer.echo(f"Written: {', '.join(map(str, result.write(out)))}\n")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            unfinished.parent.rmdir()
     if not found:
         raise FileNotFoundError("Nothing could be run: the lines above say which nets and data are wanted.")
 
