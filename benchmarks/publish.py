@@ -35,10 +35,10 @@ def nets() -> dict[str, tuple[Path, dict[str, Any]]]:
         RESULTS / "recipes" / "mnist-2c2f-0.6.keras",
         {**facts, "command": f"{train}/mnist-2c2f-0.6.toml, then as the files in refined/ say"},
     )
-    for name in ("mnist-4c3f-1.58", "mnist-4c3f-3.16"):
+    for name, then in (("mnist-4c3f-1.58", "then as the files in refined/ say"), ("mnist-4c3f-3.16", "as it says")):
         found[name] = (
             RESULTS / "recipes" / f"{name}.keras",
-            {**facts, "settings": {"epsilon": 1.58}, "command": f"{train}/{name}.toml, then as in refined/"},
+            {**facts, "settings": {"epsilon": 1.58}, "command": f"{train}/{name}.toml, {then}"},
         )
     facts = {"kind": "GloroNet", "data": "fashion_mnist", "settings": {"epsilon": 0.3}}
     found["fashion-mnist-2c2f-0.3"] = (
