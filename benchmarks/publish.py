@@ -35,7 +35,10 @@ def nets() -> dict[str, tuple[Path, dict[str, Any]]]:
         RESULTS / "recipes" / "mnist-2c2f-0.6.keras",
         {**facts, "command": f"{train}/mnist-2c2f-0.6.toml, then as the files in refined/ say"},
     )
-    for name, then in (("mnist-4c3f-1.58", "then as the files in refined/ say"), ("mnist-4c3f-3.16", "as it says")):
+    for name, then in (
+        ("mnist-4c3f-1.58", "then as the files in refined/ say"),
+        ("mnist-4c3f-3.16", "from the net of mnist-4c3f-1.58"),
+    ):
         found[name] = (
             RESULTS / "recipes" / f"{name}.keras",
             {**facts, "settings": {"epsilon": 1.58}, "command": f"{train}/{name}.toml, {then}"},

@@ -84,7 +84,7 @@ def _lower_bounds(
             continue
         for net, model in nets.items():
             for attack_name, attack in attacks(case.epsilon).items():
-                result = settings.measure(f"{name} {case.name} {net} {attack_name}", model, x, y, attack)
+                result = settings.measure(f"{case.name}, {net}, {attack_name}", model, x, y, attack)
                 wanted = FIGURES | (UPPER if attack_name == "CertificateDescent" else {})
                 for key, figure in wanted.items():
                     # The paper prints no figures of these nets or of our attack: its own stand beside them.
@@ -228,7 +228,7 @@ def figure4(settings: Settings) -> Reproduction:
     except NotHereError as missing:
         return Reproduction("figure4", "Degraded inputs", (), (f"mnist-0.3: {missing}",))
     attack = CertificateDescent(steps=50, clip=(0.0, 1.0), early_stop=True)
-    result = settings.measure("figure4", model, x, y, attack)
+    result = settings.measure("degraded inputs to draw", model, x, y, attack)
     lengths = result.records.distance[result.records.degraded]
     findings = (Finding("mnist-0.3, mnist-2c2f-0.3", "FPR, at least (CertificateDescent)", result.fpr_lower),)
     if not len(lengths):

@@ -52,7 +52,7 @@ def _measure(name: str, title: str, settings: Settings, attacks: dict[str, Any],
         return Reproduction(name, title, (), (f"mnist: {missing}",))
     for net, model in _nets(settings, left_out).items():
         for attack_name, attack in attacks.items():
-            result = settings.measure(f"{name} {net} {attack_name}", model, x, y, attack, batch_size=100)
+            result = settings.measure(f"{net}, {attack_name}", model, x, y, attack, batch_size=100)
             findings.append(Finding(net, "VRA", result.vra, PRINTED["vra"], NOTE))
             if upper:
                 findings += [

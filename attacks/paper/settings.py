@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +28,8 @@ class Settings:
         data: `.npz` files by the name of a data set, in place of `datasets.load`'s search.
         reference: the folder with what the authors published (`gloro/*.gloronet`, `gloro/radii/*.csv`,
             `smoothing/*.tsv`, `kw/*.npz`); by default the one that the environment variable `DEFENDED_REFERENCE` names.
-        resume: directory that keeps the attacks of a table while it is made, so that the same call goes on where one
-            that was killed stopped. Delete it once the table is written: what is in it is not attacked again.
+        resume: directory that keeps attacks while tables are made, so that the same call goes on where one that was
+            killed stopped. Delete it once they are written: what is in it is not attacked again.
     """
 
     quick: bool = False
@@ -44,10 +43,10 @@ class Settings:
         return max(full // 10, 20) if self.quick else full
 
     def measure(self, of: str, model: Any, x: Any, y: Any, attack: Any, batch_size: int = 512) -> Susceptibility:
-        """`susceptibility`, kept in `resume` under a name that tells this measurement from others."""
+        """`susceptibility`, kept in `resume` as `of`: net and attack, so that tables share what they both measure."""
         folder = None
         if self.resume is not None and hasattr(attack, "config"):
-            folder = Path(self.resume, re.sub("[^a-z0-9.]+", "-", f"{of} {'quick' * self.quick}".lower()))
+            folder = Path(self.resume, f"quick, {of}" if self.quick else of)
         return susceptibility(model, x, y, attack, batch_size=batch_size, resume=folder)
 
     def test_points(self, name: str, full: int) -> tuple[Any, Any]:

@@ -67,7 +67,7 @@ def table2(settings: Settings) -> Reproduction:
                 "CertificateDescent": CertificateDescent(steps=steps, clip=(0, 1)),
             }
             for attack_name, attack in attacks.items():
-                result = settings.measure(f"table2 {case} {attack_name}", model, x, y, attack, batch_size=50)
+                result = settings.measure(f"{case}, {attack_name}", model, x, y, attack, batch_size=50)
                 findings.append(Finding(case, f"FPR, at least ({attack_name})", result.fpr_lower))
             findings += [
                 Finding(case, "VRA", result.vra),

@@ -42,7 +42,7 @@ def reproduce(
 
     Nets that ship with the package are measured beside the authors' own, where those are at hand. What is not run for
     want of a net or of data is named at the end. Killed, and called again alike, it goes on where it was: attacks are
-    kept in DIR/unfinished until their table is written.
+    kept in DIR/unfinished until all tables are written.
 
     ```
     defended reproduce table1 --quick
@@ -56,16 +56,17 @@ def reproduce(
     from defended.attacks.paper import EXPERIMENTS, Settings
     from defended.attacks.paper import reproduce as run
 
+    unfinished = out / "unfinished" / what
+    settings = Settings(quick=quick, nets=nets, data=sets, reference=reference, resume=unfinished)
     found = False
     for name in EXPERIMENTS if what == "all" else [what]:
-        unfinished = out / "unfinished" / name
-        result = run(name, Settings(quick=quick, nets=nets, data=sets, reference=reference, resume=unfinished))
+        result = run(name, settings)
         found = found or bool(result.findings)
         typer.echo(f"{result}\n")
         typer.echo(f"Written: {', '.join(map(str, result.write(out)))}\n")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            unfinished.parent.rmdir()
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another command's work is there
+        unfinished.parent.rmdir()
     if not found:
         raise FileNotFoundError("Nothing could be run: the lines above say which nets and data are wanted.")
 
