@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -63,6 +64,17 @@ def test_a_compact_net_is_small_and_proven_for_its_rounded_weights(tmp_path):
         assert len(np.unique(kernel)) <= 2 ** (8 if kernel.size == largest else 11) + 1
     x = np.random.default_rng(0).random((64, 28, 28, 1), dtype="float32")
     np.testing.assert_allclose(after.verdicts(x).radius, before.verdicts(x).radius, atol=0.02)
+
+
+def test_a_compact_net_may_have_its_biases_centred(tmp_path, monkeypatch):
+    compact = module(BENCHMARKS / "compact.py")
+    source = Path(pretrained.FOLDER) / "mnist-2c2f-0.6.keras"
+    images = np.random.default_rng(0).random((50, 28, 28, 1), dtype="float32")
+    monkeypatch.setattr(compact.datasets, "load", lambda name: SimpleNamespace(x_train=images))
+    compact.compact(source, tmp_path / "centred.keras", bits=24, others=24, centre="mnist")
+    before, after = (keras.models.load_model(path, compile=False) for path in (source, tmp_path / "centred.keras"))
+    spent = [model.certificate_report().radius_spent for model in (before, after)]
+    assert spent[1] < 0.97 * spent[0]
 
 
 class TestFigures:
