@@ -76,6 +76,17 @@ def test_images_say_which_pairs_pass_their_difference():
         assert np.all(pair * np.sign(known) > -1e-4)
 
 
+def test_a_few_exceptions_may_be_allowed():
+    gaps = []
+    for exceptions in (0.0, 0.2):
+        model, x = net()
+        centre_biases(model, x, exceptions=exceptions)
+        outputs = keras.Model(model.network.inputs, model.network.layers[0].output).predict(x, verbose=0)
+        gaps.append(np.abs(np.median(outputs[..., 1::2] - outputs[..., ::2], axis=(0, 1, 2))))
+    assert (gaps[1] <= gaps[0] + 1e-5).all()
+    assert (gaps[1] < 0.9 * gaps[0]).any()
+
+
 def test_zero_padding_is_left_alone_unless_asked():
     model, x = net(padding="same")
     first = model.network.layers[0].bias.numpy()
@@ -113,6 +124,8 @@ def test_bad_input_is_refused():
         centre_biases(GloroNet(branched, epsilon=0.1))
     with pytest.raises(TypeError, match="Sequential"):
         centre_biases(model.network)
+    with pytest.raises(ValueError, match="exceptions"):
+        centre_biases(model, x, exceptions=0.5)
     for wrong in (x[0], x[:0], x[:, :7]):
         with pytest.raises(ValueError, match=r"\(n, 8, 8, 1\)"):
             centre_biases(model, wrong)

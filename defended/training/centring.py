@@ -16,7 +16,7 @@ _BATCH = 256
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def centre_biases(model: GloroNet, images: Any = None, *, padded: bool = False) -> None:
+def centre_biases(model: GloroNet, images: Any = None, *, padded: bool = False, exceptions: float = 0.0) -> None:
     """Move what biases hold in common to later layers: the same margins, with less rounding to pay for.
 
     After long training, biases may be large beside the values that they are added to, and a GloRo Net's certificate
@@ -36,13 +36,17 @@ def centre_biases(model: GloroNet, images: Any = None, *, padded: bool = False) 
             the other order, so off these images the function may change. Its bounds are proven anew.
         padded: also move constants into zero-padded convolutions. Outputs whose window reaches into the padding change:
             measure the model afterwards, and train it on briefly if it lost.
+        exceptions: a pair counts as one of a single order also where this share of what `images` show has the other
+            one, or less; in [0, 0.5).
 
     Raises:
         TypeError: the model is no `GloroNet`.
-        ValueError: the network is no chain, or `images` have another shape than its inputs.
+        ValueError: the network is no chain, `images` have another shape than its inputs, or `exceptions` are too many.
     """
     if not isinstance(model, GloroNet):
         raise TypeError(f"`centre_biases` works on a `GloroNet`. Received: {type(model).__name__}")
+    if not 0 <= exceptions < 0.5:
+        raise ValueError(f"`exceptions` must lie in [0, 0.5). Received: {exceptions}")
     steps, was_final = _chain(model), model.is_final
     shape = tuple(model.network.inputs[0].shape[1:])
     values = [np.zeros((1, *shape), "float32")]
@@ -55,7 +59,7 @@ def centre_biases(model: GloroNet, images: Any = None, *, padded: bool = False) 
         values = [ops.convert_to_numpy(layer(value)) for value in values]
         taker = _taker(steps[index:], padded)
         if taker is not None:
-            shift = _shift(values[0], values[1:])
+            shift = _shift(values[0], values[1:], exceptions)
             layer.bias.assign(ops.convert_to_numpy(layer.bias) - shift)
             sorted_shift = np.sort(shift.astype(np.float64).reshape(-1, 2), axis=1).reshape(-1)
             kernel = ops.convert_to_numpy(taker.kernel).astype(np.float64)
@@ -71,14 +75,13 @@ def centre_biases(model: GloroNet, images: Any = None, *, padded: bool = False) 
         model.finalize()
 
 
-def _shift(at_zero: Array, values: list[Array]) -> Array:
+def _shift(at_zero: Array, values: list[Array], exceptions: float) -> Array:
     """What to take off each channel, `[channels]` float32, from a layer's outputs at 0 and at images."""
     pairs = at_zero.shape[-1] // 2
-    differences = [np.diff(value.reshape(-1, pairs, 2), axis=2)[..., 0] for value in values]
     gap = np.zeros(pairs)
-    if differences:
-        lowest = np.min([value.min(axis=0) for value in differences], axis=0)
-        highest = np.max([value.max(axis=0) for value in differences], axis=0)
+    if values:
+        differences = np.concatenate([np.diff(value.reshape(-1, pairs, 2), axis=2)[..., 0] for value in values])
+        lowest, highest = np.quantile(differences, [exceptions, 1 - exceptions], axis=0)
         gap = np.maximum(lowest, 0.0) + np.minimum(highest, 0.0)
     means = at_zero.reshape(-1, pairs, 2).mean(axis=(0, 2), dtype=np.float64)
     return np.stack([means - gap / 2, means + gap / 2], axis=1).reshape(-1).astype("float32")
