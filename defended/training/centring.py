@@ -92,7 +92,7 @@ def _taker(following: list[Any], padded: bool) -> Any:
     first, *others = following
     if not (_holds_constants(first) and others and type(others[0]) is MinMax):
         return None
-    last = next((layer for layer in others[1:] if type(layer) not in _PASSES_CHANNELS), None)
+    last: Any = next((layer for layer in others[1:] if type(layer) not in _PASSES_CHANNELS), None)
     if not (_holds_constants(last) or (type(last) is layers.Dense and last.use_bias)):
         return None
     reaches_padding = type(last) is layers.Conv2D and last.padding == "same" and max(last.kernel_size) > 1
