@@ -31,7 +31,7 @@ def polytope(norm="linf", seed=0, **options):
 
 def guard_of(oracle, norm="linf", **options):
     """A guard over 60 points around the boundaries of a random net."""
-    model, rng = polytope(norm, radius_steps=1), np.random.default_rng(1)
+    model, rng = polytope(norm), np.random.default_rng(1)
     points = (0.5 * rng.standard_normal((60, 5))).astype("float32")
     made = {
         "points": lambda: StoredPoints(points, domain=None),

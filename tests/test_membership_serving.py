@@ -17,7 +17,7 @@ def guard_of(kind):
         layers.Conv2D(4, 3, strides=2, padding="same"), MinMax(), layers.Conv2D(4, 2, activation="relu"),
         layers.Flatten(), layers.Dense(6), MinMax(), layers.Dense(3),
     )  # fmt: skip
-    if kind != "points":  # without convolutions, whose derivatives take long to convert
+    if kind in ("separated", "neighbours"):  # without convolutions, whose derivatives take long to convert
         body = layers.Flatten(), layers.Dense(6, activation="relu"), layers.Dense(3)
     model = finalized(randomised(sequential((6, 6, 1), *body), rng, 0.5), 0.3)
     x, y = rng.uniform(size=(120, 6, 6, 1)).astype("float32"), rng.integers(0, 3, 120)

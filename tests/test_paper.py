@@ -113,6 +113,7 @@ def test_a_table_that_is_stopped_goes_on_where_it_was(mnist, tmp_path, monkeypat
     assert CliRunner().invoke(app, command).exit_code == 0
     assert calls[2:] == ["CertificateDescent"]
     assert [path.name for path in tmp_path.iterdir()] == ["table1.csv"]
+    assert (tmp_path / "table1.csv").read_text() == reproduce("table1").to_csv()
 
 
 def test_what_tells_no_settings_is_measured_anew(mnist, tmp_path):

@@ -22,10 +22,11 @@ def test_exported_graphs_answer_as_the_model(tmp_path):
 
     network = polytopes.sequential(
         (12, 12, 1), layers.Conv2D(2, 3, strides=2, padding="same", activation="relu"),
-        layers.AveragePooling2D(2), layers.Flatten(), layers.Dense(4, activation="relu"), layers.Dense(3),
+        layers.Conv2D(3, 2, padding="same", activation="relu"), layers.AveragePooling2D(2), layers.Flatten(),
+        layers.Dense(4, activation="relu"), layers.Dense(3),
     )  # fmt: skip
     model = final(
-        polytopes.randomised(network, np.random.default_rng(8)), epsilon=0.06, slope="wong-kolter", radius_steps=1
+        polytopes.randomised(network, np.random.default_rng(8)), epsilon=0.022, slope="wong-kolter", radius_steps=1
     )
     sample = inputs(6, shape=(12, 12, 1))
     assert 0 < model.verdicts(sample).rejected.sum() < 6

@@ -106,6 +106,23 @@ class LipschitzGraph:
         """The hidden layers in the order in which they run; a shared layer appears at each use."""
         return [step.layer for step in self._steps]
 
+    def chain(self, wanted_by: str) -> list[Any]:
+        """All layers in order, the last one included, where each feeds the next and is used once.
+
+        Raises:
+            ValueError: where the network branches or shares a layer; it names the layer, and `wanted_by`.
+        """
+        found: list[Any] = []
+        slot = 0
+        for step in self._all_steps:
+            if tuple(step.inputs) != (slot,) or any(step.layer is other for other in found):
+                raise ValueError(
+                    f"`{wanted_by}` needs a chain of layers, each used once; {step.layer.name!r} is not in one."
+                )
+            slot = step.output
+            found.append(step.layer)
+        return found
+
     def estimate(self, training: bool) -> Any:
         """Constant of the hidden layers, a differentiable scalar; a lower estimate (see `LinearOperator.estimate`)."""
         # A shared layer must move its iterate once, and both uses see the same value.

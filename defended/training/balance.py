@@ -104,12 +104,7 @@ class BalanceLayers(keras.callbacks.Callback):
 def _chain(model: GloroNet) -> list[Any]:
     """The layers with a kernel of a network in which factors can move from one to the next."""
     found: list[Any] = []
-    slot = 0
-    for step in model._graph._all_steps:
-        layer = step.layer
-        if tuple(step.inputs) != (slot,) or any(layer is other for other in found):
-            raise ValueError(f"`BalanceLayers` needs a chain of layers, each used once; {layer.name!r} is not in one.")
-        slot = step.output
+    for layer in model._graph.chain("BalanceLayers"):
         if type(layer) in _WEIGHTED and layer.activation in _ACTIVATIONS:
             found.append(layer)
         elif type(layer) not in _HOMOGENEOUS:

@@ -47,7 +47,7 @@ def centre_biases(model: GloroNet, images: Any = None, *, padded: bool = False, 
         raise TypeError(f"`centre_biases` works on a `GloroNet`. Received: {type(model).__name__}")
     if not 0 <= exceptions < 0.5:
         raise ValueError(f"`exceptions` must lie in [0, 0.5). Received: {exceptions}")
-    steps, was_final = _chain(model), model.is_final
+    steps, was_final = model._graph.chain("centre_biases"), model.is_final
     shape = tuple(model.network.inputs[0].shape[1:])
     values = [np.zeros((1, *shape), "float32")]
     if images is not None:
@@ -105,16 +105,3 @@ def _holds_constants(layer: Any) -> bool:
     else:
         plain = type(layer) is layers.Dense
     return plain and layer.use_bias and getattr(layer.activation, "__name__", "linear") == "linear"
-
-
-def _chain(model: GloroNet) -> list[Any]:
-    found: list[Any] = []
-    slot = 0
-    for step in model._graph._all_steps:
-        if tuple(step.inputs) != (slot,) or any(step.layer is other for other in found):
-            raise ValueError(
-                f"`centre_biases` needs a chain of layers, each used once; {step.layer.name!r} is not in one."
-            )
-        slot = step.output
-        found.append(step.layer)
-    return found
