@@ -170,10 +170,10 @@ def place_inside(x: Array, attacked: Array, radius: float, norm: str, clip: tupl
     if clip is not None:
         placed = np.clip(placed, np.float32(clip[0]), np.float32(clip[1]))
     if norm == "linf":
-        low, high = x64 - radius, x64 + radius
-        rounded = np.clip(placed, low, high).astype(np.float32)
-        rounded = np.where(rounded > high, np.nextafter(rounded, np.float32(-np.inf)), rounded)
-        return np.where(rounded < low, np.nextafter(rounded, np.float32(np.inf)), rounded)
+        rounded = np.clip(placed, x64 - radius, x64 + radius).astype(np.float32)
+        # Differences of float32 numbers are judged, as `distances` does: the ball's edges are rounded in float64, too.
+        outside = np.abs(rounded - x64) > radius
+        return np.where(outside, np.nextafter(rounded, np.asarray(x, np.float32)), rounded)
     rounded = placed.astype(np.float32)
     # The last round has factor 0, which is x itself: a radius below the resolution of float32 ends there.
     for margin in 2.0 ** np.arange(-22, 1):

@@ -159,6 +159,12 @@ def test_placed_points_are_inside_without_any_slack(norm, data):
     assert (distances(x, placed, norm) <= radius).all()
 
 
+def test_placed_points_are_inside_where_float64_rounds_the_edge_of_the_ball():
+    x, radius = np.array([[7.0, -7.0]], np.float32), np.nextafter(10.0, 0.0)
+    assert 7.0 + radius == 17.0
+    assert distances(x, place_inside(x, np.array([[20.0, -20.0]]), radius, "linf"), "linf") <= radius
+
+
 def test_placing_keeps_what_is_inside_and_moves_the_rest_hardly():
     x = np.full((2, 784), 0.5, np.float32)
     delta = np.random.default_rng(0).normal(size=x.shape)
