@@ -1,12 +1,12 @@
 """Make a trained net's file small: its weights on a grid, its bounds proven anew for those weights, the file packed.
 
-    python benchmarks/compact.py MODEL.keras OUT.keras [--bits 8] [--others 11] [--centre DATA]
+    python benchmarks/compact.py MODEL.keras OUT.keras [--bits 8] [--others 11] [--sharpen] [--centre DATA]
 
 A kernel's entries become whole multiples of a power of two, at most 2^(bits - 1) times it, which packs 4 to 5 times as
 small; biases stay. The largest kernel, which is most of the file, has `--bits`; the others, where a bit costs little
-and is worth more, `--others`. `--centre mnist` (with DEFENDED_DATA set) first moves constants out of the biases, into
-zero-padded layers too, as `centre_biases` finds them on that data's images. What is certified is certified for the
-weights in the file. Prints the sizes.
+and is worth more, `--others`. `--sharpen` first rewrites the weights as `sharpen_bounds` does. `--centre mnist` (with
+DEFENDED_DATA set) then moves constants out of the biases, into zero-padded layers too, as `centre_biases` finds them on
+that data's images. What is certified is certified for the weights in the file. Prints the sizes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 from defended import DefendedModel, datasets
 from defended._io import atomic_write_bytes
 from defended.training.centring import centre_biases
+from defended.training.sharpening import sharpen_bounds
 
 IMAGES = 3000
 
@@ -33,15 +34,18 @@ def on_grid(weights: np.ndarray, bits: int) -> np.ndarray:
     return (step * np.round(weights / step)).astype(weights.dtype)
 
 
-def compact(source: Path, target: Path, bits: int, others: int, centre: str | None = None) -> None:
+def compact(source: Path, target: Path, bits: int, others: int, sharpen: bool, centre: str | None) -> None:
     """Write the net of `source` to `target` without its optimizer, the largest kernel in `bits`, others in `others`.
 
-    With `centre`, a data set's name, biases are centred first, on its first training images.
+    With `sharpen`, its bounds are sharpened first; with `centre`, a data set's name, its biases are then centred, on
+    the first training images.
     """
     model = keras.models.load_model(source, compile=False)
     if not isinstance(model, DefendedModel):
         raise SystemExit(f"{source} holds an undefended {type(model).__name__}: `defended train` writes defended ones.")
     network = model.network
+    if sharpen:
+        print(f"sharpened: K is {sharpen_bounds(model):.4f} of what it was")
     if centre is not None:
         centre_biases(model, datasets.load(centre).x_train[:IMAGES], padded=True)
     weights = network.get_weights()
@@ -67,9 +71,10 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--bits", type=int, default=8)
     parser.add_argument("--others", type=int, default=11)
+    parser.add_argument("--sharpen", action="store_true")
     parser.add_argument("--centre", metavar="DATA")
     arguments = parser.parse_args()
-    compact(arguments.source, arguments.target, arguments.bits, arguments.others, arguments.centre)
+    compact(arguments.source, arguments.target, arguments.bits, arguments.others, arguments.sharpen, arguments.centre)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from defended import DefendedModel, GloroNet, callbacks, datasets, zoo
 from defended._io import atomic_write_text
 from defended.training.augmentation import RandomAffine, RandomElastic
 from defended.training.optimizers import BiasRateAdam
+from defended.training.sharpening import sharpen_bounds
 
 MODEL = "model.keras"
 HISTORY = "history.csv"
@@ -44,9 +45,9 @@ class TrainingSettings(BaseModel):
 
     The learning rate falls over the run, linearly to a thousandth or, with `decay="exponential"`, by the same share at
     each step to a hundredth; biases train at `bias_rate` times it. `balance` keeps kernels in these proportions
-    (`BalanceLayers`). `bfloat16` trains in that precision where the processor and oneDNN can; bounds are proven, and
-    the model answers, in the usual one. The last `validation_split` of the training data are held out, and choose the
-    best epoch of radius doubling; the test data are left for measuring.
+    (`BalanceLayers`), and `sharpen` ends the run with `sharpen_bounds`. `bfloat16` trains in that precision where the
+    processor and oneDNN can; bounds are proven, and the model answers, in the usual one. The last `validation_split` of
+    the training data are held out, and choose the best epoch of radius doubling; the test data are left for measuring.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +64,7 @@ class TrainingSettings(BaseModel):
     decay: Literal["linear", "exponential"] = "linear"
     bias_rate: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     balance: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
+    sharpen: bool = False
     bfloat16: bool = False
     schedule: Literal["fixed", "linear", "log"] = "linear"
     train_radius: float = Field(default=1.0, gt=0, allow_inf_nan=False)
@@ -137,6 +139,8 @@ def train(
         steering.append(callbacks.BalanceLayers(settings.balance))
     if settings.bfloat16:
         steering.append(_BFloat16())
+    if settings.sharpen:
+        model._graph.chain("sharpen")
     # Everything that can be wrong with the settings has been seen by now, so no folder is claimed for a mistake.
     atomic_write_text(directory / SETTINGS, settings.to_toml())
     history = keras.callbacks.CSVLogger(directory / HISTORY, append=True)
@@ -153,6 +157,8 @@ def train(
             _BFloat16()._set(False)
         if history.csv_file is not None:  # Keras closes it only after a whole training
             history.csv_file.close()
+    if settings.sharpen:
+        sharpen_bounds(model)
     save(model, directory / MODEL)
     shutil.rmtree(unfinished, ignore_errors=True)
     return TrainingRun(model, dataset, directory, was_finished=False)

@@ -4,6 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -100,3 +101,24 @@ def test_a_run_of_a_version_with_fewer_settings_goes_on(tmp_path):
     training_run.require_same_settings(tmp_path, settings)
     with pytest.raises(ValueError, match="balance = "):
         training_run.require_same_settings(tmp_path, TrainingSettings(epochs=3, balance=(1.0, 2.0)))
+
+
+def test_a_run_may_end_with_sharpening(tmp_path):
+    """The same training, and more proven of what it left; a network that cannot be sharpened is refused beforehand."""
+    settings = {"epochs": 1, "net": "dense", "epsilon": 0.1}
+    plain, sharp = (
+        train(TrainingSettings(**settings, sharpen=sharpen), tmp_path / str(sharpen), verbose=0).model
+        for sharpen in (False, True)
+    )
+    assert sharp.is_final
+    x = datasets.load("digits").x_test
+    np.testing.assert_allclose(sharp.network(x), plain.network(x), atol=1e-4)
+    assert np.mean(sharp.certified_radius(x)) > 1.01 * np.mean(plain.certified_radius(x))
+    inputs = keras.Input((8, 8, 1))
+    flat = keras.layers.Flatten()(inputs)
+    branched = keras.layers.Add()([keras.layers.Dense(10)(flat), keras.layers.Dense(10)(flat)])
+    keras.Model(inputs, branched).save(tmp_path / "branched.keras")
+    refused = TrainingSettings(network=str(tmp_path / "branched.keras"), sharpen=True)
+    with pytest.raises(ValueError, match="`sharpen` needs a chain"):
+        train(refused, tmp_path / "refused", verbose=0)
+    assert not (tmp_path / "refused").exists()

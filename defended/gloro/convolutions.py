@@ -37,7 +37,7 @@ def bound_conv2d_norm(
         strides: vertical and horizontal stride.
         padding: `"valid"` or `"same"` (TensorFlow's convention: the odd pixel goes to the bottom right).
     """
-    axes = _axes(kernel.shape, input_shape, strides, padding)
+    axes = axes_of(kernel.shape, input_shape, strides, padding)
     # Taps that only ever read padding would set the scale of the others.
     down, right = ([bool(axis.readers(tap)) for tap in range(axis.taps)] for axis in axes)
     kernel, exponent = normalised(np.where(np.outer(down, right)[:, :, None, None], kernel, 0.0))
@@ -50,7 +50,7 @@ def bound_conv2d_norm(
 
 def conv2d_norm_method(kernel_shape: Sequence[int], input_shape: Sequence[int], strides: Any, padding: str) -> str:
     """How `bound_conv2d_norm` bounds an operator of this geometry, in words."""
-    band = _narrowest_band(_axes(kernel_shape, input_shape, strides, padding), *kernel_shape[2:])
+    band = _narrowest_band(axes_of(kernel_shape, input_shape, strides, padding), *kernel_shape[2:])
     return "banded factorisation" if band.is_affordable else "frequencies of a torus"
 
 
@@ -69,7 +69,8 @@ def bound_nonnegative_conv2d_norm(kernel: Array, strides: tuple[int, int] = (1, 
     return bound_nonnegative_norm(np.concatenate(phases)) * (1 + 2 * gamma(taps + 1))
 
 
-def _axes(kernel_shape: Sequence[int], input_shape: Sequence[int], strides: Any, padding: str) -> list[Axis]:
+def axes_of(kernel_shape: Sequence[int], input_shape: Sequence[int], strides: Any, padding: str) -> list[Axis]:
+    """The geometry of a convolution along its two axes."""
     return [Axis(*side, padding) for side in zip(kernel_shape[:2], input_shape, strides, strict=True)]
 
 
@@ -219,9 +220,16 @@ def _placements(kernel: Array, axes: list[Axis]) -> Iterator[tuple[Any, Any, Arr
             yield to, frm, kernel[taps]
 
 
-def _bound_squared_on_torus(kernel: Array, axes: list[Axis]) -> float:
-    # On the torus a strided convolution couples the `stride^2` fine frequencies that alias onto one coarse frequency:
-    # its block there is [W(f_1) ... W(f_s^2)] / s (per axis 1/sqrt(s)), a matrix c_out x (s^2 c_in).
+def torus_blocks(kernel: Array, axes: list[Axis]) -> tuple[Array, list[int]]:
+    """The blocks of a convolution's embedding on a torus, whose singular values are the embedding's.
+
+    A strided convolution couples the `stride^2` fine frequencies that alias onto one coarse frequency; its block there
+    is `[W(f_1) ... W(f_s^2)] / s` (per axis `1 / sqrt(s)`).
+
+    Returns:
+        The blocks `[frequencies, s_y * s_x * c_in, c_out]`, complex, of half of the coarse frequencies: a real kernel
+        has conjugate blocks at opposite ones. They are not divided by s yet. And the coarse torus's sides.
+    """
     coarse = [axis.torus() for axis in axes]
     transfer = kernel.astype(np.complex128)
     for position, (axis, count) in enumerate(zip(axes, coarse, strict=True)):
@@ -231,8 +239,12 @@ def _bound_squared_on_torus(kernel: Array, axes: list[Axis]) -> float:
     (sy, sx), (c_in, c_out) = (axes[0].stride, axes[1].stride), kernel.shape[2:]
     blocks = transfer.reshape(sy, coarse[0], sx, coarse[1], c_in, c_out)
     blocks = np.moveaxis(blocks, (1, 3), (0, 1)).reshape(coarse[0] * coarse[1], sy * sx * c_in, c_out)
-    # A real kernel has conjugate blocks at opposite frequencies: half of the rows are enough.
-    blocks = blocks[: (coarse[0] // 2 + 1) * coarse[1]]
+    return blocks[: (coarse[0] // 2 + 1) * coarse[1]], coarse
+
+
+def _bound_squared_on_torus(kernel: Array, axes: list[Axis]) -> float:
+    blocks, coarse = torus_blocks(kernel, axes)
+    sy, sx = axes[0].stride, axes[1].stride
     largest = max(
         float(np.linalg.norm(part, 2, axis=(-2, -1)).max()) for part in np.array_split(blocks, coarse[0] // 2 + 1)
     )

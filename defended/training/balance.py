@@ -107,7 +107,7 @@ def _chain(model: GloroNet) -> list[Any]:
     for layer in model._graph.chain("BalanceLayers"):
         if type(layer) in _WEIGHTED and layer.activation in _ACTIVATIONS:
             found.append(layer)
-        elif type(layer) not in _HOMOGENEOUS:
+        elif type(layer) not in _HOMOGENEOUS or getattr(layer, "max_value", None) is not None:
             raise ValueError(
                 f"`BalanceLayers` cannot move a factor through {layer.name!r} ({type(layer).__name__}): it needs Conv "
                 f"and Dense layers, and MinMax, ReLU or pooling between them."

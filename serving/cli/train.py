@@ -51,6 +51,12 @@ def train(
             help="Keep kernels in proportion: the relative norm of each, the option once for every layer.",
         ),
     ] = None,
+    sharpen: Annotated[
+        bool,
+        typer.Option(
+            "--sharpen/--no-sharpen", help="At the end rewrite the weights so that more is proven of the same function."
+        ),
+    ] = False,
     bfloat16: Annotated[
         bool,
         typer.Option("--bfloat16/--no-bfloat16", help="Train in bfloat16 where oneDNN can; prove as ever."),
@@ -108,6 +114,7 @@ def train(
         decay=decay,
         bias_rate=bias_rate,
         balance=tuple(balance or ()),
+        sharpen=sharpen,
         bfloat16=bfloat16,
         loss=loss,
         schedule=schedule,
