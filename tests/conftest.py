@@ -7,9 +7,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("MPLBACKEND", "agg")
 # Workers side by side share the cores: the threads of one would wait for the other's, many times longer than they work.
-_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS") if _workers > 1 else ():
-    os.environ.setdefault(_name, str(max((os.cpu_count() or 1) // _workers, 1)))
+os.environ.update(
+    {
+        name: str(max((os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), 1))
+        for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
+        if name not in os.environ
+    }
+)
 
 import keras
 import pytest

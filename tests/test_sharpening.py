@@ -175,3 +175,12 @@ def test_bad_input_is_refused():
     kernel.assign(np.full(kernel.shape, np.nan))
     with pytest.raises(ValueError, match="not finite"):
         sharpen_bounds(GloroNet(network, epsilon=0.1))
+
+
+def test_classes_that_always_have_one_logit():
+    network = trained_like(
+        keras.Sequential([keras.Input((6,)), layers.Dense(8), MinMax(), layers.Dense(8), MinMax(), layers.Dense(3)])
+    )
+    kernel = network.layers[-1].kernel.numpy()
+    network.layers[-1].kernel.assign(np.stack([kernel[:, 0], kernel[:, 0], kernel[:, 2]], axis=1))
+    assert 0 < sharpen_bounds(GloroNet(network, epsilon=0.1)) < 0.95

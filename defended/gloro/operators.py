@@ -201,7 +201,7 @@ class Conv2DOperator(LinearOperator):
         same = self.padding == "same"
         return (*(-(-(n if same else n - taps + 1) // stride) for n, taps, stride in sides), self._channels)
 
-    def _dense(self, kernel: Any, xp: Any) -> Any:
+    def dense_kernel(self, kernel: Any, xp: Any) -> Any:
         """The equivalent dense kernel `[kh, kw, c_in, c_out]`; `xp` is `keras.ops` or NumPy."""
         if self._spread is not None:
             kernel = xp.einsum("ka,lb,klio->abio", *self._spread, kernel)
@@ -217,7 +217,7 @@ class Conv2DOperator(LinearOperator):
         return conv2d_norm_method(shape, self.input_shape[:2], self.strides, self.padding)
 
     def apply(self, inputs: Any) -> Any:
-        kernel = self._dense(self.kernel.tensor(), ops)
+        kernel = self.dense_kernel(self.kernel.tensor(), ops)
         return ops.conv(inputs, kernel, strides=self.strides, padding=self.padding, data_format="channels_last")
 
     def adjoint(self, outputs: Any) -> Any:
@@ -225,7 +225,7 @@ class Conv2DOperator(LinearOperator):
         # is cut off and positions behind the last tap, which nothing reads, are filled with zeros.
         full = ops.conv_transpose(
             outputs,
-            self._dense(self.kernel.tensor(), ops),
+            self.dense_kernel(self.kernel.tensor(), ops),
             strides=self.strides,
             padding="valid",
             data_format="channels_last",
@@ -245,11 +245,11 @@ class Conv2DOperator(LinearOperator):
         return full
 
     def bound(self) -> float:
-        kernel = self._dense(self.kernel.exact(), np)
+        kernel = self.dense_kernel(self.kernel.exact(), np)
         return bound_conv2d_norm(kernel, self.input_shape[:2], self.strides, self.padding) + _excess(self)
 
     def bound_of_magnitudes(self) -> float:
-        return bound_nonnegative_conv2d_norm(self._dense(self.kernel.magnitude(), np), self.strides)
+        return bound_nonnegative_conv2d_norm(self.dense_kernel(self.kernel.magnitude(), np), self.strides)
 
 
 class ChannelScale(LinearOperator):

@@ -82,8 +82,9 @@ def sharpen_bounds(model: GloroNet, *, steps: int = 25) -> float:
         chain.write(parameters)
         if was_final:
             model.finalize()
-        gained = _constants(model) / constants
-        ratio = float(np.exp(np.mean(np.log(gained)))) if gained.size else 1.0
+        changed = _constants(model)
+        apart = (constants > 0) & (changed > 0)
+        ratio = float(np.exp(np.mean(np.log(changed[apart] / constants[apart])))) if apart.any() else 1.0
         if ratio < 1:
             return ratio
         model.network.set_weights(weights)
@@ -93,10 +94,9 @@ def sharpen_bounds(model: GloroNet, *, steps: int = 25) -> float:
 
 
 def _constants(model: GloroNet) -> Array:
-    """The proven K_ij of the pairs `i < j` that are not 0."""
+    """The proven K_ij of the pairs `i < j`; 0 where two classes always have one logit."""
     margins = model.margin_lipschitz if model.is_final else model._graph.prove().margins
-    upper = margins[np.triu_indices(len(margins), 1)].astype(np.float64)
-    return upper[upper > 0]
+    return margins[np.triu_indices(len(margins), 1)].astype(np.float64)
 
 
 @dataclass
@@ -159,7 +159,7 @@ class _Chain:
                 kernel = kernel @ after.basis.T
             operator = operators.get(id(layer))
             if isinstance(operator, Conv2DOperator):
-                kernel = operator._dense(kernel, np)
+                kernel = operator.dense_kernel(kernel, np)
                 axes = axes_of(kernel.shape, operator.input_shape[:2], operator.strides, operator.padding)
                 self._blocks[index] = torus_blocks(kernel, axes)[0]
             else:
