@@ -124,6 +124,7 @@ def _train(directory: Path, doubling: bool, seed: int, epochs: int, console: Con
         epochs=epochs,
         batch_size=128,
         learning_rate=3e-3,
+        sharpen=True,
         seed=seed,
     )
     title = f"training the net {_TITLES[directory.name]}"
