@@ -34,7 +34,9 @@ def on_grid(weights: np.ndarray, bits: int) -> np.ndarray:
     return (step * np.round(weights / step)).astype(weights.dtype)
 
 
-def compact(source: Path, target: Path, bits: int, others: int, sharpen: bool, centre: str | None) -> None:
+def compact(
+    source: Path, target: Path, bits: int, others: int, *, sharpen: bool = False, centre: str | None = None
+) -> None:
     """Write the net of `source` to `target` without its optimizer, the largest kernel in `bits`, others in `others`.
 
     With `sharpen`, its bounds are sharpened first; with `centre`, a data set's name, its biases are then centred, on
@@ -74,7 +76,14 @@ def main() -> None:
     parser.add_argument("--sharpen", action="store_true")
     parser.add_argument("--centre", metavar="DATA")
     arguments = parser.parse_args()
-    compact(arguments.source, arguments.target, arguments.bits, arguments.others, arguments.sharpen, arguments.centre)
+    compact(
+        arguments.source,
+        arguments.target,
+        arguments.bits,
+        arguments.others,
+        sharpen=arguments.sharpen,
+        centre=arguments.centre,
+    )
 
 
 if __name__ == "__main__":

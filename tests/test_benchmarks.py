@@ -77,6 +77,15 @@ def test_a_compact_net_may_have_its_biases_centred(tmp_path, monkeypatch):
     assert spent[1] < 0.97 * spent[0]
 
 
+def test_a_compact_net_may_have_its_bounds_sharpened(tmp_path, capsys):
+    compact = module(BENCHMARKS / "compact.py")
+    source = Path(pretrained.FOLDER) / "mnist-2c2f-0.3.keras"
+    compact.compact(source, tmp_path / "sharp.keras", bits=24, others=24, sharpen=True)
+    before, after = (keras.models.load_model(path, compile=False) for path in (source, tmp_path / "sharp.keras"))
+    assert np.mean(after.margin_lipschitz) < 0.99 * np.mean(before.margin_lipschitz)
+    assert "sharpened: K is 0.98" in capsys.readouterr().out
+
+
 class TestFigures:
     def test_the_ratio_is_judged_where_there_is_one_else_the_figure(self, tmp_path):
         figures = module(BENCHMARKS / "figures.py").Figures()
