@@ -44,10 +44,8 @@ def nets() -> dict[str, tuple[Path, dict[str, Any]]]:
             {**facts, "settings": {"epsilon": 1.58}, "command": f"{train}/{name}.toml, {then}"},
         )
     facts = {"kind": "GloroNet", "data": "fashion_mnist", "settings": {"epsilon": 0.3}}
-    found["fashion-mnist-2c2f-0.3"] = (
-        RESULTS / "recipes" / "fashion-mnist-2c2f-0.3.keras",
-        {**facts, "command": f"{train}/fashion-mnist-2c2f-0.3.toml"},
-    )
+    for name in ("fashion-mnist-2c2f-0.3", "fashion-mnist-2c2f-0.6"):
+        found[name] = RESULTS / "recipes" / f"{name}.keras", {**facts, "command": f"{train}/{name}.toml"}
     facts = {"kind": "PolytopeNet", "data": "mnist", "settings": {"epsilon": 0.1, "norm": "linf"}}
     for name, stem in (("mnist-2c2f-linf-0.1", "eps_0.1"), ("mnist-2c2f-linf-0.2", "eps_0.1_doubled")):
         found[name] = RESULTS / "kw" / f"{stem}.keras", {**facts, "command": "python benchmarks/kw.py train"}

@@ -18,6 +18,7 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
         ("recipes/mnist-4c3f-1.58", "mnist", 0.5909, 0.0270, 0.9543),
         ("recipes/mnist-4c3f-3.16", "mnist", 0.5571, 0.0983, 0.8238),
         ("recipes/fashion-mnist-2c2f-0.3", "fashion_mnist", 0.8004, 0.7161, 0.1361),
+        ("recipes/fashion-mnist-2c2f-0.6", "fashion_mnist", 0.7832, 0.7262, 0.1051),
     ],
 )
 def test_the_committed_nets(request, name, data, vra, vra_2eps, fpr_upper):
