@@ -33,8 +33,8 @@ def sharpen_bounds(model: GloroNet, *, steps: int = 25) -> float:
     K_ij multiplies the norms of the layers, as if one could pass on what the next enlarges most. But some changes of
     the features between two layers pass the activation, so that one layer can make them and the next undo them:
 
-    - `MinMax` maps a pair with the sum s and the difference d to one with the sum s and the difference -|d|. So the sums
-      of all pairs may be mixed by any invertible matrix, and each difference may have a positive factor.
+    - `MinMax` maps a pair with the sum s and the difference d to one with the sum s and the difference -|d|. So the
+      sums of all pairs may be mixed by any invertible matrix, and each difference may have a positive factor.
     - ReLU and leaky ReLU pass a positive factor for each channel.
 
     The product of norms depends on these matrices, and the smallest is still a product of norms of layers: `finalize`
