@@ -75,15 +75,7 @@ def main() -> None:
     parser.add_argument("--others", type=int, default=11)
     parser.add_argument("--sharpen", action="store_true")
     parser.add_argument("--centre", metavar="DATA")
-    arguments = parser.parse_args()
-    compact(
-        arguments.source,
-        arguments.target,
-        arguments.bits,
-        arguments.others,
-        sharpen=arguments.sharpen,
-        centre=arguments.centre,
-    )
+    compact(**vars(parser.parse_args()))
 
 
 if __name__ == "__main__":

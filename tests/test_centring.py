@@ -105,6 +105,7 @@ def test_what_cannot_be_centred_stays():
             keras.Input((4,)),
             layers.Dense(4, activation="relu"), layers.Dense(4, bias_initializer="ones"), layers.ReLU(),
             layers.Dense(4, bias_initializer="ones"), MinMax(), layers.Dense(4, use_bias=False), MinMax(),
+            layers.Dense(4, activation=layers.ReLU(), bias_initializer="ones"), MinMax(),
             layers.Dense(2, activation="tanh"),
         ]
     )  # fmt: skip

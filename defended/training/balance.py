@@ -11,14 +11,14 @@ from keras import layers
 
 from defended.gloro import GloroNet
 from defended.layers import MinMax
+from defended.training.chain_layers import HOMOGENEOUS, LINEAR, is_homogeneous
 from defended.training.optimizers import BiasRateAdam
 
 _WEIGHTED = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
 _HOMOGENEOUS = (
-    MinMax, layers.ReLU, layers.LeakyReLU, layers.Flatten, layers.Reshape, layers.Permute, layers.Dropout,
+    MinMax, layers.Flatten, layers.Reshape, layers.Permute, layers.Dropout,
     layers.AveragePooling2D, layers.MaxPooling2D, layers.GlobalAveragePooling2D,
 )  # fmt: skip
-_ACTIVATIONS = (None, keras.activations.linear, keras.activations.relu, keras.activations.leaky_relu)
 _OPTIMIZERS = (keras.optimizers.Adam, keras.optimizers.AdamW, BiasRateAdam)
 
 
@@ -105,9 +105,9 @@ def _chain(model: GloroNet) -> list[Any]:
     """The layers with a kernel of a network in which factors can move from one to the next."""
     found: list[Any] = []
     for layer in model._graph.chain("BalanceLayers"):
-        if type(layer) in _WEIGHTED and layer.activation in _ACTIVATIONS:
+        if type(layer) in _WEIGHTED and layer.activation in (*LINEAR, *HOMOGENEOUS):
             found.append(layer)
-        elif type(layer) not in _HOMOGENEOUS or getattr(layer, "max_value", None) is not None:
+        elif not (type(layer) in _HOMOGENEOUS or is_homogeneous(layer)):
             raise ValueError(
                 f"`BalanceLayers` cannot move a factor through {layer.name!r} ({type(layer).__name__}): it needs Conv "
                 f"and Dense layers, and MinMax, ReLU or pooling between them."

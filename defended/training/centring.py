@@ -9,6 +9,7 @@ from keras import layers, ops
 
 from defended.gloro import GloroNet
 from defended.layers import MinMax
+from defended.training.chain_layers import LINEAR, maps_channels
 
 _PASSES_CHANNELS = (layers.Flatten, layers.Dropout, layers.Identity)
 _BATCH = 256
@@ -100,8 +101,4 @@ def _taker(following: list[Any], padded: bool) -> Any:
 
 
 def _holds_constants(layer: Any) -> bool:
-    if type(layer) is layers.Conv2D:
-        plain = layer.groups == 1 and layer.data_format == "channels_last"
-    else:
-        plain = type(layer) is layers.Dense
-    return plain and layer.use_bias and getattr(layer.activation, "__name__", "linear") == "linear"
+    return maps_channels(layer) and layer.use_bias and layer.activation in LINEAR

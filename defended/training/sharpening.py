@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from keras import activations, layers
+from keras import layers
 
 from defended.gloro import GloroNet
 from defended.gloro.convolutions import axes_of, torus_blocks
 from defended.gloro.operators import Conv2DOperator, in_float64
 from defended.layers import MinMax
+from defended.training.chain_layers import HOMOGENEOUS, LINEAR, is_homogeneous, maps_channels
 
 _ACTS_WITHIN_CHANNELS = (
     layers.Flatten, layers.Dropout, layers.Identity, layers.AveragePooling2D, layers.GlobalAveragePooling2D,
 )  # fmt: skip
-_LINEAR = (None, activations.linear)
-_HOMOGENEOUS = (activations.relu, activations.leaky_relu)
 _TEMPERATURES = (0.01, 0.004, 0.0015, 0.0006, 0.0003, 0.0001)
 _MEMORY = 30
 _SMALLEST = 1e-9
@@ -69,27 +68,25 @@ def sharpen_bounds(model: GloroNet, *, steps: int = 25) -> float:
     if steps < 1:
         raise ValueError(f"`steps` must be at least 1. Received: {steps}")
     chain, was_final = _Chain(model), model.is_final
-    constants = _constants(model)
-    weights = model.network.get_weights()
-    if chain.junctions:
-        parameters, options = chain.start(), {"maxiter": steps, "maxcor": _MEMORY}
-        # Many small matrices: a second BLAS thread waits more than it works, and where cores are shared, far more.
-        with threadpool_limits(1, user_api="blas"):
-            for temperature in _TEMPERATURES:
-                parameters = minimize(
-                    chain.objective, parameters, (temperature,), "L-BFGS-B", jac=True, options=options
-                ).x
-        chain.write(parameters)
-        if was_final:
-            model.finalize()
-        changed = _constants(model)
-        apart = (constants > 0) & (changed > 0)
-        ratio = float(np.exp(np.mean(np.log(changed[apart] / constants[apart])))) if apart.any() else 1.0
-        if ratio < 1:
-            return ratio
-        model.network.set_weights(weights)
-        if was_final:
-            model.finalize()
+    if not chain.junctions:
+        return 1.0
+    constants, weights = _constants(model), model.network.get_weights()
+    parameters, options = chain.start(), {"maxiter": steps, "maxcor": _MEMORY}
+    # Many small matrices: a second BLAS thread waits more than it works, and where cores are shared, far more.
+    with threadpool_limits(1, user_api="blas"):
+        for temperature in _TEMPERATURES:
+            parameters = minimize(chain.objective, parameters, (temperature,), "L-BFGS-B", jac=True, options=options).x
+    chain.write(parameters)
+    if was_final:
+        model.finalize()
+    changed = _constants(model)
+    apart = (constants > 0) & (changed > 0)
+    ratio = float(np.exp(np.mean(np.log(changed[apart] / constants[apart])))) if apart.any() else 1.0
+    if ratio < 1:
+        return ratio
+    model.network.set_weights(weights)
+    if was_final:
+        model.finalize()
     return 1.0
 
 
@@ -103,8 +100,6 @@ def _constants(model: GloroNet) -> Array:
 class _Junction:
     """Features `[channels]` between two layers, in a basis in which the activation acts on the coordinates."""
 
-    before: int
-    after: int
     basis: Array
     """`[channels, channels]`, orthogonal; for `MinMax` the sums of all pairs, then the differences."""
     mixed: int
@@ -137,14 +132,13 @@ class _Chain:
     def __init__(self, model: GloroNet):
         graph = model._graph
         steps = graph.chain("sharpen_bounds")
-        self.layers = [layer for layer in steps if _is_linear(layer)]
-        self.junctions = _junctions(steps, self.layers)
+        self.layers = [layer for layer in steps if maps_channels(layer)]
+        self.junctions = _junctions(steps)
+        """By the index of the layer before; the next one is behind it."""
         operators = {id(step.layer): step.rule.operator for step in graph._steps}
-        entering = {junction.after: junction for junction in self.junctions}
-        leaving = {junction.before: junction for junction in self.junctions}
         self._blocks: dict[int, Array] = {}
         for index, layer in enumerate(self.layers):
-            before, after = entering.get(index), leaving.get(index)
+            before, after = self.junctions.get(index - 1), self.junctions.get(index)
             if before is None and after is None:
                 continue
             kernel = in_float64(layer.kernel)
@@ -167,47 +161,43 @@ class _Chain:
         self._head = next((index for index, layer in enumerate(self.layers) if layer is graph.head), -1)
 
     def start(self) -> Array:
-        return np.concatenate([junction.start() for junction in self.junctions])
+        return np.concatenate([junction.start() for junction in self.junctions.values()])
 
-    def matrices(self, parameters: Array) -> list[Array]:
-        parts = np.split(parameters, np.cumsum([junction.size for junction in self.junctions])[:-1])
-        return [junction.matrix(part) for junction, part in zip(self.junctions, parts, strict=True)]
+    def matrices(self, parameters: Array) -> dict[int, Array]:
+        parts = np.split(parameters, np.cumsum([junction.size for junction in self.junctions.values()])[:-1])
+        return {index: self.junctions[index].matrix(part) for index, part in zip(self.junctions, parts, strict=True)}
 
     def objective(self, parameters: Array, temperature: float) -> tuple[float, Array]:
         """The sum of soft maxima, of logarithms, and its gradient."""
         matrices = self.matrices(parameters)
-        entering = {junction.after: number for number, junction in enumerate(self.junctions)}
-        leaving = {junction.before: number for number, junction in enumerate(self.junctions)}
-        relative = [np.zeros_like(matrix) for matrix in matrices]
+        relative = {index: np.zeros_like(matrix) for index, matrix in matrices.items()}
         total = 0.0
         for index, blocks in self._blocks.items():
-            before, after = entering.get(index), leaving.get(index)
+            before, after = matrices.get(index - 1), matrices.get(index)
             if before is not None:
-                blocks = _on_inputs(matrices[before], blocks)
+                blocks = _on_inputs(before, blocks)
             if after is not None:
-                blocks = blocks @ np.linalg.inv(matrices[after])
+                blocks = blocks @ np.linalg.inv(after)
             value, left, right = _mean_length(blocks) if index == self._head else _soft_norm(blocks, temperature)
             total += value
             if before is not None:
-                relative[before] += _density(left, len(matrices[before]))
+                relative[index - 1] += _density(left, len(before))
             if after is not None:
-                relative[after] -= _density(right, len(matrices[after]))
-        gradients = [
-            junction.gradient(matrix, part)
-            for junction, matrix, part in zip(self.junctions, matrices, relative, strict=True)
-        ]
+                relative[index] -= _density(right, len(after))
+        gradients = [junction.gradient(matrices[index], relative[index]) for index, junction in self.junctions.items()]
         return total, np.concatenate(gradients)
 
     def write(self, parameters: Array) -> None:
         """Put the changes into the weights."""
         kernels = [in_float64(layer.kernel) for layer in self.layers]
         biases = [in_float64(layer.bias) if layer.use_bias else None for layer in self.layers]
-        for junction, matrix in zip(self.junctions, self.matrices(parameters), strict=True):
-            change = junction.basis.T @ matrix @ junction.basis
-            kernels[junction.before] = kernels[junction.before] @ np.linalg.inv(change)
-            bias = biases[junction.before]
-            biases[junction.before] = None if bias is None else bias @ np.linalg.inv(change)
-            kernels[junction.after] = _on_inputs(change, kernels[junction.after])
+        for index, matrix in self.matrices(parameters).items():
+            basis, bias = self.junctions[index].basis, biases[index]
+            change = basis.T @ matrix @ basis
+            undone = np.linalg.inv(change)
+            kernels[index] = kernels[index] @ undone
+            biases[index] = None if bias is None else bias @ undone
+            kernels[index + 1] = _on_inputs(change, kernels[index + 1])
         for layer, kernel, bias in zip(self.layers, kernels, biases, strict=True):
             layer.kernel.assign(kernel.astype("float32"))
             if bias is not None:
@@ -256,31 +246,21 @@ def _density(vectors: Array, channels: int) -> Array:
     return (flat @ flat.conj().T).real
 
 
-def _is_linear(layer: Any) -> bool:
-    if type(layer) is layers.Conv2D:
-        return layer.groups == 1
-    return type(layer) is layers.Dense
-
-
-def _junctions(steps: list[Any], linear: list[Any]) -> list[_Junction]:
-    """Where two of the `linear` layers among the `steps` of a chain are separated by what a change passes."""
-    found = []
-    places = [index for index, layer in enumerate(steps) if _is_linear(layer)]
+def _junctions(steps: list[Any]) -> dict[int, _Junction]:
+    """Where two neighbours among the layers of a chain that map channels are separated by what a change passes."""
+    found = {}
+    places = [index for index, layer in enumerate(steps) if maps_channels(layer)]
     for number, (first, last) in enumerate(itertools.pairwise(places)):
         own = steps[first].activation
         between = [layer for layer in steps[first + 1 : last] if type(layer) not in _ACTS_WITHIN_CHANNELS]
         channels = int(steps[first].kernel.shape[-1])
-        if own in _LINEAR and [type(layer) for layer in between] == [MinMax]:
-            found.append(_Junction(number, number + 1, _sums_and_differences(channels), channels // 2))
-        elif (own in _HOMOGENEOUS and not between) or (
-            own in _LINEAR and len(between) == 1 and _is_homogeneous(between[0])
+        if own in LINEAR and [type(layer) for layer in between] == [MinMax]:
+            found[number] = _Junction(_sums_and_differences(channels), channels // 2)
+        elif (own in HOMOGENEOUS and not between) or (
+            own in LINEAR and len(between) == 1 and is_homogeneous(between[0])
         ):
-            found.append(_Junction(number, number + 1, np.eye(channels), 0))
+            found[number] = _Junction(np.eye(channels), 0)
     return found
-
-
-def _is_homogeneous(layer: Any) -> bool:
-    return type(layer) is layers.LeakyReLU or (type(layer) is layers.ReLU and layer.max_value is None)
 
 
 def _sums_and_differences(channels: int) -> Array:
