@@ -10,6 +10,14 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+_IMAGES = {"cifar10": (10, (32, 32, 3)), "gtsrb": (43, (32, 32, 3))}
+"""Classes and image shape of the sets whose files users make themselves."""
+
+_SOURCES = {
+    "gtsrb": "GTSRB (Stallkamp et al. 2012) is at https://benchmark.ini.rub.de; resize its images to 32x32x3, uint8.",
+}
+
 
 class Dataset(NamedTuple):
     """Images in [0, 1] and class numbers."""
@@ -21,10 +29,39 @@ class Dataset(NamedTuple):
     """`[n]` int64."""
     x_test: Array
     y_test: Array
+    track_train: Array | None = None
+    """`[n]`, where training images are frames of films: images of one class and one number show one and the same thing,
+    so a network that saw some of them knows the others."""
 
     @property
     def num_classes(self) -> int:
         return int(max(self.y_train.max(initial=0), self.y_test.max(initial=0))) + 1
+
+    def split(self, share: float) -> tuple[Array, Array]:
+        """Indices of the training images to train on, and of about a `share` of them to hold out.
+
+        The last images are held out or, where images belong to tracks, whole tracks of each class, drawn by a fixed
+        seed, so that no film is on both sides; a class with a single track stays on the training side.
+
+        Args:
+            share: in [0, 1).
+
+        Returns:
+            Two arrays `[n]` int64, each rising; together all indices.
+        """
+        if not 0 <= share < 1:
+            raise ValueError(f"`share` must be in [0, 1). Received: {share}")
+        n = len(self.x_train)
+        if self.track_train is None:
+            return np.arange(int(n * (1 - share))), np.arange(int(n * (1 - share)), n)
+        draw, is_held_out = np.random.default_rng(0), np.zeros(n, dtype=bool)
+        for label in np.unique(self.y_train):
+            members = np.flatnonzero(self.y_train == label)
+            tracks = self.track_train[members]
+            order = draw.permutation(np.unique(tracks))
+            wanted = round(share * len(order)) if share * len(order) < 1 else int(share * len(order))
+            is_held_out[members[np.isin(tracks, order[: min(wanted, len(order) - 1)])]] = True
+        return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
 def load(name: str | os.PathLike[str]) -> Dataset:
@@ -33,8 +70,12 @@ def load(name: str | os.PathLike[str]) -> Dataset:
     Args:
         name: `"digits"`, the 1,797 8x8 digits that scikit-learn ships (the last 360 are the test set), which needs no
             download; `"mnist"`, `"fashion_mnist"` or `"cifar10"`, looked for as `NAME.npz` in the folder that the
-            environment variable `DEFENDED_DATA` names, then fetched by Keras; or the path of an `.npz` file with
-            `x_train`, `y_train`, `x_test`, `y_test`. Integer images are divided by 255.
+            environment variable `DEFENDED_DATA` names, then fetched by Keras; `"gtsrb"`, the German road signs, looked
+            for in that folder only; or the path of an `.npz` file with `x_train`, `y_train`, `x_test`, `y_test`.
+            Integer images are divided by 255.
+
+    A file may also hold `track_train` (see `Dataset`), and `lossless_train` and `lossless_test`, `[n]` bool: images
+    that are False there are other images than the published ones, and are left out.
 
     Raises:
         FileNotFoundError: when the data cannot be had, saying where it was looked for.
@@ -43,11 +84,17 @@ def load(name: str | os.PathLike[str]) -> Dataset:
     name = str(name)
     if name == "digits":
         return _digits()
-    if name in ("mnist", "fashion_mnist", "cifar10"):
+    if name in ("mnist", "fashion_mnist", "cifar10", "gtsrb"):
         folder = os.environ.get("DEFENDED_DATA")
         path = Path(folder or ".") / f"{name}.npz"
         if folder and path.exists():
             return _from_npz(path, name)
+        if name in _SOURCES:
+            looked = path if folder else "no folder, since the environment variable DEFENDED_DATA is not set"
+            raise FileNotFoundError(
+                f"{name} was looked for in {looked}. {_SOURCES[name]} Put {name}.npz ({', '.join(_ARRAYS)} and, for "
+                f"the films, track_train) in a folder and set DEFENDED_DATA to that folder."
+            )
         return _from_keras(name, path if folder else None)
     if name.endswith(".npz"):
         path = Path(name)
@@ -57,7 +104,8 @@ def load(name: str | os.PathLike[str]) -> Dataset:
             )
         return _from_npz(path, path.stem)
     raise ValueError(
-        f"Unknown data set {name!r}. Known: 'digits', 'mnist', 'fashion_mnist', 'cifar10', or the path of an .npz file."
+        f"Unknown data set {name!r}. Known: 'digits', 'mnist', 'fashion_mnist', 'cifar10', 'gtsrb', or the path of an "
+        f".npz file."
     )
 
 
@@ -85,20 +133,57 @@ def _from_keras(name: str, looked: Path | None) -> Dataset:
 
 
 def _from_npz(path: Path, name: str) -> Dataset:
-    keys = ("x_train", "y_train", "x_test", "y_test")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            missing = [key for key in keys if key not in arrays]
+            missing = [key for key in _ARRAYS if key not in arrays]
             if missing:
                 raise ValueError(f"it lacks {', '.join(missing)}")
-            values = [arrays[key] for key in keys]
-        return _dataset(name, *values)
+            optional = [key for key in ("lossless_train", "lossless_test", "track_train") if key in arrays]
+            return _dataset(name, **{key: arrays[key] for key in (*_ARRAYS, *optional)})
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} is not a usable data set: {error}") from error
 
 
-def _dataset(name: str, x_train: Array, y_train: Array, x_test: Array, y_test: Array) -> Dataset:
-    return Dataset(name, _images(x_train), _labels(y_train, x_train), _images(x_test), _labels(y_test, x_test))
+def _dataset(
+    name: str,
+    x_train: Array,
+    y_train: Array,
+    x_test: Array,
+    y_test: Array,
+    lossless_train: Array | None = None,
+    lossless_test: Array | None = None,
+    track_train: Array | None = None,
+) -> Dataset:
+    train = [part for part in (x_train, y_train.reshape(-1), track_train) if part is not None]
+    train = _chosen(train, lossless_train, "train")
+    test = _chosen([x_test, y_test.reshape(-1)], lossless_test, "test")
+    for x, y in (train[:2], test):
+        _check_images(name, x, y)
+    return Dataset(
+        name, _images(train[0]), train[1].astype("int64"), _images(test[0]), test[1].astype("int64"), *train[2:]
+    )
+
+
+def _chosen(parts: list[Array], mask: Array | None, what: str) -> list[Array]:
+    """The rows of `parts` that a mask `[n]` does not leave out; `ValueError` where their numbers differ."""
+    images, labels = len(parts[0]), len(parts[1])
+    if labels != images:
+        raise ValueError(f"{images} images but {labels} labels")
+    for values, key in ((parts[2] if len(parts) > 2 else None, "track"), (mask, "lossless")):
+        if values is not None and values.shape != (images,):
+            raise ValueError(f"{key}_{what} has shape {values.shape} for {images} images")
+    return parts if mask is None else [part[mask.astype(bool)] for part in parts]
+
+
+def _check_images(name: str, x: Array, y: Array) -> None:
+    """Refuse what cannot be the data set of a name whose file users make themselves."""
+    if name not in _IMAGES:
+        return
+    classes, shape = _IMAGES[name]
+    if x.shape[1:] != shape:
+        raise ValueError(f"images of {name} are {'x'.join(map(str, shape))}, and these have shape {x.shape[1:]}")
+    if len(y) and not (y.min() >= 0 and y.max() < classes):
+        raise ValueError(f"labels of {name} are 0 to {classes - 1}, and these are {y.min()} to {y.max()}")
 
 
 def _images(x: Array) -> Array:
@@ -106,10 +191,3 @@ def _images(x: Array) -> Array:
     if scaled.size and not (np.min(scaled) >= 0 and np.max(scaled) <= 1):
         raise ValueError("images must be integers in [0, 255] or floats in [0, 1]")
     return scaled[..., None] if scaled.ndim == 3 else scaled
-
-
-def _labels(y: Array, x: Array) -> Array:
-    y = y.reshape(-1)
-    if len(y) != len(x):
-        raise ValueError(f"{len(x)} images but {len(y)} labels")
-    return y.astype("int64")

@@ -11,7 +11,7 @@ from defended.layers import LiResNetBlock, MinMax
 from defended.pretrained import index as _index
 from defended.pretrained import load
 
-__all__ = ["cnn_2c2f", "cnn_4c3f", "dense_small", "liresnet", "load", "names"]
+__all__ = ["cnn_2c2f", "cnn_4c3f", "cnn_6c2f", "dense_small", "liresnet", "load", "names"]
 
 
 def names() -> list[str]:
@@ -53,6 +53,31 @@ def cnn_4c3f(
             _dense(num_classes),
         ],
         name="cnn_4c3f",
+    )  # fmt: skip
+
+
+def cnn_6c2f(
+    input_shape: tuple[int, int, int] = (32, 32, 3), num_classes: int = 10, activation: str = "minmax"
+) -> keras.Model:
+    """Six convolutions (32, 32, 64, 64, 64, 64) and two dense layers (512, m): 6C2F of Leino et al. 2021.
+
+    Every second convolution is 4x4 with stride 2, the others 3x3. In the code published with the paper only the third
+    and the sixth have a stride, which makes that net three times as large.
+    """
+    return keras.Sequential(
+        [
+            keras.Input(input_shape),
+            _conv(32, 3, 1), _activation(activation),
+            _conv(32, 4, 2), _activation(activation),
+            _conv(64, 3, 1), _activation(activation),
+            _conv(64, 4, 2), _activation(activation),
+            _conv(64, 3, 1), _activation(activation),
+            _conv(64, 4, 2), _activation(activation),
+            layers.Flatten(),
+            _dense(512), _activation(activation),
+            _dense(num_classes),
+        ],
+        name="cnn_6c2f",
     )  # fmt: skip
 
 

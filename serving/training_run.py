@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 from pydantic import BaseModel, ConfigDict, Field
 
 from defended import DefendedModel, GloroNet, callbacks, datasets, zoo
 from defended._io import atomic_write_text
-from defended.training.augmentation import RandomAffine, RandomElastic
+from defended.training.augmentation import RandomAffine, RandomElastic, RandomExposure
 from defended.training.optimizers import BiasRateAdam
 from defended.training.sharpening import sharpen_bounds
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 MODEL = "model.keras"
 HISTORY = "history.csv"
@@ -28,10 +31,11 @@ _UNFINISHED = "unfinished"
 _STEPS_PER_EXECUTION = 16
 
 NETWORKS: dict[str, Callable[..., keras.Model]] = {
-    "2c2f": zoo.cnn_2c2f, "4c3f": zoo.cnn_4c3f, "dense": zoo.dense_small, "liresnet": zoo.liresnet,
+    "2c2f": zoo.cnn_2c2f, "4c3f": zoo.cnn_4c3f, "6c2f": zoo.cnn_6c2f, "dense": zoo.dense_small,
+    "liresnet": zoo.liresnet,
 }  # fmt: skip
-Net = Literal["2c2f", "4c3f", "dense", "liresnet"]
-Augmentation = Literal["none", "affine", "elastic", "shift", "flip-shift"]
+Net = Literal["2c2f", "4c3f", "6c2f", "dense", "liresnet"]
+Augmentation = Literal["none", "affine", "elastic", "photo", "shift", "flip-shift"]
 
 
 class TrainingSettings(BaseModel):
@@ -39,15 +43,21 @@ class TrainingSettings(BaseModel):
 
     `epsilon` is the l2 radius defended after training, in input units; with `doubling` the run trains at twice that,
     and otherwise at `train_radius` times that. The training radius starts at `start` times epsilon, and has arrived
-    after the share `ramp` of the epochs. `augment` turns, shears, scales and moves training images a little
-    (`"affine"`, see `RandomAffine`), also bends them (`"elastic"`), or moves them by up to an eighth of their size, and
-    mirrors. `network`, the path of a plain `.keras` classifier with logits out, takes the place of `net`.
+    after the share `ramp` of the epochs. `network`, the path of a plain `.keras` classifier with logits out, takes the
+    place of `net`.
+
+    `augment` turns, shears, scales and moves training images a little (`"affine"`, see `RandomAffine`), also bends them
+    (`"elastic"`), changes them as cameras do (`"photo"`: turned and moved further, brighter or darker, of more or less
+    contrast, blurred), moves them by up to an eighth of their size (`"shift"`), or also mirrors them (`"flip-shift"`).
 
     The learning rate falls over the run, linearly to a thousandth or, with `decay="exponential"`, by the same share at
     each step to a hundredth; biases train at `bias_rate` times it. `balance` keeps kernels in these proportions
-    (`BalanceLayers`), and `sharpen` ends the run with `sharpen_bounds`. `bfloat16` trains in that precision where the
-    processor and oneDNN can; bounds are proven, and the model answers, in the usual one. The last `validation_split` of
-    the training data are held out, and choose the best epoch of radius doubling; the test data are left for measuring.
+    (`BalanceLayers`), `sharpen` ends the run with `sharpen_bounds`, and `sharpen_every` does so after every so many
+    epochs (`SharpenBounds`). `bfloat16` trains in that precision where the processor and oneDNN can; bounds are proven,
+    and the model answers, in the usual one.
+
+    `validation_split` of the training data are held out (`Dataset.split`: the last ones, or whole tracks), and choose
+    the best epoch of radius doubling; the test data are left for measuring.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +75,7 @@ class TrainingSettings(BaseModel):
     bias_rate: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     balance: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
     sharpen: bool = False
+    sharpen_every: int = Field(default=0, ge=0)
     bfloat16: bool = False
     schedule: Literal["fixed", "linear", "log"] = "linear"
     train_radius: float = Field(default=1.0, gt=0, allow_inf_nan=False)
@@ -112,8 +123,8 @@ def train(
         return TrainingRun(keras.models.load_model(directory / MODEL), dataset, directory, was_finished=True)
     keras.utils.set_random_seed(settings.seed)
     model = GloroNet(build_network(settings, dataset), epsilon=settings.epsilon)
-    kept = int(len(dataset.x_train) * (1 - settings.validation_split))
-    steps = settings.epochs * math.ceil(kept / settings.batch_size)
+    trained_on, held_out = dataset.split(settings.validation_split)
+    steps = settings.epochs * math.ceil(len(trained_on) / settings.batch_size)
     rates = keras.optimizers.schedules
     if settings.decay == "exponential":
         rate = rates.ExponentialDecay(settings.learning_rate, steps, 0.01)
@@ -139,14 +150,16 @@ def train(
         steering.append(callbacks.BalanceLayers(settings.balance))
     if settings.bfloat16:
         steering.append(_BFloat16())
-    if settings.sharpen:
+    if settings.sharpen_every:
+        steering.append(callbacks.SharpenBounds(settings.sharpen_every))
+    if settings.sharpen or settings.sharpen_every:
         model._graph.chain("sharpen")
     # Everything that can be wrong with the settings has been seen by now, so no folder is claimed for a mistake.
     atomic_write_text(directory / SETTINGS, settings.to_toml())
     history = keras.callbacks.CSVLogger(directory / HISTORY, append=True)
     try:
         model.fit(
-            **training_data(settings, dataset, kept),
+            **training_data(settings, dataset, trained_on, held_out),
             epochs=settings.epochs,
             # The backup comes last: a run killed among these repeats an epoch, and does not lose the best one.
             callbacks=[*steering, history, keras.callbacks.BackupAndRestore(unfinished / "backup"), *extra_callbacks],
@@ -185,25 +198,35 @@ def _one_dnn() -> bool:
     return os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "1"
 
 
-def training_data(settings: TrainingSettings, dataset: datasets.Dataset, kept: int) -> dict[str, Any]:
-    """The arguments of `fit` that hold the data: the first `kept` images, and the others for validation."""
-    x, y = dataset.x_train[:kept], dataset.y_train[:kept]
-    held_out = (dataset.x_train[kept:], dataset.y_train[kept:]) if kept < len(dataset.x_train) else None
+def training_data(
+    settings: TrainingSettings, dataset: datasets.Dataset, trained_on: Array, held_out: Array
+) -> dict[str, Any]:
+    """The arguments of `fit` that hold the data: images to train on and images held out, by their indices."""
+    x, y = dataset.x_train[trained_on], dataset.y_train[trained_on]
+    validation = (dataset.x_train[held_out], dataset.y_train[held_out]) if len(held_out) else None
     if settings.augment == "none":
-        return {"x": x, "y": y, "batch_size": settings.batch_size, "validation_data": held_out}
-    warp = (RandomElastic if settings.augment == "elastic" else RandomAffine)(seed=settings.seed)
-    shift = keras.layers.RandomTranslation(0.125, 0.125, fill_mode="constant", seed=settings.seed)
-    mirror = keras.layers.RandomFlip("horizontal", seed=settings.seed)
-
-    def augmented(images: Any, labels: Any) -> tuple[Any, Any]:
-        if settings.augment in ("affine", "elastic"):
-            return warp(images), labels
-        moved = shift(images, training=True)
-        return (mirror(moved, training=True) if settings.augment == "flip-shift" else moved), labels
-
+        return {"x": x, "y": y, "batch_size": settings.batch_size, "validation_data": validation}
+    augmented = _augmentation(settings.augment, settings.seed)
     batches = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=settings.seed)
-    batches = batches.batch(settings.batch_size).map(augmented).prefetch(tf.data.AUTOTUNE)
-    return {"x": batches, "shuffle": False, "validation_data": held_out}
+    batches = batches.batch(settings.batch_size).map(lambda images, labels: (augmented(images), labels))
+    return {"x": batches.prefetch(tf.data.AUTOTUNE), "shuffle": False, "validation_data": validation}
+
+
+def _augmentation(name: Augmentation, seed: int) -> Callable[[Any], Any]:
+    """What changes a batch of training images."""
+    if name == "affine":
+        return RandomAffine(seed=seed)
+    if name == "elastic":
+        return RandomElastic(seed=seed)
+    if name == "photo":
+        warp = RandomAffine(turn=0.15, shear=0.1, zoom=0.15, shift=3.0, share=0.9, seed=seed)
+        exposure = RandomExposure(seed=seed + 1)
+        return lambda images: exposure(warp(images))
+    shift = keras.layers.RandomTranslation(0.125, 0.125, fill_mode="constant", seed=seed)
+    mirror = keras.layers.RandomFlip("horizontal", seed=seed)
+    if name == "shift":
+        return lambda images: shift(images, training=True)
+    return lambda images: mirror(shift(images, training=True), training=True)
 
 
 def require_same_settings(directory: Path, settings: TrainingSettings) -> None:

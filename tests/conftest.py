@@ -50,6 +50,18 @@ def reference_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_data(data_dir):
+    """Loads a data set of the folder by name; skips the test where the folder does not hold it."""
+
+    def load(name: str) -> datasets.Dataset:
+        if not (data_dir / f"{name}.npz").exists():
+            pytest.skip(f"{data_dir} holds no {name}.npz")
+        return datasets.load(str(data_dir / f"{name}.npz"))
+
+    return load
+
+
+@pytest.fixture(scope="session")
 def mnist(data_dir):
     return datasets.load(str(data_dir / "mnist.npz"))
 

@@ -1,9 +1,9 @@
-"""Random affine and elastic changes: what they keep, how far they go, and that each image gets its own."""
+"""Random changes of training images: what they keep, how far they go, and that each image gets its own."""
 
 import numpy as np
 import pytest
 
-from defended.training.augmentation import RandomAffine, RandomElastic
+from defended.training.augmentation import RandomAffine, RandomElastic, RandomExposure
 
 NOTHING = {"turn": 0.0, "shear": 0.0, "zoom": 0.0, "shift": 0.0}
 
@@ -101,3 +101,47 @@ def test_a_bend_moves_near_pixels_alike_and_far_ones_apart():
 def test_bends_that_are_none_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         RandomElastic(**wrong)
+
+
+SAME_EXPOSURE = {"brightness": 0.0, "contrast": 0.0, "blur": 0.0, "share": 1.0}
+
+
+class TestExposure:
+    def test_without_changes_images_stay_as_they_are(self, images):
+        for changes in (SAME_EXPOSURE, {"share": 0.0}):
+            np.testing.assert_allclose(RandomExposure(**changes)(images), images, atol=1e-6)
+
+    def test_brightness_adds_one_number_to_an_image(self, images):
+        grey = 0.25 + images / 2
+        found = np.asarray(RandomExposure(**{**SAME_EXPOSURE, "brightness": 0.2, "seed": 0})(grey)) - grey
+        assert np.ptp(found, axis=(1, 2, 3)).max() < 1e-5
+        added = found[:, 0, 0, 0]
+        assert np.abs(added).max() <= 0.2
+        assert np.ptp(added) > 0.3
+
+    def test_contrast_scales_what_lies_about_the_mean(self, images):
+        grey = 0.4 + images / 10
+        found = np.asarray(RandomExposure(**{**SAME_EXPOSURE, "contrast": 0.5, "seed": 0})(grey))
+        np.testing.assert_allclose(found.mean(axis=(1, 2, 3)), grey.mean(axis=(1, 2, 3)), atol=1e-5)
+        scales = np.log(found.std(axis=(1, 2, 3)) / grey.std(axis=(1, 2, 3)))
+        assert np.abs(scales).max() <= 0.5 + 1e-4
+        assert np.ptp(scales) > 0.8
+
+    def test_blur_keeps_flat_images_and_flattens_others(self, images):
+        blur = RandomExposure(**{**SAME_EXPOSURE, "blur": 1.0, "seed": 0})
+        flat = np.full((8, 9, 9, 3), 0.3, "float32")
+        np.testing.assert_allclose(blur(flat), flat, atol=1e-6)
+        noise = np.random.default_rng(0).uniform(size=(64, 9, 9, 1)).astype("float32")
+        deviations = np.asarray(blur(noise)).std(axis=(1, 2, 3)) / noise.std(axis=(1, 2, 3))
+        assert deviations.max() <= 1 + 1e-6
+        assert deviations.min() < 0.6
+
+    def test_results_stay_in_the_unit_interval(self, images):
+        found = np.asarray(RandomExposure(brightness=0.9, contrast=2.0, seed=0)(images))
+        assert found.min() >= 0
+        assert found.max() <= 1
+
+    @pytest.mark.parametrize("wrong", [{"brightness": -0.1}, {"contrast": np.inf}, {"blur": np.nan}, {"share": 1.1}])
+    def test_limits_that_are_none_are_refused(self, wrong):
+        with pytest.raises(ValueError, match=f"`{next(iter(wrong))}`"):
+            RandomExposure(**wrong)

@@ -50,11 +50,13 @@ def test_liresnet_with_emma_on_a_small_run(tmp_path, monkeypatch):
     assert np.mean(verdicts.label == run.dataset.y_test) > 0.9  # the two kinds are far apart
 
 
-@pytest.mark.parametrize(("augment", "share"), [("shift", 1.0), ("affine", 0.6), ("elastic", 0.6)])
+@pytest.mark.parametrize(
+    ("augment", "share"), [("shift", 1.0), ("flip-shift", 1.0), ("affine", 0.6), ("elastic", 0.6), ("photo", 0.6)]
+)
 def test_augmentation_moves_images_and_keeps_their_number(tmp_path, augment, share):
     settings = TrainingSettings(data=colours(tmp_path), augment=augment, batch_size=40, validation_split=0.25)
     data = datasets.load(settings.data)
-    arguments = training_data(settings, data, 72)
+    arguments = training_data(settings, data, *data.split(settings.validation_split))
     batches = list(arguments["x"])
     assert [len(labels) for _, labels in batches] == [40, 32]
     assert len(arguments["validation_data"][0]) == 24

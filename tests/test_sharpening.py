@@ -8,6 +8,7 @@ from keras import layers
 from defended import GloroNet
 from defended.layers import MinMax
 from defended.training import sharpening
+from defended.training.callbacks import SharpenBounds
 from defended.training.sharpening import sharpen_bounds
 
 
@@ -184,3 +185,36 @@ def test_classes_that_always_have_one_logit():
     kernel = network.layers[-1].kernel.numpy()
     network.layers[-1].kernel.assign(np.stack([kernel[:, 0], kernel[:, 0], kernel[:, 2]], axis=1))
     assert 0 < sharpen_bounds(GloroNet(network, epsilon=0.1)) < 0.95
+
+
+def test_sharpening_during_training_falls_between_epochs(monkeypatch):
+    """Before every second epoch but the first, as a part of training: the function stays, moments are forgotten."""
+    keras.utils.set_random_seed(0)
+    model = GloroNet(minmax_net(), epsilon=0.1)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(64, *model.input_shape[1:])).astype("float32"), rng.integers(0, model.num_classes, 64)
+    model.compile(keras.optimizers.Adam(1e-2), loss="emma")
+    seen = []
+
+    def momentums(model):
+        return getattr(model.optimizer, "_momentums", [])  # there are none before the first step
+
+    class Watch(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            moments = sum(float(np.abs(value).sum()) for value in map(np.asarray, momentums(model)))
+            seen.append((np.asarray(model.network(x)), sharpening._constants(model).mean(), moments))
+
+    model.fit(x, y, epochs=5, batch_size=16, verbose=0, callbacks=[Watch(), SharpenBounds(every=2), Watch()])
+    for epoch in range(5):
+        (before, bound, moments), (after, sharper, left) = seen[2 * epoch : 2 * epoch + 2]
+        np.testing.assert_allclose(after, before, atol=1e-4)
+        if epoch in (2, 4):
+            assert sharper < bound
+            assert moments > 0 == left
+        else:
+            assert (sharper, left) == (bound, moments)
+
+
+def test_sharpening_between_epochs_wants_a_number_of_them():
+    with pytest.raises(ValueError, match="`every` is a number of epochs"):
+        SharpenBounds(every=0)

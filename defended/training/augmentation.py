@@ -1,4 +1,4 @@
-"""Random affine and elastic changes of training images."""
+"""Random affine, elastic and photographic changes of training images."""
 
 from __future__ import annotations
 
@@ -109,6 +109,58 @@ class RandomElastic(RandomAffine):
         bends = keras.random.normal(grid, stddev=self.bend, seed=self._seeds) * changed[:, None, None, None]
         bends = ops.image.resize(bends, (height, width), interpolation="bicubic")
         return _bilinear(images, a * x + b * y + right + x0 + bends[..., 0], c * x + d * y + down + y0 + bends[..., 1])
+
+
+class RandomExposure:
+    """Images brighter or darker, with more or less contrast, and blurred, each differently; clipped to [0, 1].
+
+    Args:
+        brightness: the largest number that is added to all pixels.
+        contrast: distances from an image's mean are scaled by `exp(c)`, with c within plus and minus this.
+        blur: the largest weight of each neighbour, relative to the pixel itself, in a 3x3 mean.
+        share: of the images, those that are changed at all.
+        seed: of the random numbers.
+
+    Call arguments:
+        images: `[batch, height, width, channels]` float32 in [0, 1].
+
+    Returns:
+        Images of the same shape and dtype.
+
+    Raises:
+        ValueError: a limit that is negative or infinite, or a share above 1.
+    """
+
+    def __init__(
+        self,
+        brightness: float = 0.15,
+        contrast: float = 0.5,
+        blur: float = 0.5,
+        share: float = 0.8,
+        seed: int | None = None,
+    ):
+        limits = {"brightness": brightness, "contrast": contrast, "blur": blur, "share": share}
+        for name, value in limits.items():
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"`{name}` is a largest change, so at least 0, as 0.1. Received: {value}")
+        if share > 1:
+            raise ValueError(f"`share` must be at most 1. Received: {share}")
+        self.brightness, self.contrast, self.blur, self.share = limits.values()
+        self._seeds = keras.random.SeedGenerator(seed)
+
+    def __call__(self, images: Any) -> Any:
+        shape = [ops.shape(images)[0], 1, 1, 1]
+        changed = ops.cast(keras.random.uniform(shape, seed=self._seeds) < self.share, "float32")
+
+        def within(low: float, high: float) -> Any:
+            return keras.random.uniform(shape, low, high, seed=self._seeds) * changed
+
+        weight = within(0.0, self.blur)
+        neighbours = 9.0 * ops.average_pool(images, 3, strides=1, padding="same") - images
+        images = (images + weight * neighbours) / (1.0 + 8.0 * weight)
+        mean = ops.mean(images, axis=(1, 2, 3), keepdims=True)
+        scale = ops.exp(within(-self.contrast, self.contrast))
+        return ops.clip(mean + scale * (images - mean) + within(-self.brightness, self.brightness), 0.0, 1.0)
 
 
 def _centre(images: Any) -> tuple[float, float]:

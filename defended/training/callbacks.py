@@ -1,4 +1,4 @@
-"""Callbacks: schedules for the radius and for TRADES, radius doubling, and layers kept in proportion."""
+"""Callbacks: schedules for the radius and for TRADES, radius doubling, layers kept in proportion, bounds kept sharp."""
 
 from __future__ import annotations
 
@@ -200,8 +200,37 @@ class RadiusDoubling(EpsilonSchedule):
         super().on_train_end(logs)
 
 
+class SharpenBounds(keras.callbacks.Callback):
+    """Sharpen the bounds during training: `sharpen_bounds` before every so many epochs, the first one excepted.
+
+    The radius that training sees is then closer to what the function could be certified for, so that training goes on
+    where it would have been held back by weights that are merely unsuitable. A sharpened net is the same function in
+    other coordinates, in which the optimizer's mean gradients mean nothing: they are set to 0.
+
+    Args:
+        every: epochs between; at least 1.
+        steps: of `sharpen_bounds`. Fewer than at the end of a training suffice.
+    """
+
+    def __init__(self, every: int = 5, steps: int = 8):
+        super().__init__()
+        if every < 1:
+            raise ValueError(f"`every` is a number of epochs, at least 1. Received: {every}")
+        self.every, self.steps = int(every), int(steps)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        from defended.training.sharpening import sharpen_bounds
+
+        # At an epoch's beginning, so that a run that resumes there does what the one that was killed would have done.
+        if epoch == 0 or epoch % self.every or sharpen_bounds(self.model, steps=self.steps) == 1.0:
+            return
+        for moments in getattr(self.model.optimizer, "_momentums", []):
+            moments.assign(np.zeros(moments.shape))
+        self.model._refine_estimates()
+
+
 def _record(checkpoint: Path) -> Path:
     return checkpoint.with_suffix(".json")
 
 
-__all__ = ["BalanceLayers", "EpsilonSchedule", "RadiusDoubling", "TradesSchedule"]
+__all__ = ["BalanceLayers", "EpsilonSchedule", "RadiusDoubling", "SharpenBounds", "TradesSchedule"]

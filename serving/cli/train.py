@@ -15,8 +15,8 @@ from defended_cli.config import Config
 def train(
     data: Data = "digits",
     net: Annotated[
-        Literal["2c2f", "4c3f", "dense", "liresnet"],
-        typer.Option(help="The network: 2c2f (two convolutions), 4c3f, dense, or liresnet for colour images."),
+        Literal["2c2f", "4c3f", "6c2f", "dense", "liresnet"],
+        typer.Option(help="The network: 2c2f (two convolutions), 4c3f, dense; 6c2f or liresnet for colour images."),
     ] = "2c2f",
     network: Annotated[
         Path | None,
@@ -57,6 +57,9 @@ def train(
             "--sharpen/--no-sharpen", help="At the end rewrite the weights so that more is proven of the same function."
         ),
     ] = False,
+    sharpen_every: Annotated[
+        int, typer.Option(min=0, metavar="EPOCHS", help="Sharpen during training too, after every so many epochs.")
+    ] = 0,
     bfloat16: Annotated[
         bool,
         typer.Option("--bfloat16/--no-bfloat16", help="Train in bfloat16 where oneDNN can; prove as ever."),
@@ -74,8 +77,11 @@ def train(
     start: Annotated[float, typer.Option(help="Training radius of the first epoch, as a multiple of epsilon.")] = 0.0,
     ramp: Annotated[float, typer.Option(help="Share of the epochs until the training radius has arrived.")] = 0.5,
     augment: Annotated[
-        Literal["none", "affine", "elastic", "shift", "flip-shift"],
-        typer.Option(help="Turn, scale and move training images a little, and bend them, or move and mirror them."),
+        Literal["none", "affine", "elastic", "photo", "shift", "flip-shift"],
+        typer.Option(
+            help="Turn, scale and move training images a little, and bend them; change them as cameras do (photo); or "
+            "move and mirror them."
+        ),
     ] = "none",
     validation_split: Annotated[
         float, typer.Option(min=0.0, help="Share of the training data that chooses the best epoch of radius doubling.")
@@ -115,6 +121,7 @@ def train(
         bias_rate=bias_rate,
         balance=tuple(balance or ()),
         sharpen=sharpen,
+        sharpen_every=sharpen_every,
         bfloat16=bfloat16,
         loss=loss,
         schedule=schedule,

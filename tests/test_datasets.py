@@ -1,0 +1,109 @@
+"""Data sets: what is loaded, what is left out, what is held out, and what is refused."""
+
+import numpy as np
+import pytest
+
+from defended import datasets
+
+
+def write(folder, name="cifar10", size=12, **changed):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "x_train": rng.integers(0, 256, (size, 32, 32, 3)).astype("uint8"), "y_train": np.arange(size) % 10,
+        "x_test": rng.integers(0, 256, (4, 32, 32, 3)).astype("uint8"), "y_test": np.arange(4),
+    }  # fmt: skip
+    arrays.update(changed)
+    np.savez(folder / f"{name}.npz", **arrays)
+    return arrays
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEFENDED_DATA", str(tmp_path))
+    return tmp_path
+
+
+def test_images_that_are_not_lossless_are_left_out_with_their_labels(folder):
+    kept = np.array([True, False, True, True])
+    arrays = write(folder, lossless_test=kept, lossless_train=np.arange(12) != 5)
+    data = datasets.load("cifar10")
+    np.testing.assert_array_equal(data.y_test, [0, 2, 3])
+    np.testing.assert_allclose(data.x_test * 255, arrays["x_test"][kept], atol=1e-4)
+    assert len(data.x_train) == len(data.y_train) == 11
+    assert 5 not in data.y_train
+
+
+def test_tracks_follow_their_images(folder):
+    write(folder, "gtsrb", track_train=np.arange(12) // 3, lossless_train=np.arange(12) != 0)
+    data = datasets.load("gtsrb")
+    np.testing.assert_array_equal(data.track_train, np.arange(1, 12) // 3)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x_test": np.zeros((4, 28, 28, 1), "uint8")}, r"images of gtsrb are 32x32x3, .* \(28, 28, 1\)"),
+        ({"y_test": np.array([0, 1, 2, 43])}, "labels of gtsrb are 0 to 42, and these are 0 to 43"),
+        ({"y_train": np.arange(11)}, "12 images but 11 labels"),
+        ({"track_train": np.arange(11)}, r"track_train has shape \(11,\) for 12 images"),
+        ({"lossless_test": np.ones(3, bool)}, r"lossless_test has shape \(3,\) for 4 images"),
+    ],
+)
+def test_a_file_that_cannot_be_the_data_set_is_refused(folder, changed, message):
+    write(folder, "gtsrb", **changed)
+    with pytest.raises(ValueError, match=message):
+        datasets.load("gtsrb")
+
+
+def test_road_signs_that_are_missing_say_where_they_can_be_had(folder, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"gtsrb\.npz\. GTSRB .* https://"):
+        datasets.load("gtsrb")
+    monkeypatch.delenv("DEFENDED_DATA")
+    with pytest.raises(FileNotFoundError, match="DEFENDED_DATA is not set"):
+        datasets.load("gtsrb")
+
+
+class TestSplit:
+    def test_without_tracks_the_last_images_are_held_out(self, folder):
+        write(folder)
+        kept, held_out = datasets.load("cifar10").split(0.25)
+        np.testing.assert_array_equal(kept, np.arange(9))
+        np.testing.assert_array_equal(held_out, np.arange(9, 12))
+
+    def test_whole_tracks_of_every_class_are_held_out(self, folder):
+        labels, tracks = np.repeat(np.arange(6), 200), np.tile(np.repeat(np.arange(20), 10), 6)
+        images = np.zeros((1200, 32, 32, 3), "uint8")
+        write(folder, "gtsrb", x_train=images, y_train=labels, track_train=tracks)
+        data = datasets.load("gtsrb")
+        kept, held_out = data.split(0.1)
+        assert sorted([*kept, *held_out]) == list(range(1200))
+        films = [{(data.y_train[i], data.track_train[i]) for i in part} for part in (kept, held_out)]
+        assert not films[0] & films[1]
+        np.testing.assert_array_equal(np.bincount(data.y_train[held_out]), np.full(6, 20))
+        np.testing.assert_array_equal(data.split(0.1)[1], held_out)
+
+    def test_a_class_of_one_track_is_trained_on(self, folder):
+        write(folder, "gtsrb", track_train=np.zeros(12, int))
+        assert len(datasets.load("gtsrb").split(0.5)[1]) == 0
+
+    def test_nothing_is_held_out_of_nothing_asked(self, folder):
+        write(folder, "gtsrb", track_train=np.arange(12))
+        assert len(datasets.load("gtsrb").split(0.0)[1]) == 0
+        with pytest.raises(ValueError, match="`share` must be in"):
+            datasets.load("gtsrb").split(1.0)
+
+
+def test_the_road_signs_themselves(real_data):
+    data = real_data("gtsrb")
+    assert (len(data.x_train), len(data.x_test), data.num_classes) == (39_209, 12_630, 43)
+    kept, held_out = data.split(0.1)
+    films = [{(data.y_train[i], data.track_train[i]) for i in part} for part in (kept, held_out)]
+    assert not films[0] & films[1]
+    assert 0.08 < len(held_out) / 39_209 < 0.12
+    assert len(np.unique(data.y_train[held_out])) == 43
+
+
+def test_cifar10_itself(real_data):
+    data = real_data("cifar10")
+    assert (len(data.x_train), len(data.x_test), data.num_classes) == (49_923, 9_980, 10)
+    np.testing.assert_allclose(data.x_train.mean((0, 1, 2), dtype=np.float64), [0.4914, 0.4822, 0.4465], atol=2e-3)
