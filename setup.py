@@ -18,6 +18,7 @@ PACKAGES = {
     "defended.gloro.legacy": "defended/gloro/legacy",
     "defended.layers": "defended/layers",
     "defended.membership": "defended/membership",
+    "defended.networks": "defended/networks",
     "defended.polytope": "defended/polytope",
     "defended.pretrained": "defended/pretrained",
     "defended.smoothing": "defended/smoothing",

@@ -11,7 +11,7 @@ from defended.attacks import checks
 from defended.attacks.attack import Task, model_radius
 from defended.attacks.checks import Array
 from defended.attacks.gradient_attack import GradientAttack, Run
-from defended.attacks.objectives import ANY_CLASS, Differentiated, competitor_radius
+from defended.attacks.objectives import ANY_CLASS, Differentiated, competitor_radius, prove_for_graphs
 from defended.attacks.pgd import SCHEDULES
 from defended.attacks.rules import Rule, Steepest
 
@@ -71,6 +71,7 @@ class CertificateDescent(GradientAttack):
         self.early_stop = bool(early_stop)
 
     def _evaluation(self, task: Task) -> Callable[..., Any]:
+        prove_for_graphs(task.model)
         return Differentiated(competitor_radius)
 
     def _runs(self, task: Task) -> list[Run]:
@@ -106,7 +107,7 @@ def _nearest_classes(model: Any, x: Array, count: int, batch_size: int) -> Array
     if count == 1:
         return np.full((len(x), 1), ANY_CLASS)
     parts = [
-        np.argsort(model.competitor_radii(x[first : first + batch_size]).numpy(), axis=1, kind="stable")[:, :count]
+        np.argsort(model.answering_radii(x[first : first + batch_size]).numpy(), axis=1, kind="stable")[:, :count]
         for first in range(0, len(x), batch_size)
     ]
     nearest = np.concatenate(parts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -12,7 +11,6 @@ import keras
 from defended import DefendedModel
 from defended.attacks import checks
 from defended.attacks.certificate_descent import CertificateDescent
-from defended.attacks.checks import CertificateViolation
 from defended.attacks.measure import susceptibility
 
 if TYPE_CHECKING:
@@ -24,9 +22,9 @@ class DegradationMonitor(keras.callbacks.Callback):
 
     Adds `degradation_fpr_lower`, `degradation_fpr_upper` and `degradation_vra_under_attack` to the epoch's logs,
     where `History` and the callbacks after it (TensorBoard, CSVLogger) find them; epochs that are not measured have
-    no such keys. Training is not disturbed: weights, radius and the state of the certificate stay as they are. While
-    training the certificate rests on estimates, and so do these figures. Cost: one `susceptibility` of the sample
-    each time.
+    no such keys. The bounds are proven for the epoch's weights first, so the figures are what the model would be
+    measured at if training ended there. Training is not disturbed: weights, estimates and radius stay as they are.
+    Cost: a proof and one `susceptibility` of the sample each time.
 
     Args:
         x: `[n, *input shape]`, a validation sample.
@@ -84,17 +82,10 @@ class DegradationMonitor(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if (epoch + 1) % self.every:
             return
-        try:
-            result = susceptibility(
-                self.model, self.x, self.y, self.attack,
-                batch_size=self.batch_size, time_budget=self.time_budget, progress=False,
-            )  # fmt: skip
-        except CertificateViolation as violation:
-            # Estimated bounds can be too low, above all early on; training goes on to better ones.
-            if self.model.is_final:
-                raise
-            warnings.warn(f"Epoch {epoch + 1}, degradation not measured: {violation}", stacklevel=2)
-            return
+        result = susceptibility(
+            self.model, self.x, self.y, self.attack,
+            batch_size=self.batch_size, time_budget=self.time_budget, progress=False,
+        )  # fmt: skip
         self.results[epoch] = result.summary()
         figures = {
             "degradation_fpr_lower": float(result.fpr_lower),

@@ -14,7 +14,7 @@ from defended.attacks.attack import Task
 from defended.attacks.certificate_descent import along_cosine
 from defended.attacks.checks import Array
 from defended.attacks.gradient_attack import GradientAttack, Run, two_largest
-from defended.attacks.objectives import ANY_CLASS, Differentiated
+from defended.attacks.objectives import ANY_CLASS, Differentiated, prove_for_graphs
 from defended.attacks.pgd import known
 from defended.attacks.rules import Rule
 
@@ -92,6 +92,7 @@ class EvasiveDescent(GradientAttack):
         self.early_stop = bool(early_stop)
 
     def _evaluation(self, task: Task) -> Callable[..., Any]:
+        prove_for_graphs(task.model)
         detector = self.detector or getattr(getattr(task.model, "oracle", None), "excess", None)
         if detector is None:
             raise ValueError(
@@ -126,7 +127,7 @@ class Evasion:
         return "a certified radius that keeps a detector quiet"
 
     def __call__(self, model: Any, x: Any, labels: Any) -> tuple[Any, Any]:
-        radii = model.competitor_radii(x)
+        radii = model.answering_radii(x)
         radius, alarm = tf.reduce_min(radii, axis=-1), self.detector(x)
         epsilon = tf.convert_to_tensor(model.epsilon)
         if self.wrong:

@@ -7,6 +7,7 @@ tells points apart.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -110,12 +111,21 @@ LOSSES = ("crossentropy", "margin", "dlr")
 """Names of losses: cross-entropy; the margin over the strongest rival (Carlini and Wagner 2017); DLR."""
 
 
+def prove_for_graphs(model: Any) -> None:
+    """Prove the bounds that radii rest on, before a graph reads them.
+
+    A model of which nothing can be proven rejects everything, and is attacked as such.
+    """
+    with contextlib.suppress(ValueError):
+        model.ensure_proven()
+
+
 def competitor_radius(model: Any, x: Any, labels: Any) -> tuple[Any, Any]:
     """Lower the radius at which the class `labels` could overtake, or the smallest radius for `ANY_CLASS`.
 
     Judged by the smallest radius, the certified one.
     """
-    radii = model.competitor_radii(x)
+    radii = model.answering_radii(x)
     smallest = tf.reduce_min(radii, axis=-1)
     chosen = tf.one_hot(labels, radii.shape[-1], on_value=True, off_value=False, dtype=tf.bool)
     named = tf.reduce_sum(tf.where(chosen, radii, tf.zeros_like(radii)), axis=-1)

@@ -5,6 +5,7 @@ from defended._version import __version__
 from defended.calibration import calibrate_epsilon
 from defended.defended_model import DefendedModel, Verdicts
 from defended.gloro import GloroNet, load_gloronet
+from defended.loading import load_model
 from defended.membership import MembershipGuard
 from defended.polytope import PolytopeNet
 from defended.smoothing import SmoothedNet
@@ -24,6 +25,7 @@ __all__ = [
     "gloro",
     "layers",
     "load_gloronet",
+    "load_model",
     "losses",
     "membership",
     "metrics",

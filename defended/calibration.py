@@ -17,7 +17,7 @@ def calibrate_epsilon(model: DefendedModel, x: Any, max_rejection_rate: float, *
     data it holds up to sampling error, so calibrate on a held-out sample that is large for the rate you ask.
 
     Args:
-        model: a defended model, final (its radii must be proven).
+        model: a defended model; its bounds are proven first where they are not.
         x: inputs `[n, ...]`, not used for training.
         max_rejection_rate: in [0, 1).
         batch_size: inputs judged at a time.
@@ -26,12 +26,10 @@ def calibrate_epsilon(model: DefendedModel, x: Any, max_rejection_rate: float, *
         epsilon in input units, a float32 value, positive.
 
     Raises:
-        RuntimeError: when the model is not final.
         ValueError: when no positive radius is affordable, or the sample is empty.
     """
     if not 0 <= max_rejection_rate < 1:
         raise ValueError(f"`max_rejection_rate` must lie in [0, 1). Received: {max_rejection_rate}")
-    model._require_final("calibrate_epsilon")
     radii = np.sort(model.verdicts(x, batch_size=batch_size).radius)
     if not len(radii):
         raise ValueError("`x` is empty: pass the held-out inputs to calibrate on.")

@@ -12,20 +12,20 @@ import keras
 import numpy as np
 from keras import ops
 
+from defended.gate import Gate
 from defended.jax_steps import VisibleSteps
 from defended.margins import FLOAT_MAX, finite_rows, predicted_class
-from defended.network_checks import checked_network, checked_radius
+from defended.network_checks import checked_network, checked_radius, require_float32_policy
+from defended.networks.inputs import float32_array, float32_tensor, whole_batch_size
 from defended.provenance import describe_data, read_record, write_record
 from defended.rejection_head import RejectionHead
+from defended.settings import ProvenConstants, Settings
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Verdicts(NamedTuple):
-    """What a defended model says of each input.
-
-    The radii are proven where the model is final (`model.is_final`); before, they rest on training-time estimates.
-    """
+    """What a defended model says of each input, all of it proven of the network as it is."""
 
     label: Array
     """`[n]` int64, the answer, or -1 where the input was rejected."""
@@ -46,14 +46,23 @@ class Judgement(NamedTuple):
     """Further outputs of the deployed model, `[batch, ...]` each, by their names in `DefendedModel.details`."""
 
 
-class DefendedModel(VisibleSteps, keras.Model):
+class DefendedModel(VisibleSteps, Gate, keras.Model):
     """A classifier that answers only what it can prove (Algorithm 2.1 of Leino et al. 2022).
 
     `model(x)` is `[batch, m + 1]`: the network's logits and, last, the score of ⊥, `top score - certified slack`.
     `argmax == m` means rejected. Inputs or logits that are not finite, ties, and a slack of exactly 0 are rejected.
 
+    **An answer is a proven one.** Every way to an answer or a radius gives what is proven of the network as it is now:
+    where nothing is proven, or weights or settings of layers were changed since, the bounds are proven first
+    (`finalize`), and a line of log says so. Compiled graphs, which cannot do so, reject everything until then. Only
+    training rests on estimates: calls with `training=True`, `fit` and its validation, and what is inside `with
+    model.estimates()`.
+
+    Whatever the global dtype policy, it computes in float32; inputs of other real types are converted first.
+
     Args:
-        network: a built Keras model with one input and logits `[batch, m]` out; or, together with `outputs`, the input
+        network: a built Keras model with one float32 input and logits `[batch, m]` out; or, together with `outputs`,
+        the input
             tensor of the functional API.
         outputs: the output tensor, where `network` is the input tensor.
         epsilon: radius defended at run time, in input units; positive.
@@ -62,9 +71,6 @@ class DefendedModel(VisibleSteps, keras.Model):
     Attributes:
         network: the undefended classifier.
         num_classes: m.
-        radius_scale: a variable; while training, the certificate is taken at `radius_scale * epsilon`. Schedules and
-            radius doubling move it, so that `epsilon` itself stays what is defended at run time.
-        robust_weight_scale: a variable; the factor of the robust term of `losses.Trades`, for schedules.
     """
 
     certificate_method: str
@@ -76,57 +82,51 @@ class DefendedModel(VisibleSteps, keras.Model):
     probability of a wrong one, among it). None where they are not."""
 
     def __init__(
-        self, network: Any, outputs: Any = None, *, epsilon: float, norm: str, name: str | None = None, **kwargs: Any
+        self,
+        network: Any,
+        outputs: Any = None,
+        *,
+        epsilon: float | Settings,
+        norm: str,
+        name: str | None = None,
+        **kwargs: Any,
     ):
-        super().__init__(name=name, **kwargs)
+        super().__init__(name=name, dtype=require_float32_policy(kwargs.pop("dtype", None)), autocast=False, **kwargs)
         self.network = checked_network(network if outputs is None else keras.Model(network, outputs))
         self.norm = norm
         self.num_classes = int(self.network.outputs[0].shape[-1])
         self.head = RejectionHead(name="rejection_head")
-        self._epsilon = self._scalar("epsilon", checked_radius(epsilon))
-        self.radius_scale = self._scalar("radius_scale", 1.0)
-        self.robust_weight_scale = self._scalar("robust_weight_scale", 1.0)
-        # 0 while the certificate rests on estimates; afterwards a checksum of the weights that it was proven for.
-        self._proven_for = self._scalar("proven_for", 0, dtype="int32")
         # A plain namespace: Keras would track a list of metrics, and save it with the weights.
-        self._aside = SimpleNamespace(monitors=[], functions={}, drift=0.0, training_data=(), radii=None)
-        self.built = True
-
-    def _scalar(self, name: str, value: float, dtype: str = "float32") -> Any:
-        return self.add_weight(
-            name=name, shape=(), initializer=keras.initializers.Constant(value), dtype=dtype, trainable=False,
-            autocast=False, aggregation="only_first_replica",
+        self._aside = SimpleNamespace(
+            monitors=[], functions={}, drift=0.0, training_data=(), radii=None,
+            certified=None, claims=None, settings=None, offered=None, estimating=0, fitting=False, trained=False,
         )  # fmt: skip
+        self._proof = ProvenConstants()
+        # A guard has the settings of the model that it guards.
+        self._settings = epsilon if isinstance(epsilon, Settings) else Settings(checked_radius(epsilon))
+        self.built = True
 
     # What a kind of defence provides.
 
     @abstractmethod
     def _slack(self, inputs: Any, logits: Any, epsilon: Any, training: bool, frozen: bool = False) -> Any:
-        """Certified slack `[batch]` at radius epsilon; positive: certified. `frozen` reads proven constants only."""
+        """Slack `[batch]` at radius epsilon by the proven constants; positive: certified."""
 
     @abstractmethod
     def _radii(self, inputs: Any, logits: Any, frozen: bool = False) -> Any:
         """`[batch, m]` certified radius against each competitor, see `competitor_radii`."""
 
-    @abstractmethod
-    def _prove(self) -> None:
-        """Compute the proven constants from the weights as they are now."""
-
-    @abstractmethod
-    def _digest(self) -> int:
-        """A positive int32 checksum of everything that the proven constants depend on."""
+    def _estimated_slack(self, inputs: Any, logits: Any, epsilon: Any, training: bool) -> Any:
+        """Slack `[batch]` by training-time estimates, differentiable; `training` moves them on."""
+        return self._slack(inputs, logits, epsilon, training)
 
     def _logits(self, inputs: Any, training: bool) -> Any:
         """The network's logits, `[batch, m]`; a defence may evaluate the network more exactly."""
         return self.network(inputs, training=training)
 
-    def _valid(self, inputs: Any, training: bool) -> Any:
+    def _valid(self, inputs: Any) -> Any:
         """`[batch]` bool, False where the input is not finite; None where the slack sees to it."""
         return finite_rows(inputs)
-
-    def _thaw(self) -> None:
-        """Training goes on: nothing is proven of the weights from now on."""
-        self._proven_for.assign(0)
 
     def _refine_estimates(self) -> None:
         """Bring training-time estimates close to the constants that `_prove` would find; cheap."""
@@ -154,12 +154,30 @@ class DefendedModel(VisibleSteps, keras.Model):
 
     @property
     def epsilon(self) -> Any:
-        """The radius defended at run time, in input units: a scalar float32 variable; assign a number to change it."""
-        return self._epsilon
+        """The radius defended at run time, in input units: a scalar float32 variable; assign a number to change it.
+
+        It belongs to the model and not to its weights: no file of weights moves it.
+        """
+        return self._settings.epsilon
 
     @epsilon.setter
     def epsilon(self, value: float) -> None:
-        self._epsilon.assign(checked_radius(value))
+        self._settings.epsilon.assign(checked_radius(value))
+
+    @property
+    def _epsilon(self) -> Any:
+        # For kinds of defence that others wrote.
+        return self._settings.epsilon
+
+    @property
+    def radius_scale(self) -> Any:
+        """What training multiplies epsilon by, a variable; 1 when `fit` returns."""
+        return self._settings.radius_scale
+
+    @property
+    def robust_weight_scale(self) -> Any:
+        """What the loss multiplies its robust term by, a variable; 1 when `fit` returns."""
+        return self._settings.robust_weight_scale
 
     @property
     def evaluation_drift(self) -> float:
@@ -183,30 +201,54 @@ class DefendedModel(VisibleSteps, keras.Model):
     # Verdicts.
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        training = bool(training)
-        logits = self._logits(inputs, training)
-        epsilon = ops.convert_to_tensor(self._epsilon)
+        inputs, training = float32_tensor(inputs), bool(training)
+        epsilon = ops.convert_to_tensor(self.epsilon)
+        if not (training or self._is_estimating()):
+            self._pass_gate(inputs)
+            if is_at_hand(inputs) and tuple(inputs.shape[1:]) == tuple(self.network.input_shape[1:]):
+                return self._in_parts(self._compiled("scores", self._scores, of_inputs=True), inputs)
+            return self._scores(inputs)
         if training:
             self._thaw()
+            self._aside.trained = True
             epsilon = epsilon * ops.convert_to_tensor(self.radius_scale)
-        return self.head(logits, self._slack(inputs, logits, epsilon, training), self._valid(inputs, training))
+        logits = self._logits(inputs, training)
+        return self.head(logits, self._estimated_slack(inputs, logits, epsilon, training), finite_rows(inputs))
+
+    def _scores(self, inputs: Any) -> Any:
+        logits = self._logits(inputs, training=False)
+        slack = self._slack(inputs, logits, ops.convert_to_tensor(self.epsilon), training=False)
+        return self.head(logits, self._if_proven(slack, -1.0, frozen=False), self._valid(inputs))
+
+    def _in_parts(self, function: Any, inputs: Any, *others: Any) -> Any:
+        """`function(inputs, *others)`; a defence that minds its memory evaluates in parts what is at hand."""
+        return function(inputs, *others)
 
     def competitor_radii(self, inputs: Any) -> Any:
         """`[batch, m]`: radius within which class i provably cannot overtake the predicted class; differentiable in x.
 
         The largest float32 where i is the predicted class. The certified radius is the smallest entry.
         """
-        inputs = ops.convert_to_tensor(inputs, "float32")
-        return self._radii(inputs, self._logits(inputs, training=False))
+        inputs = self._pass_gate(float32_tensor(inputs))
+        return self._if_proven(self._radii(inputs, self._logits(inputs, training=False)), -1.0, frozen=False)
+
+    def answering_radii(self, inputs: Any) -> Any:
+        """`[batch, m]`: as `competitor_radii`, of the verdict: an input is answered where the smallest is above
+        epsilon.
+
+        For attacks, which descend it. The same, save where something else than the own certificate answers.
+        """
+        return self.competitor_radii(inputs)
 
     def certified_radius(self, inputs: Any) -> Any:
         """`[batch]` float32: no perturbation of smaller norm changes the predicted class; 0 where nothing is certified.
 
         Always finite: 0 for inputs that are not, the largest float32 where every perturbation is certified.
         """
-        inputs = ops.convert_to_tensor(inputs, "float32")
+        inputs = self._pass_gate(float32_tensor(inputs))
         logits = self._logits(inputs, training=False)
-        return self._finite_radius(inputs, logits, self._radii(inputs, logits))
+        radius = self._finite_radius(inputs, logits, self._radii(inputs, logits))
+        return self._if_proven(radius, 0.0, frozen=False)
 
     def availability_radius(self, inputs: Any) -> Any:
         """`[batch]` float32 `max(r - eps, 0)`: no perturbation of smaller norm can force ⊥.
@@ -215,36 +257,62 @@ class DefendedModel(VisibleSteps, keras.Model):
         within eps certified at eps. The float32 radius may fall faster by what rounding costs; a wrong *answer* stays
         impossible.
         """
-        return ops.maximum(self.certified_radius(inputs) - self._epsilon, 0.0)
+        return ops.maximum(self.certified_radius(inputs) - ops.convert_to_tensor(self.epsilon), 0.0)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """`keras.Model.predict`: scores `[n, m + 1]`, of proven bounds."""
+        self.ensure_proven()
+        return super().predict(*args, **kwargs)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """`keras.Model.predict_on_batch`: scores `[batch, m + 1]`, of proven bounds."""
+        self.ensure_proven()
+        return super().predict_on_batch(x)
+
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """`keras.Model.test_on_batch`, of proven bounds."""
+        self.ensure_proven()
+        return super().test_on_batch(*args, **kwargs)
 
     def verdicts(self, x: Any, batch_size: int = 256) -> Verdicts:
         """Judge inputs `[n, ...]`, in batches, and return NumPy arrays.
 
         Raises:
-            ValueError: when the shape of `x` is not `[n, *input shape]`.
-            RuntimeError: when weights were changed, other than by training, since the bounds were proven.
+            TypeError: when `x` holds no real numbers, or `batch_size` is no whole number.
+            ValueError: when the shape of `x` is not `[n, *input shape]`, or `batch_size` is below 1; whatever
+            `finalize`
+                raises, where bounds must be proven first.
         """
-        if self._is_stale():
-            self._require_final("verdicts")
+        batch_size = whole_batch_size(batch_size)
         x = self._checked_inputs(x)
+        self.ensure_proven()
         if not len(x):
             empty = np.zeros(0)
             return Verdicts(empty.astype(np.int64), empty.astype(bool), empty.astype(np.float32))
         judge = self._judge()
         parts = []
         for start in range(0, len(x), batch_size):
-            batch = np.asarray(x[start : start + batch_size], dtype="float32")
+            batch = float32_array(x[start : start + batch_size])
             # A constant batch shape keeps a compiled function compiled; NaN is rejected, whatever else a defence does.
             missing = min(batch_size, len(x)) - len(batch)
             filling = np.full((missing, *batch.shape[1:]), np.nan, "float32")
-            padded = np.concatenate([batch, filling]) if missing else batch
+            padded = ops.convert_to_tensor(np.concatenate([batch, filling]) if missing else batch)
             parts.append([ops.convert_to_numpy(part)[: len(batch)] for part in judge(padded)])
         label, rejected, radius = (np.concatenate(part) for part in zip(*parts, strict=True))
         return Verdicts(label.astype(np.int64), rejected, radius)
 
+    def _pass_gate(self, inputs: Any) -> Any:
+        """The inputs, once the bounds are proven: at hand, that is seen to; in graphs the seal decides."""
+        if is_at_hand(inputs):
+            self.ensure_proven()
+        return inputs
+
     def _checked_inputs(self, x: Any) -> Array:
         """`x` as an array `[n, *input shape]`; otherwise `ValueError`."""
-        x = np.asarray(x)
+        x = ops.convert_to_numpy(x) if ops.is_tensor(x) else x
+        # Converted by batches: of a file that is mapped into memory, only a batch is ever there.
+        x = x if isinstance(x, np.ndarray) else float32_array(x)
+        float32_array(x[:0])
         expected = tuple(self.network.input_shape[1:])
         if x.ndim != len(expected) + 1 or any(
             size is not None and size != got for size, got in zip(expected, x.shape[1:], strict=True)
@@ -254,7 +322,7 @@ class DefendedModel(VisibleSteps, keras.Model):
 
     def undefended_logits(self, inputs: Any) -> Any:
         """`[batch, m]`: the network's logits at the inputs themselves, in inference mode."""
-        return self.network(ops.convert_to_tensor(inputs), training=False)
+        return self.network(float32_tensor(inputs), training=False)
 
     def disagreements(self, x: Array, outputs: Mapping[str, Array], batch_size: int = 256) -> Array:
         """Inputs whose verdict in `outputs`, what a deployed graph answered to `x`, is not this model's.
@@ -277,18 +345,18 @@ class DefendedModel(VisibleSteps, keras.Model):
             `[batch, m + 1]`, `certified_radius` and `availability_radius` `[batch]`, and what `details` names.
 
         Raises:
-            RuntimeError: when the model is not final.
+            ValueError: whatever `finalize` raises, where bounds must be proven first.
         """
-        self._require_final("deployed")
-        return self._outputs(inputs, frozen=True)
+        self.ensure_proven()
+        return self._outputs(float32_tensor(inputs), frozen=True)
 
     def _judgement(self, inputs: Any, frozen: bool) -> Judgement:
         """Scores and radius of one evaluation, so that they agree; `frozen` reads proven constants only."""
         logits = self._logits(inputs, training=False)
-        epsilon = ops.convert_to_tensor(self._epsilon)
-        slack = self._slack(inputs, logits, epsilon, training=False, frozen=frozen)
-        scores = self.head(logits, slack, self._valid(inputs, training=False))
-        return Judgement(scores, self._finite_radius(inputs, logits, self._radii(inputs, logits, frozen=frozen)))
+        slack = self._slack(inputs, logits, ops.convert_to_tensor(self.epsilon), training=False, frozen=frozen)
+        scores = self.head(logits, self._if_proven(slack, -1.0, frozen), self._valid(inputs))
+        radius = self._finite_radius(inputs, logits, self._radii(inputs, logits, frozen=frozen))
+        return Judgement(scores, self._if_proven(radius, 0.0, frozen))
 
     def _outputs(self, inputs: Any, frozen: bool) -> dict[str, Any]:
         scores, radius, details = self._judgement(inputs, frozen)
@@ -300,14 +368,14 @@ class DefendedModel(VisibleSteps, keras.Model):
             "scores": scores[:, : self.num_classes],
             "scores_with_bottom": scores,
             "certified_radius": radius,
-            "availability_radius": ops.maximum(radius - ops.convert_to_tensor(self._epsilon), 0.0),
+            "availability_radius": ops.maximum(radius - ops.convert_to_tensor(self.epsilon), 0.0),
             **details,
         }
 
     def _finite_radius(self, inputs: Any, logits: Any, radii: Any) -> Any:
         radius = ops.min(radii, axis=-1)
         proven = finite_rows(logits)
-        valid = self._valid(inputs, training=False)
+        valid = self._valid(inputs)
         if valid is not None:
             proven = ops.logical_and(proven, valid)
         # NaN > 0 is false, so a NaN radius becomes 0.
@@ -315,59 +383,35 @@ class DefendedModel(VisibleSteps, keras.Model):
 
     def _judge(self) -> Any:
         def judge(batch: Any) -> tuple[Any, Any, Any]:
-            outputs = self._outputs(ops.convert_to_tensor(batch), frozen=False)
+            outputs = self._outputs(float32_tensor(batch), frozen=False)
             return outputs["label"], outputs["rejected"], outputs["certified_radius"]
 
-        return self._compiled("judge", judge)
+        return self._compiled("judge", judge, of_inputs=True)
 
-    def _compiled(self, name: str, function: Any) -> Any:
-        """`function`, or on TensorFlow the graph that was made of it at the first call under this name."""
+    def _compiled(self, name: str, function: Any, of_inputs: bool = False) -> Any:
+        """`function`, or on TensorFlow the graph that was made of it at the first call under this name.
+
+        `of_inputs`: it takes inputs `[batch, *input shape]` float32 and nothing else, so one graph serves all batches.
+        """
         if keras.backend.backend() != "tensorflow":
             return function
         functions = self._aside.functions
         if name not in functions:
             import tensorflow as tf
 
-            functions[name] = tf.function(function, reduce_retracing=True, autograph=False)
+            if of_inputs:
+                signature = [tf.TensorSpec([None, *self.network.input_shape[1:]], tf.float32)]
+                made = tf.function(function, input_signature=signature, autograph=False)
+                functions[name] = made.get_concrete_function()
+            else:
+                functions[name] = tf.function(function, reduce_retracing=True, autograph=False)
         return functions[name]
 
-    # The certificate's state.
-
-    @property
-    def is_final(self) -> bool:
-        """Whether the certificate is proven for the weights as they are now."""
-        with _outside_of_graphs():
-            proven_for = int(ops.convert_to_numpy(self._proven_for))
-            return proven_for != 0 and proven_for == self._digest()
-
-    def _is_stale(self) -> bool:
-        """Whether the model takes its bounds for proven, and they are not those of its weights."""
-        return int(ops.convert_to_numpy(self._proven_for)) != 0 and not self.is_final
-
-    def finalize(self) -> None:
-        """Replace training-time estimates by proven bounds and freeze them. `fit` ends with it; training thaws it.
-
-        Raises:
-            ValueError: when weights are not finite.
-        """
-        self._prove()
-        self._proven_for.assign(self._digest())
-
-    def _has_bounds(self) -> Any:
-        return ops.not_equal(ops.convert_to_tensor(self._proven_for), 0)
-
-    def _require_final(self, what: str) -> None:
-        if not self.is_final:
-            raise RuntimeError(
-                f"`{what}` needs proven bounds, and this model's rest on training-time estimates or on other weights. "
-                f"Call `model.finalize()` first."
-            )
-
     def __repr__(self) -> str:
-        state = "final: bounds proven" if self.is_final else "not final: bounds are training-time estimates"
+        state = "final: bounds proven" if self.is_final else "not final: bounds are proven before the first answer"
         return (
             f"<{type(self).__name__} name={self.name}, classes={self.num_classes}, "
-            f"epsilon={float(ops.convert_to_numpy(self._epsilon)):g} ({self.norm}), {state}>"
+            f"epsilon={float(ops.convert_to_numpy(self.epsilon)):g} ({self.norm}), {state}>"
         )
 
     # Training.
@@ -404,33 +448,70 @@ class DefendedModel(VisibleSteps, keras.Model):
             self.optimizer.build(self.trainable_variables)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """`keras.Model.evaluate`; a model that is not final first sharpens its estimates.
-
-        `fit` calls it for validation, so that what is measured each epoch is close to what `finalize` will prove.
-        """
-        if not self.is_final:
+        """`keras.Model.evaluate`, of proven bounds; as the validation of `fit`, of estimates that are refined first."""
+        if not (self._aside.fitting or self._is_estimating()):
+            self.ensure_proven()
+        elif not self._is_current():
             self._refine_estimates()
         return super().evaluate(*args, **kwargs)
 
+    def train_step(self, *arguments: Any) -> Any:
+        """One step of training, as Keras calls it."""
+        with self._estimating():
+            return super().train_step(*arguments)
+
+    def test_step(self, *arguments: Any) -> Any:
+        """One step of evaluation, as Keras calls it: while fitting, by estimates."""
+        with self._estimating() if self._aside.fitting else nullcontext():
+            return super().test_step(*arguments)
+
     def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
-        """`keras.Model.fit`; afterwards the bounds are proven (`finalize`).
+        """`keras.Model.fit`; afterwards the bounds are proven (`finalize`), and the scales of training are 1.
 
         Raises:
             ValueError: when integer labels lie outside [0, m).
+            TypeError: when inputs hold no real numbers.
         """
         x = self._checked_data(x, y)
         validation = kwargs.get("validation_data")
         if isinstance(validation, tuple | list) and len(validation) >= 2:
-            self._checked_data(*validation[:2])
+            kwargs["validation_data"] = (self._checked_data(*validation[:2]), *validation[1:])
         elif validation is not None:
             kwargs["validation_data"] = self._checked_data(validation)
         described = describe_data(x, y)
-        self._refine_estimates()
-        history = super().fit(x, y, **kwargs)
+        self._begin_training()
+        try:
+            self._refine_estimates()
+            history = super().fit(x, y, **kwargs)
+        finally:
+            self._end_training()
         self.finalize()
         if described is not None and described not in self.training_data:
             self._aside.training_data = (*self.training_data, described)
         return history
+
+    def _begin_training(self) -> None:
+        self._thaw()
+        self._forget_graphs()  # what was traced by proven bounds is validated by estimates now
+        self._aside.claims, self._aside.fitting = None, True
+
+    def _end_training(self) -> None:
+        self._aside.fitting = False
+        self._forget_graphs()
+        # Whatever schedules were there, in whatever order, and whichever epoch's weights they put back.
+        self.radius_scale.assign(1.0)
+        self.robust_weight_scale.assign(1.0)
+
+    def export(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: what Keras would write neither is checked nor says what it guarantees.
+
+        Raises:
+            RuntimeError: always; it names the export that there is.
+        """
+        raise RuntimeError(
+            "`model.export` would write a graph without a manifest, unchecked. Use `defended.serving.export(model, "
+            "directory, name, version)` for a SavedModel with ONNX, or `defended.serving.export_onnx(model, path)`."
+        )
 
     @property
     def training_data(self) -> tuple[dict[str, Any], ...]:
@@ -441,11 +522,13 @@ class DefendedModel(VisibleSteps, keras.Model):
         return tuple(self._aside.training_data)
 
     def _checked_data(self, x: Any, y: Any = None) -> Any:
-        """`x`, its labels checked: now (arrays) or as they are read (`tf.data`); elsewhere bad labels give NaN."""
+        """`x` in float32, labels checked: now (arrays) or as they are read (`tf.data`); else bad labels give NaN."""
         from defended.training.labels import check_labels, checked_dataset
 
         if isinstance(y, list | np.ndarray):
             check_labels(np.asarray(y), self.num_classes)
+        if isinstance(x, list | np.ndarray) or ops.is_tensor(x):
+            return float32_array(x)
         return checked_dataset(x, self.num_classes)
 
     @property
@@ -506,7 +589,7 @@ class DefendedModel(VisibleSteps, keras.Model):
         return {
             "name": self.name,
             "network": keras.saving.serialize_keras_object(self.network),
-            "epsilon": float(ops.convert_to_numpy(self._epsilon)),
+            "epsilon": float(ops.convert_to_numpy(self.epsilon)),
         }
 
     @classmethod
@@ -516,10 +599,17 @@ class DefendedModel(VisibleSteps, keras.Model):
         return cls(network, **config)
 
 
-def _outside_of_graphs() -> Any:
-    """Where variables can be read although a function is being traced: `deployed` is traced for export."""
-    if keras.backend.backend() != "tensorflow":
-        return nullcontext()
-    import tensorflow as tf
+def is_at_hand(inputs: Any) -> bool:
+    """Whether a tensor holds numbers, and does not stand for those of a graph."""
+    if hasattr(inputs, "_keras_history") or not ops.is_tensor(inputs):
+        return False
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
 
-    return tf.init_scope()
+        return bool(tf.executing_eagerly())
+    if backend == "jax":
+        import jax
+
+        return not isinstance(inputs, jax.core.Tracer)
+    return True

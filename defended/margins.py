@@ -88,13 +88,17 @@ def competitor_radii(logits: Any, lipschitz: Any, budget: Budget | None = None, 
 def radius_slack(logits: Any, lipschitz: Any, epsilon: Any, budget: Budget | None = None, first: Any = None) -> Any:
     """`min over i != j of (r_i - epsilon) * K_ij`, `[batch]`, in units of the logits; r_i as in `competitor_radii`.
 
-    Positive only where every radius exceeds epsilon: so the answer and the radius agree to the last bit. A constant of
-    0 counts as the smallest normal number. Arguments as in `competitor_radii`, and the radius epsilon.
+    Positive where every radius exceeds epsilon, as compared in float32, and nowhere else: so the answer and the radius
+    agree to the last bit. A constant of 0 counts as the smallest normal number. Arguments as in `competitor_radii`, and
+    the radius epsilon.
     """
     first = first or leader(logits)
     constants = _constants(lipschitz)
-    slack = (_radii(logits, constants, budget, first) - epsilon) * constants
-    slack = ops.min(ops.where(first.rivals, slack, FLOAT_MAX), axis=-1)
+    radii = _radii(logits, constants, budget, first)
+    smallest = ops.min(ops.where(first.rivals, radii, FLOAT_MAX), axis=-1)
+    slack = ops.min(ops.where(first.rivals, (radii - epsilon) * constants, FLOAT_MAX), axis=-1)
+    # A small difference times a small constant may vanish, and says on which side it was no more.
+    slack = ops.where(smallest > epsilon, ops.maximum(slack, _TINY), ops.minimum(slack, 0.0))
     return slack if budget is None else ops.where(budget.limit[:, 0] >= 0, slack, -1.0)
 
 
@@ -142,14 +146,15 @@ def certified_slack(logits: Any, lipschitz: Any, epsilon: Any) -> Any:
 
 
 def bottom_score(top: Any, slack: Any) -> Any:
-    """The score of ⊥: `top - slack`, and strictly above `top` wherever the slack is not positive (or NaN).
+    """The score of ⊥: `top - slack`, strictly below `top` where the slack is positive, and strictly above elsewhere.
 
     A slack of exactly 0 means that the closed ball touches the decision boundary. `argmax` breaks ties in favour of the
-    lower index, which would answer; so the score is lifted above `top` by two units in the last place.
+    lower index, which would answer; so the score is lifted above `top` by two units in the last place. As far below it
+    lies where a positive slack is too small to change `top`.
     """
-    bottom = top - slack
-    lifted = top + ops.maximum(ops.abs(top) * 2.0**-22, _TINY)
-    return ops.where(bottom < top, bottom, ops.where(bottom > lifted, bottom, lifted))
+    bottom, step = top - slack, ops.maximum(ops.abs(top) * 2.0**-22, _TINY)
+    above = top + step
+    return ops.where(slack > 0, ops.minimum(bottom, top - step), ops.where(bottom > above, bottom, above))
 
 
 def finite_rows(values: Any) -> Any:

@@ -16,6 +16,17 @@ def checked_radius(epsilon: Any) -> float:
     return value
 
 
+def require_float32_policy(dtype: Any) -> str:
+    """`"float32"`; `ValueError` for any other dtype that somebody wants a defended model to compute in."""
+    name = getattr(dtype, "name", dtype)
+    if name not in (None, "float32"):
+        raise ValueError(
+            f"A defended model computes in float32, whatever the global policy: its certificate counts float32's "
+            f"rounding. Received: dtype={name!r}. Leave it out."
+        )
+    return "float32"
+
+
 def checked_network(model: Any) -> keras.Model:
     """`model`, if it is a built network with one input and logits `[batch, m]` out in float32.
 
@@ -39,6 +50,13 @@ def checked_network(model: Any) -> keras.Model:
         raise ValueError(
             f"`network` must have one input and one output. Received: {len(model.inputs)} inputs and "
             f"{len(model.outputs)} outputs. Defend a model with a single head: keras.Model(inputs, logits)."
+        )
+    dtype = str(model.inputs[0].dtype)
+    if dtype != "float32":
+        raise ValueError(
+            f"The input of `network` {model.name!r} is declared as {dtype}: what it is given would be rounded before "
+            f"the network sees it, and certificates are about float32 inputs. Build it with `keras.Input(shape)`, "
+            f"whose dtype is float32; whole numbers and bytes are converted by the defended model."
         )
     if None in model.inputs[0].shape[1:]:
         raise ValueError(

@@ -26,6 +26,10 @@ class RejectionHead(keras.layers.Layer):
         layer.
     """
 
+    def __init__(self, **kwargs: Any):
+        # Rounded to half precision, logits that differ would tie, and ⊥ would be one of them.
+        super().__init__(**{**kwargs, "dtype": "float32", "autocast": False})
+
     def call(self, logits: Any, slack: Any, valid: Any = None) -> Any:
         finite = finite_rows(logits)
         if valid is not None:

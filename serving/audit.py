@@ -127,8 +127,8 @@ def audit(
         raise ValueError("Give `attack` or `attacked`, not both.")
     if x is None:
         raise ValueError("`x` must be given: an artefact or an endpoint is audited on data.")
-    if model is not None and not model.is_final:
-        model.finalize()
+    if model is not None:
+        model.ensure_proven()
     known = {"name": name, "manifest": manifest, "model": model, "epsilon": epsilon, "norm": norm}
     with _opened(target, batch_size, **known) as opened:
         y = _check_data(opened, x, y)

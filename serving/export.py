@@ -102,7 +102,7 @@ def export(
     An artefact appears whole or not at all, and an existing one is never replaced.
 
     Args:
-        model: a defended model; it is finalized if it is not final yet, so its bounds are proven ones.
+        model: a defended model; its bounds are proven where they are not, and what evaluates is compared with them.
         directory: the folder of all models; made where it is missing.
         name: the model's name in the server's routes: letters, digits, `.`, `_`, `-`, beginning with one of the former.
         version: a positive integer; TensorFlow Serving serves the largest.
@@ -144,8 +144,7 @@ def export(
     target = Path(directory) / name / str(version)
     try:
         with staged(target) as partial:
-            if not model.is_final:
-                model.finalize()
+            model.verify()
             built = _build(model, partial, labels, sample, onnx_mode)
             if built.drift is not None and fold(model, sample, built.drift):
                 built = _build(model, partial, labels, sample, onnx_mode)

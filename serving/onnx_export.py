@@ -80,8 +80,7 @@ def export_onnx(
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, "exists and is never overwritten: choose another name", str(target))
     sample = check_sample(model, sample)
-    if not model.is_final:
-        model.finalize()
+    model.verify()
     if model.sampling is not None:
         return atomic_write_bytes(target, convert(model, sample).content)
     converted = convert(model, sample)

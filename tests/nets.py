@@ -11,6 +11,20 @@ from defended.layers import InvertibleDownsampling, LiResNetBlock, MinMax
 SCALES = (1e-30, 1e-10, 1.0, 1e10, 1e30)
 
 
+def overclaiming(model):
+    """The model, with constants a tenth of what was proven: it claims ten times the radius that it has."""
+    honest = model._prove
+
+    def prove():
+        honest()
+        constants = model._proof.named.margin_lipschitz
+        constants.assign(constants / 10)
+
+    model._prove = prove
+    model.finalize()
+    return model
+
+
 def sequential(shape, *body):
     return keras.Sequential([keras.Input(shape), *body])
 

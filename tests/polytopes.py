@@ -1,4 +1,4 @@
-"""Small ReLU networks of every kind that the dual bounds know, and the exact minima of tiny ones."""
+"""ReLU networks of every kind that the dual bounds know, and random ones; exact logits, and minima of tiny ones."""
 
 import itertools
 
@@ -142,3 +142,120 @@ def in_float64(network, x):
         elif isinstance(layer, layers.Activation | layers.ReLU):
             x = np.maximum(x, 0)
     return x
+
+
+def exact_logits(network, x):
+    """Logits at inputs `[n, ...]` of any network of known layers, in float64, without code of those layers."""
+    graph = network._functional if isinstance(network, keras.Sequential) else network
+    return graph._run_through_graph(np.asarray(x, np.float64), lambda layer: lambda x, **_: _exact_layer(layer, x))
+
+
+def _exact_layer(layer, x):
+    if isinstance(layer, keras.Model):
+        return exact_logits(layer, x)
+    if isinstance(layer, layers.Add):
+        return sum(x)
+    if isinstance(layer, layers.Flatten | layers.Reshape):
+        return x.reshape(len(x), *layer.compute_output_shape(x.shape)[1:])
+    if isinstance(layer, layers.GlobalAveragePooling2D):
+        return x.mean(axis=(1, 2), keepdims=layer.keepdims)
+    if isinstance(layer, layers.AveragePooling2D):
+        return np.nanmean(_windows(layer, layer.pool_size, x, np.nan), axis=(-2, -1))
+    if isinstance(layer, layers.Dense | layers.Conv2D):
+        kernel, *bias = (np.asarray(weight, np.float64) for weight in layer.get_weights())
+        if isinstance(layer, layers.Conv2D):
+            x = np.einsum("nhwcij,ijco->nhwo", _windows(layer, layer.kernel_size, x, 0.0), kernel)
+        else:
+            x = x @ kernel
+        x = x + bias[0] if bias else x
+    rectified = isinstance(layer, layers.ReLU) or getattr(layer, "activation", None) is keras.activations.relu
+    return np.maximum(x, 0) if rectified else x
+
+
+def _windows(layer, size, x, padding):
+    """`[n, rows, columns, channels, *size]`: what each window holds, `padding` beyond the map."""
+    if layer.padding == "same":
+        axes = zip(x.shape[1:3], layer.strides, size, strict=True)
+        missing = [max((-(-n // s) - 1) * s + k - n, 0) for n, s, k in axes]
+        sides = [(n // 2, n - n // 2) for n in missing]
+        x = np.pad(x, [(0, 0), *sides, (0, 0)], constant_values=padding)
+    found = np.lib.stride_tricks.sliding_window_view(x, size, axis=(1, 2))
+    return found[:, :: layer.strides[0], :: layer.strides[1]]
+
+
+def random_graph(rng):
+    """A network of 3 to 10 random layers, behind one another, side by side, added, shared, nested, ReLUs anywhere."""
+    shape = (
+        (int(rng.integers(2, 9)),)
+        if rng.random() < 0.4
+        else (*rng.integers(2, 10, 2).tolist(), int(rng.integers(1, 4)))
+    )
+    x = keras.Input(shape)
+    values, shared = [x], []
+    for _ in range(rng.integers(3, 11)):
+        value = values[-1] if rng.random() < 0.8 else values[rng.integers(len(values))]
+        values.append(_random_step(rng, value, values, shared))
+    value = values[-1]
+    end = rng.integers(6)
+    if end == 0 and len(value.shape) == 4 and value.shape[-1] > 1:
+        return keras.Model(x, layers.GlobalAveragePooling2D()(value))
+    value = layers.Flatten()(value) if len(value.shape) > 2 or end == 1 else value
+    if end == 2 and 1 < value.shape[-1] < 6:
+        return keras.Model(x, value)
+    value = layers.Dense(3, activation="relu" if end == 3 else None)(value)
+    return keras.Model(x, layers.Add()([value, layers.Dense(3)(layers.Flatten()(x))]) if end == 4 else value)
+
+
+def _random_step(rng, value, values, shared):
+    """One more value of a random network."""
+    like = [other for other in values if other.shape == value.shape]
+    usable = [(layer, shape) for layer, shape in shared if shape == value.shape]
+    kind = rng.choice(
+        ["affine", "relu", "add", "shape", "pool", "shared", "nested"], p=[0.4, 0.2, 0.12, 0.08, 0.1, 0.06, 0.04]
+    )
+    if kind == "relu":
+        return (layers.ReLU() if rng.random() < 0.5 else layers.Activation("relu"))(value)
+    if kind == "add":
+        return layers.Add()([value, *(like[rng.integers(len(like))] for _ in range(rng.integers(1, 4)))])
+    if kind == "shared" and usable:
+        return usable[rng.integers(len(usable))][0](value)
+    activation = rng.choice(["relu", "linear"])
+    if kind == "nested":
+        units = value.shape[-1]
+        inner = layers.Dense(units) if len(value.shape) == 2 else layers.Conv2D(units, 2, padding="same")
+        inner = sequential(value.shape[1:], inner, layers.Activation(activation))
+        shared.append((inner, value.shape))
+        return inner(value)
+    if len(value.shape) == 2:
+        size = value.shape[-1]
+        if kind == "shape":
+            rows = [n for n in range(1, size + 1) if size % n == 0]
+            return layers.Reshape((int(rng.choice(rows)), -1, 1))(value)
+        layer = layers.Dense(size if rng.random() < 0.3 else int(rng.integers(1, 7)), activation=activation)
+    else:
+        height, width, channels = value.shape[1:]
+        if kind == "shape":
+            return layers.Flatten()(value) if rng.random() < 0.5 else layers.Identity()(value)
+        padding = str(rng.choice(["same", "valid"]))
+        strides = tuple(rng.integers(1, 4, 2).tolist()) if rng.random() < 0.5 else (1, 1)
+        limits = (6, 6) if padding == "same" else (min(height, 5) + 1, min(width, 5) + 1)
+        size = tuple(int(rng.integers(1, limit)) for limit in limits)
+        if kind == "pool":
+            if rng.random() < 0.3:
+                return layers.GlobalAveragePooling2D(keepdims=bool(rng.random() < 0.5))(value)
+            return layers.AveragePooling2D(size, strides, padding)(value)
+        if rng.random() < 0.3:
+            layer = layers.Conv2D(channels, size, padding="same", activation=activation)
+        else:
+            layer = layers.Conv2D(
+                int(rng.integers(1, 4)),
+                size,
+                strides,
+                padding,
+                activation=activation,
+                use_bias=bool(rng.random() < 0.7),
+            )
+    made = layer(value)
+    if made.shape == value.shape:
+        shared.append((layer, value.shape))
+    return made

@@ -310,30 +310,31 @@ def test_the_state_of_the_certificate():
     x = np.zeros((2, 5), "float32")
     assert not model.is_final
     assert "not final" in repr(model)
-    with pytest.raises(RuntimeError, match="finalize"):
-        model.deployed(x)
-    with pytest.raises(RuntimeError, match="finalize"):
-        _ = model.margin_lipschitz
-    model.finalize()
-    assert model.is_final
+    model.deployed(x)
+    assert model.is_final, "whoever wants an answer gets a proven one"
     assert "bounds proven" in repr(model)
     model.network.layers[0].kernel.assign(ops.convert_to_numpy(model.network.layers[0].kernel) * 2)
     assert not model.is_final, "weights that changed behind the model's back void the proof"
     model.finalize()
     model(x, training=True)
     assert not model.is_final, "training thaws"
+    assert model.margin_lipschitz.shape == (3, 3)
+    assert model.is_final
 
 
-def test_a_changed_weight_cannot_be_deployed():
+def test_a_changed_weight_is_proven_again_before_an_answer(caplog):
     model = GloroNet(NETWORKS["dense"](), epsilon=0.1)
     model.finalize()
+    before = model.verdicts(np.ones((1, 5), "float32")).radius
+    model.network.layers[-1].kernel.assign(4 * np.asarray(model.network.layers[-1].kernel))
     model.network.layers[-1].bias.assign(np.ones(3))
-    with pytest.raises(RuntimeError, match="other weights"):
-        model.deployed(np.zeros((1, 5), "float32"))
-    with pytest.raises(RuntimeError, match="other weights"):
-        model.verdicts(np.zeros((1, 5), "float32"))
-    model.finalize()
-    model.verdicts(np.zeros((1, 5), "float32"))
+    after = model.verdicts(np.ones((1, 5), "float32")).radius
+    assert [record.getMessage().split(" in ")[0] for record in caplog.records] == [
+        f"{model.name}: bounds proven for the network as it is now"
+    ]
+    fresh = GloroNet(model.network, epsilon=0.1)
+    np.testing.assert_array_equal(fresh.verdicts(np.ones((1, 5), "float32")).radius, after)
+    assert before != after
 
 
 def test_deployed_outputs_agree_with_verdicts():

@@ -339,7 +339,7 @@ def test_a_fresh_process_loads_with_nothing_but_the_import(tmp_path):
     assert "bounds proven" in out
 
 
-def test_what_was_proven_for_another_evaluation_is_not_final(tmp_path, monkeypatch):
+def test_what_was_proven_for_another_evaluation_is_not_trusted(tmp_path, monkeypatch):
     """A file of a version that evaluates in other blocks has a rounding budget that does not hold here."""
     from defended.gloro import gloro_net
 
@@ -347,6 +347,8 @@ def test_what_was_proven_for_another_evaluation_is_not_final(tmp_path, monkeypat
     monkeypatch.setattr(gloro_net, "BLOCK", 256)
     model.finalize()
     model.save(tmp_path / "old.keras")
-    assert keras.models.load_model(tmp_path / "old.keras").is_final
+    assert keras.models.load_model(tmp_path / "old.keras").trust_file()
     monkeypatch.undo()
-    assert not keras.models.load_model(tmp_path / "old.keras").is_final
+    loaded = keras.models.load_model(tmp_path / "old.keras")
+    assert not loaded.trust_file()
+    assert loaded.is_final, "verified, for the blocks of this version"

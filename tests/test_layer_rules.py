@@ -191,9 +191,6 @@ def test_the_value_at_zero_is_counted_where_a_rule_leaves_it_open():
 
 def test_the_report():
     model = GloroNet(normalised(), epsilon=0.1)
-    with pytest.raises(RuntimeError, match="finalize"):
-        model.certificate_report()
-    model.finalize()
     report = model.certificate_report(at_norm=2.0)
     assert [line.layer for line in report.layers] == [layer.name for layer in model.network.layers]
     assert report.layers[0].bound == pytest.approx(model._graph.operators[0].bound(), rel=1e-12)

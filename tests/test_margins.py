@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 from defended.layers import RejectionHead
-from defended.margins import FLOAT_MAX, bottom_score, certified_slack, competitor_radii
+from defended.margins import FLOAT_MAX, bottom_score, certified_slack, competitor_radii, radius_slack
 
 # y = (1, 4, 2), predicted 1, K rows of class 1: margins 3 and 2.
 LOGITS = np.array([[1.0, 4.0, 2.0]], "float32")
@@ -56,9 +56,27 @@ def test_no_positive_slack_means_strictly_above(top, slack):
     assert float(bottom[0]) > np.float32(top)
 
 
-def test_a_slack_too_small_to_move_the_score_is_a_rejection():
-    bottom = bottom_score(np.array([1.0], "float32"), np.array([1e-12], "float32"))
-    assert float(bottom[0]) > 1.0
+@pytest.mark.parametrize("top", [0.0, 1.0, -1.0, 1e-38, -1e38, 5e37])
+@pytest.mark.parametrize("slack", [2e-38, 1e-12, 1.0, 2e38])
+def test_a_positive_slack_means_strictly_below(top, slack):
+    """However small beside the score: an answer is given exactly where the radius exceeds epsilon."""
+    bottom = bottom_score(np.array([top], "float32"), np.array([slack], "float32"))
+    assert float(bottom[0]) < np.float32(top)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_answer_and_radius_agree_to_the_last_bit(scale, offset):
+    """In both directions, also where slack times constant vanishes, or is lost beside the largest score."""
+    rng = np.random.default_rng(0)
+    logits = (rng.normal(size=(400, 3)) * scale + offset * scale).astype("float32")
+    rows = np.full((400, 3), scale, "float32")
+    radius = np.asarray(ops.min(competitor_radii(logits, rows), axis=-1))
+    positive = radius[radius > 0]
+    for epsilon in [*positive[:40], *np.nextafter(positive[:40], np.float32(0)), np.float32(1e-12)]:
+        slack = radius_slack(logits, rows, np.float32(epsilon))
+        answered = np.asarray(RejectionHead()(logits, slack)).argmax(axis=1) < 3
+        np.testing.assert_array_equal(answered, radius > epsilon)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import ops
 from nets import finalized, randomised, sequential, set_weights
 
@@ -91,8 +92,10 @@ def test_neighbours_of_one_class_answer_what_the_check_rejects():
     x = np.array([[0.1, 0.0], [0.3, 0.0], [0.02, 0.0], [0.05, 0.4], [0.1, 3.0]])
     verdicts = guard.verdicts(x)
     assert verdicts.label.tolist() == [0, 0, 0, -1, -1]
-    # At 0.3 the check proves 0.3, and neighbours epsilon + min(0.5 - 0.2, 0.8 - 0.5, 0.3).
-    assert verdicts.radius == pytest.approx([0.35, 0.55, 0.27, 0.05, 0.1], abs=1e-4)
+    # The certificate is the model's own; at 0.3 neighbours have epsilon + min(0.5 - 0.2, 0.8 - 0.5, 0.3).
+    assert verdicts.radius == pytest.approx([0.1, 0.3, 0.02, 0.05, 0.1], abs=1e-4)
+    neighbourly = ops.convert_to_numpy(guard.neighbour_radius(x.astype("float32")))
+    assert neighbourly == pytest.approx([0.35, 0.55, 0.27, 0, 0], abs=1e-4)
     availability = ops.convert_to_numpy(guard.availability_radius(x.astype("float32")))
     assert availability == pytest.approx([0.1, 0.3, 0.02, 0, 0], abs=1e-4)
     assert guard.reasons(x).tolist() == ["answered"] * 3 + ["not certified"] * 2
@@ -210,7 +213,9 @@ def test_in_a_closed_world_answers_are_right_and_cannot_be_forced_away(norm):
     certified = ~alone.rejected & (alone.label == labels)
     contested = certified & (alone.radius <= 2 * epsilon)
     assert contested.any()
-    assert (ours.radius[certified] > 2 * epsilon).all()
+    np.testing.assert_array_equal(ours.radius, alone.radius)
+    availability = ops.convert_to_numpy(guard.availability_radius(points.astype("float32")))
+    assert (availability[certified] > epsilon).all()
     moved = points[:, None] + epsilon * on_the_sphere(rng, (len(points), 400, 2), norm)
     flat = (moved * 1.0).reshape(-1, 2).astype("float32")
     label = guard.verdicts(flat).label.reshape(len(points), -1)
@@ -226,7 +231,7 @@ def test_an_input_stays_answered_within_its_availability_radius(seed):
     guard, points, _ = closed_world(rng, "l2", 0.25)
     x = (points[:, None] + 0.4 * rng.standard_normal((len(points), 60, 2))).reshape(-1, 2).astype("float32")
     verdicts = guard.verdicts(x)
-    room = np.maximum(verdicts.radius.astype("float64") - 0.25, 0)
+    room = ops.convert_to_numpy(guard.availability_radius(x)).astype("float64")
     answered = ~verdicts.rejected & (room > 1e-5)
     by_neighbours = answered & guard.base.verdicts(x).rejected
     assert by_neighbours.sum() > 5
@@ -289,25 +294,25 @@ def test_training_trains_the_model_and_labels_the_points_anew():
     assert guard.oracle.labels.numpy().tolist() == [1, 0]
 
 
-def test_until_it_is_final_the_check_alone_decides():
+def test_until_it_is_final_nothing_is_answered():
     model = line()
     guard = MembershipGuard(model, StoredPoints(np.array([A, B]), domain=None), accept="separated", separation=0.75)
     x = np.array([[0.1, 0.0], [0.3, 0.0]])
+    judge = tf.function(lambda x: guard(x), autograph=False)
     assert not guard.is_final
-    assert guard.verdicts(x).label.tolist() == [-1, 0]
-    with pytest.raises(RuntimeError, match="finalize"):
-        guard.deployed(x)
-    guard.finalize()
-    assert guard.verdicts(x).label.tolist() == [0, 0]
+    assert ops.convert_to_numpy(judge(x)).argmax(axis=1).tolist() == [2, 2], "a graph of nothing proven rejects"
+    assert guard.verdicts(x).label.tolist() == [0, 0], "what is not proven is proven first"
+    assert guard.is_final
+    assert ops.convert_to_numpy(judge(x)).argmax(axis=1).tolist() == [0, 0]
 
 
 def test_weights_changed_behind_its_back_void_the_proof():
     guard = guarded([A, B])
-    guard.base.network.layers[-1].kernel.assign([[2.0, -2.0], [0.0, 0.0]])
-    assert not guard.is_final
     for judge in (guard.verdicts, guard.reasons):
-        with pytest.raises(RuntimeError, match="finalize"):
-            judge(np.array([A]))
+        guard.base.network.layers[-1].kernel.assign(np.asarray(guard.base.network.layers[-1].kernel) * [[-1], [1]])
+        assert not guard.is_final
+        judge(np.array([A]))
+        assert guard.is_final, "proven again before the answer"
     moved = guarded([A, B])
     moved.oracle.points.assign([[0.0, 0.0], [1.0, 1.0]])
     assert not moved.is_final

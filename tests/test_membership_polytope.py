@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import polytopes
 import pytest
+import tensorflow as tf
 from keras import layers
 
 from defended import MembershipGuard, PolytopeNet, callbacks, losses
@@ -70,7 +71,7 @@ def test_neighbours_answer_what_dual_bounds_reject(norm):
     ours, alone = guard.verdicts(near), guard.base.verdicts(near)
     more = alone.rejected & ~ours.rejected
     assert more.any()
-    room = ours.radius[more].astype("float64") - EPSILON[norm]
+    room = np.asarray(guard.neighbour_radius(near[more])).astype("float64") - EPSILON[norm]
     assert (room > 0).all()
     corners = np.stack(np.meshgrid(*[[-1.0, 1.0]] * 5), -1).reshape(-1, 5) / (1 if norm == "linf" else np.sqrt(5))
     moved = near[more][:, None] + (room * (1 - 1e-4))[:, None, None] * corners
@@ -122,15 +123,21 @@ class TestTraining:
         assert np.mean((verdicts.label == y) & (verdicts.radius > 2 * EPSILON["linf"])) >= doubling.best - 0.01
 
     def test_what_was_traced_as_proven_is_not_used_while_it_is_not(self):
-        """Judged when final, then thawed: the guard goes by estimates again, as the model inside does."""
+        """Judged when final, then thawed: a graph rejects, whoever asks in Python gets a proof, training has estimates."""
         guard, x, _ = self.guard()
         guard.finalize()
-        proven = guard.verdicts(x[:60]).radius
+        judge = tf.function(lambda x: guard(x), autograph=False)
+        proven, scores = guard.verdicts(x[:60]), np.asarray(judge(x[:60]))
+        np.testing.assert_array_equal(scores.argmax(axis=1) == guard.num_classes, proven.rejected)
         guard._thaw()
         assert not guard.is_final
-        estimated = guard.verdicts(x[:60]).radius
-        np.testing.assert_allclose(estimated, guard.base.verdicts(x[:60]).radius, atol=1e-6)
-        assert np.abs(estimated - proven).max() > 0.01
+        assert (np.asarray(judge(x[:60])).argmax(axis=1) == guard.num_classes).all()
+        with guard.estimates():
+            estimated = np.asarray(guard(x[:60]))
+            np.testing.assert_allclose(estimated, guard.base(x[:60]), atol=1e-6)
+        assert np.abs(estimated - scores).max() > 0.01
+        np.testing.assert_array_equal(guard.verdicts(x[:60]).radius, proven.radius)
+        assert guard.is_final
 
 
 def test_attacks_and_their_measure():
@@ -206,4 +213,4 @@ def test_batches_keep_to_the_memory_budget_of_the_model():
     np.testing.assert_allclose(small.verdicts(x).radius, large.verdicts(x).radius, atol=1e-6)
     np.testing.assert_allclose(small(x), large(x), atol=1e-5)
     np.testing.assert_allclose(small.certified_radius(x), large.certified_radius(x), atol=1e-6)
-    assert {*sizes} == {1}
+    assert {*sizes} == {1, None}, "parts of one, and the graph that is made once for parts of any size"

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import keras
 import numpy as np
 import pytest
+from nets import overclaiming
 
 from defended import GloroNet
 from defended.attacks.intervals import clopper_pearson
@@ -175,9 +176,7 @@ class TestAttack:
         assert "CertificateDescent" in report.attack.name
 
     def test_a_broken_certificate_raises_an_alarm(self, tmp_path):
-        model = plane()
-        # Lipschitz constants ten times too small claim radii ten times too large.
-        model._margin_lipschitz.assign(np.array([[0, np.sqrt(2)], [np.sqrt(2), 0]], "float32") / 10)
+        model = overclaiming(plane())
         path = export(model, tmp_path, "broken", onnx=False)
         x = np.array([[0.4, 0], [0, 0.4], [0.7, 0]], "float32")  # true radii .28, .28 and .49
         report = audit(path, x, [0, 1, 0], model=model, attack=towards_the_boundary(0.45))

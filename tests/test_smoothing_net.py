@@ -288,7 +288,7 @@ class TestTheContract:
         with pytest.raises(ValueError, match=r"can never certify epsilon=1\.5"):
             model.epsilon = 1.5
         assert float(model.epsilon) == EPSILON
-        model._epsilon.assign(1.5)  # past the check: then nothing is answered
+        model.epsilon.assign(1.5)  # past the check: then nothing is answered
         assert model.verdicts(X).rejected.all()
 
     def test_training_the_network_further_is_seen(self):

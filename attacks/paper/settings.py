@@ -102,6 +102,5 @@ def open_net(path: str | os.PathLike[str], epsilon: float) -> Any:
         if not isinstance(model, defended.DefendedModel):
             model = defended.GloroNet(model, epsilon=epsilon)
     model.epsilon = epsilon
-    if not model.is_final:
-        model.finalize()
+    model.ensure_proven()
     return model

@@ -23,15 +23,17 @@ from defended.gloro.sliding_window import Axis
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def bound_matrix_norm(matrix: Array) -> float:
-    """Upper bound on the largest singular value of a matrix `[rows, columns]`."""
+def bound_matrix_norm(matrix: Array, claimed: float | None = None) -> float:
+    """Upper bound on the largest singular value of a matrix `[rows, columns]`; `claimed` is one to be verified."""
     matrix, exponent = normalised(matrix)
     if matrix.shape[0] > matrix.shape[1]:
         matrix = matrix.T
     magnitude = np.abs(matrix)
     gram = matrix @ matrix.T
     row_sum = float(np.max(magnitude @ (magnitude.T @ np.ones(len(matrix)))))
-    return scaled_root(bound_largest_eigenvalue(gram) + gamma(matrix.shape[1] + 2) * row_sum * 1.01, exponent)
+    rounding = gamma(matrix.shape[1] + 2) * row_sum * 1.01
+    squared = None if claimed is None else scaled_square(claimed, exponent) - rounding
+    return scaled_root(bound_largest_eigenvalue(gram, squared) + rounding, exponent)
 
 
 def bound_nonnegative_norm(matrix: Array) -> float:
@@ -95,6 +97,11 @@ def normalised(values: Array) -> tuple[Array, int]:
         raise ValueError("the weights are not all finite. Restore them from a checkpoint before certifying.")
     exponent = int(np.frexp(largest)[1]) if largest else 0
     return np.ldexp(values, -exponent), exponent
+
+
+def scaled_square(norm: float, exponent: int) -> float:
+    """The square of `norm * 2^-exponent`; `scaled_root` of what is proven of it is not below the norm."""
+    return float(np.ldexp(norm, -exponent)) ** 2
 
 
 def scaled_root(squared: float, exponent: int) -> float:

@@ -14,8 +14,8 @@ from defended.margins import FLOAT_MAX
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-NO_BUDGET = np.array([0.0, 0.0, 1.0, FLOAT_MAX], "float32")
-"""The budget of a model that counts its logits as exact."""
+NO_BUDGET = np.array([0.0, 0.0, 1.0, 2.0**62], "float32")
+"""The budget of a model that counts its logits as exact: only the input's norm must be found without overflow."""
 
 
 def rounding_budget(proof: Proof, input_size: int, counted: bool = True) -> tuple[Array, Array]:
@@ -49,7 +49,8 @@ def rounding_budget(proof: Proof, input_size: int, counted: bool = True) -> tupl
         budget = np.array([t0 + t1 * flushed, t1, 1 + t1 / 2]) * (1 + 16 * rounding.UNIT_ROUNDOFF)
     constants = np.where(others, np.maximum(constants, needed), 0.0)
     values = round_up_to_float32(budget)
-    limit = np.float32(proof.limit * (1 - 2.0**-20))
+    # Within the limit the input's norm, too, is found without overflow: its square stays below 2^125.
+    limit = np.float32(min(proof.limit, 2.0**62) * (1 - 2.0**-20))
     if not (np.all(np.isfinite(values)) and np.all(np.isfinite(constants)) and limit > 0):
         # Nothing can be proven of such weights, so nothing is answered.
         return round_up_to_float32(np.where(others, np.minimum(proof.margins, FLOAT_MAX), 0.0)), _NOTHING

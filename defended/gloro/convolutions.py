@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from defended.gloro.bounds import bound_nonnegative_norm, normalised, scaled_root
-from defended.gloro.eigenvalues import UNIT_ROUNDOFF, estimate_by_lanczos, gamma, verified
+from defended.gloro.bounds import bound_nonnegative_norm, normalised, scaled_root, scaled_square
+from defended.gloro.eigenvalues import UNIT_ROUNDOFF, estimate_by_lanczos, gamma, is_verified, verified
 from defended.gloro.sliding_window import Axis
 
 BAND_BYTES = 2.5e9
@@ -21,7 +21,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def bound_conv2d_norm(
-    kernel: Array, input_shape: Sequence[int], strides: tuple[int, int] = (1, 1), padding: str = "valid"
+    kernel: Array,
+    input_shape: Sequence[int],
+    strides: tuple[int, int] = (1, 1),
+    padding: str = "valid",
+    claimed: float | None = None,
 ) -> float:
     """Upper bound on the norm of a zero-padded, strided 2-D convolution (channels last).
 
@@ -36,6 +40,7 @@ def bound_conv2d_norm(
         input_shape: `(height, width)` of the input.
         strides: vertical and horizontal stride.
         padding: `"valid"` or `"same"` (TensorFlow's convention: the odd pixel goes to the bottom right).
+        claimed: what somebody says is a bound; one factorisation verifies it, in place of a search.
     """
     axes = axes_of(kernel.shape, input_shape, strides, padding)
     # Taps that only ever read padding would set the scale of the others.
@@ -44,7 +49,8 @@ def bound_conv2d_norm(
     if not kernel.any():
         return 0.0
     band = _narrowest_band(axes, *kernel.shape[2:])
-    squared = _bound_squared_by_band(kernel, axes, band) if band.is_affordable else None
+    claimed_squared = None if claimed is None else scaled_square(claimed, exponent)
+    squared = _bound_squared_by_band(kernel, axes, band, claimed_squared) if band.is_affordable else None
     return scaled_root(_bound_squared_on_torus(kernel, axes) if squared is None else squared, exponent)
 
 
@@ -158,7 +164,7 @@ def _gram(kernel: Array, axes: list[Axis], band: _Band) -> Array:
     return gram
 
 
-def _bound_squared_by_band(kernel: Array, axes: list[Axis], band: _Band) -> float | None:
+def _bound_squared_by_band(kernel: Array, axes: list[Axis], band: _Band, claimed: float | None) -> float | None:
     from scipy import linalg
     from threadpoolctl import threadpool_limits
 
@@ -182,13 +188,14 @@ def _bound_squared_by_band(kernel: Array, axes: list[Axis], band: _Band) -> floa
     def product(vector: Array) -> Array:
         return second(kernel, axes, first(kernel, axes, vector.reshape(shape))).reshape(-1)
 
-    bound = verified(estimate_by_lanczos(product, band.side, 1e-7), band.side, band.width + 1, factorises)
-    if bound is None:
-        return None
     # An entry adds at most one inner product for each tap: its error is at most gamma_n (|A|^T |A|).
     taps, channels = kernel.shape[0] * kernel.shape[1], max(kernel.shape[2:])
     magnitude = bound_nonnegative_conv2d_norm(np.abs(kernel), (axes[0].stride, axes[1].stride))
-    return bound + gamma(taps + channels + 2) * magnitude**2 * 1.01
+    rounding = gamma(taps + channels + 2) * magnitude**2 * 1.01
+    if claimed is not None and is_verified(claimed - rounding, band.side, band.width + 1, factorises):
+        return claimed
+    bound = verified(estimate_by_lanczos(product, band.side, 1e-7), band.side, band.width + 1, factorises)
+    return None if bound is None else bound + rounding
 
 
 def _apply(kernel: Array, axes: list[Axis], inputs: Array) -> Array:

@@ -26,6 +26,8 @@ from defended.layers import MinMax
 if TYPE_CHECKING:
     from defended.gloro.graph import _Step
 
+Array = np.ndarray[Any, np.dtype[Any]]
+
 
 class Evaluation:
     """Calls the layers of `steps`, in their order, on the value in slot 0; the last one's output is the network's.
@@ -43,20 +45,35 @@ class Evaluation:
         self.trains_faster = bool(self._in_halves) and keras.backend.backend() == "tensorflow"
 
     def __call__(self, inputs: Any, training: bool = False) -> Any:
-        return self._values(inputs, training)[self._steps[-1].output if self._steps else 0]
+        return self.values(inputs, training)[self._steps[-1].output if self._steps else 0]
 
     def norms(self, inputs: Any) -> dict[int, float]:
         """The l2 norm of what each slot holds at an input, as float32 computes it: on the CPU, which has no TF32."""
         norms = {}
         with keras.device("cpu:0"):
-            values = self._values(ops.convert_to_tensor(inputs), training=False)
+            values = self.values(ops.convert_to_tensor(inputs))
         for slot, value in values.items():
             pieces = value if isinstance(value, list) else [value]
             squares = (np.square(ops.convert_to_numpy(piece).astype(np.float64)).sum() for piece in pieces)
             norms[slot] = float(np.sqrt(sum(squares)))
         return norms
 
-    def _values(self, inputs: Any, training: bool) -> dict[int, Any]:
+    def in_order(self, slot: int, value: Any) -> Array:
+        """What a slot holds as an array, its channels in the order in which Keras has them."""
+        pieces = value if isinstance(value, list) else [value]
+        array = np.concatenate([ops.convert_to_numpy(piece) for piece in pieces], axis=-1) if len(pieces) > 1 else None
+        array = np.asarray(ops.convert_to_numpy(pieces[0])) if array is None else array
+        if slot not in self._in_halves:
+            return array
+        half = array.shape[-1] // 2
+        return np.stack([array[..., :half], array[..., half:]], axis=-1).reshape(array.shape)
+
+    def call_layer(self, layer: Any, inputs: Sequence[Any]) -> Any:
+        """A layer's output as Keras computes it, at inference."""
+        return _called(layer, inputs[0] if len(inputs) == 1 else list(inputs), False)
+
+    def values(self, inputs: Any, training: bool = False) -> dict[int, Any]:
+        """What each slot holds; channels that run in halves as they run, perhaps in two pieces."""
         values: dict[int, Any] = {0: inputs}
         for step in self._steps:
             sources = [values[slot] for slot in step.inputs]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
 
 import keras
@@ -10,9 +9,11 @@ import numpy as np
 from keras import ops
 
 from defended.defended_model import DefendedModel, Judgement
-from defended.gloro.certificate import NO_BUDGET, CertificateReport, rounding_budget
+from defended.gate import Claims, ProvingProperty
+from defended.gloro.certificate import CertificateReport, rounding_budget
 from defended.gloro.graph import LipschitzGraph
 from defended.gloro.rounding import BLOCK
+from defended.gloro.self_check import check_evaluation
 from defended.margins import (
     Budget,
     Leader,
@@ -24,6 +25,7 @@ from defended.margins import (
     spent_radius,
     take_rows,
 )
+from defended.networks.inputs import float32_tensor
 
 _REFINING_STEPS = 20
 
@@ -43,7 +45,7 @@ class GloroNet(DefendedModel):
     which the end of `fit` calls, replaces them by proven float64 upper bounds, rounded upwards and frozen. From then on
     the certificate also pays for rounding: a point is answered when
     `y_j(x) - y_i(x) > eps * K_ij + E`, with E a proven bound on the error of both logits' float32 evaluation at x and
-    anywhere in the ball.
+    anywhere in the ball. `finalize()` also compares what evaluates with what was proven (`gloro.self_check`).
 
     Args:
         network: a built Sequential or functional model with logits out; or, together with `outputs`, the input tensor
@@ -92,29 +94,21 @@ class GloroNet(DefendedModel):
                 "The network is evaluated in real arithmetic: the rounding of float32 is not counted.",
             )
         m = self.num_classes
-        self._margin_lipschitz = self.add_weight(
-            name="margin_lipschitz", shape=(m, m), initializer="zeros", trainable=False, autocast=False,
-            aggregation="only_first_replica",
-        )  # fmt: skip
+        self._proof.add("margin_lipschitz", (m, m))
         # (t0, t1, growth, limit): rounding costs t0 + t1 * |x| of the radius, and no input may be longer than limit.
-        self._budget = self.add_weight(
-            name="rounding_budget", shape=(4,), initializer="zeros", trainable=False, autocast=False,
-            aggregation="only_first_replica",
-        )  # fmt: skip
-        self._budget.assign(NO_BUDGET)
+        self._proof.add("rounding_budget", (4,))
         self._iterates = []
         for index, operator in enumerate(self._graph.operators):
-            shape = (1, *operator.input_shape)
-            start = np.random.default_rng(index).standard_normal(shape)
+            start = np.random.default_rng(index).standard_normal((1, *operator.input_shape))
             variable = self.add_weight(
-                name=f"iterate_{index}", shape=shape, initializer="zeros", trainable=False, autocast=False,
+                name=f"iterate_{index}", shape=start.shape, initializer="zeros", trainable=False, autocast=False,
                 aggregation="only_first_replica",
             )  # fmt: skip
             variable.assign((start / np.linalg.norm(start)).astype("float32"))
             operator.iterate = variable
             self._iterates.append(variable)
 
-    @property
+    @ProvingProperty
     def margin_lipschitz(self) -> np.ndarray[Any, np.dtype[np.float32]]:
         """The matrix K, `[m, m]` float32: proven bounds on the Lipschitz constants of `y_j - y_i`.
 
@@ -122,26 +116,27 @@ class GloroNet(DefendedModel):
         one for all pairs, covers that pair too.
 
         Raises:
-            RuntimeError: before `finalize()`.
+            ValueError: whatever `finalize` raises, where bounds must be proven first.
         """
-        self._require_final("margin_lipschitz")
-        return ops.convert_to_numpy(self._margin_lipschitz)
+        self.ensure_proven()
+        return ops.convert_to_numpy(self._proof.named.margin_lipschitz)
 
-    def lipschitz_rows(self, classes: Any, training: bool = False, frozen: bool = False) -> Any:
-        """Rows of K for classes `[batch]`: `[batch, m]`.
+    def lipschitz_rows(self, classes: Any, training: bool = False) -> Any:
+        """Rows of K for classes `[batch]`: `[batch, m]`, what losses train by.
 
-        `training=True` moves the power iteration and estimates; `frozen=True` reads the proven matrix; otherwise the
-        model's state decides.
+        Proven ones where the bounds are proven and nobody trains; otherwise training-time estimates, which may be low.
+        `training=True` moves the power iteration.
         """
-        if training:
-            return self._graph.estimate_rows(classes, training=True)
+        if training or self._is_estimating():
+            return self._graph.estimate_rows(classes, training=training)
+        return ops.cond(
+            self._proof.sealed,
+            lambda: self._proven_rows(classes),
+            lambda: self._graph.estimate_rows(classes, training=False),
+        )
 
-        def proven() -> Any:
-            return take_rows(ops.convert_to_tensor(self._margin_lipschitz), classes)
-
-        if frozen:
-            return proven()
-        return ops.cond(self._has_bounds(), proven, lambda: self._graph.estimate_rows(classes, training=False))
+    def _proven_rows(self, classes: Any) -> Any:
+        return take_rows(ops.convert_to_tensor(self._proof.named.margin_lipschitz), classes)
 
     def _logits(self, inputs: Any, training: bool) -> Any:
         evaluate = self._graph.evaluate
@@ -149,30 +144,32 @@ class GloroNet(DefendedModel):
             return super()._logits(inputs, training)
         return evaluate(inputs, training)
 
+    def _estimated_slack(self, inputs: Any, logits: Any, epsilon: Any, training: bool) -> Any:
+        return certified_slack(logits, self._graph.estimate_rows(predicted_class(logits), training), epsilon)
+
     def _slack(self, inputs: Any, logits: Any, epsilon: Any, training: bool, frozen: bool = False) -> Any:
-        if training:
-            return certified_slack(logits, self.lipschitz_rows(predicted_class(logits), training=True), epsilon)
-        first, rows, budget = self._certificate(inputs, logits, frozen)
+        first, rows, budget = self._certificate(inputs, logits)
         return radius_slack(logits, rows, epsilon, budget, first)
 
     def _radii(self, inputs: Any, logits: Any, frozen: bool = False) -> Any:
-        first, rows, budget = self._certificate(inputs, logits, frozen)
+        first, rows, budget = self._certificate(inputs, logits)
         return competitor_radii(logits, rows, budget, first)
 
     def _judgement(self, inputs: Any, frozen: bool) -> Judgement:
         # As in every defence, but what slack and radius share is written into the graph once.
         logits = self._logits(inputs, training=False)
-        first, rows, budget = self._certificate(inputs, logits, frozen)
-        slack = radius_slack(logits, rows, ops.convert_to_tensor(self._epsilon), budget, first)
+        first, rows, budget = self._certificate(inputs, logits)
+        slack = radius_slack(logits, rows, ops.convert_to_tensor(self.epsilon), budget, first)
         radii = competitor_radii(logits, rows, budget, first)
-        return Judgement(self.head(logits, slack), self._finite_radius(inputs, logits, radii))
+        scores = self.head(logits, self._if_proven(slack, -1.0, frozen))
+        return Judgement(scores, self._if_proven(self._finite_radius(inputs, logits, radii), 0.0, frozen))
 
-    def _certificate(self, inputs: Any, logits: Any, frozen: bool) -> tuple[Leader, Any, Budget]:
+    def _certificate(self, inputs: Any, logits: Any) -> tuple[Leader, Any, Budget]:
         """The predicted class, its row of K and what rounding costs."""
         first = leader(logits)
         if self.evaluation_drift and not self.rounding:
             first = first._replace(top=first.top - self.evaluation_drift)
-        return first, self.lipschitz_rows(first.predicted, frozen=frozen), self._rounding_of(inputs)
+        return first, self._proven_rows(first.predicted), self._rounding_of(inputs)
 
     def covered_drift(self, x: Any) -> Array | None:
         """`[n, m]`: `K_ij * (t0 + t1 * |x|)`, twice what one float32 evaluation of `y_j - y_i` at x may err by.
@@ -181,41 +178,75 @@ class GloroNet(DefendedModel):
         """
         if not self.rounding:
             return None
-        inputs = ops.convert_to_tensor(x)
+        inputs = self._pass_gate(float32_tensor(x))
         predicted = predicted_class(self._logits(inputs, training=False))
-        allowed = self.lipschitz_rows(predicted) * self._rounding_of(inputs).paid
+        allowed = self._proven_rows(predicted) * self._rounding_of(inputs).paid
         return np.asarray(ops.convert_to_numpy(allowed), dtype=np.float64)
 
-    def _valid(self, inputs: Any, training: bool) -> Any:
-        # At inference, an input whose norm is not finite has no radius.
-        return super()._valid(inputs, training) if training else None
+    def _valid(self, inputs: Any) -> Any:
+        # An input whose norm is not finite has no radius.
+        return None
 
     def _rounding_of(self, inputs: Any) -> Budget:
-        t0, t1, growth, limit = ops.unstack(ops.convert_to_tensor(self._budget))
-        x = ops.reshape(ops.stop_gradient(ops.convert_to_tensor(inputs)), (-1, self._graph.input_size))
+        t0, t1, growth, limit = ops.unstack(ops.convert_to_tensor(self._proof.named.rounding_budget))
+        x = ops.reshape(ops.stop_gradient(inputs), (-1, self._graph.input_size))
         norm = ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True))
         return Budget(t0 + t1 * norm, growth, limit - norm)
 
     def radius_from_scores(self, scores: Any) -> Any:
-        """Certified radius `[batch]` from scores `[batch, m + 1]`: what rounding costs is read off the score of ⊥."""
+        """Certified radius `[batch]` from scores `[batch, m + 1]`: what rounding costs is read off the score of ⊥.
+
+        While training, and of scores that training made, an estimate.
+        """
         logits = scores[:, : self.num_classes]
-        rows = self.lipschitz_rows(predicted_class(logits))
-        _, t1, growth, _ = ops.unstack(ops.convert_to_tensor(self._budget))
+        if self._is_estimating() or self._aside.trained:
+            return ops.maximum(
+                ops.min(competitor_radii(logits, self.lipschitz_rows(predicted_class(logits))), axis=-1), 0.0
+            )
+        self._pass_gate(scores)
+        rows = self._proven_rows(predicted_class(logits))
+        _, _, growth, _ = ops.unstack(ops.convert_to_tensor(self._proof.named.rounding_budget))
         slack = ops.max(logits, axis=-1) - scores[:, self.num_classes]
-        paid = spent_radius(logits, rows, slack * growth) - growth * ops.convert_to_tensor(self._epsilon)
-        # Estimates pay nothing, and while training the scores hold another radius than epsilon.
-        paid = ops.where(t1 > 0, ops.maximum(paid, 0.0), ops.zeros_like(paid))
-        return ops.maximum((ops.min(competitor_radii(logits, rows), axis=-1) - paid) / growth, 0.0)
+        paid = ops.maximum(
+            spent_radius(logits, rows, slack * growth) - growth * ops.convert_to_tensor(self.epsilon), 0.0
+        )
+        radius = (ops.min(competitor_radii(logits, rows), axis=-1) - paid) / growth
+        return self._if_proven(ops.maximum(radius, 0.0), 0.0, frozen=False)
+
+    def _retrace(self) -> None:
+        graph = LipschitzGraph(self.network)
+        shapes = [(1, *operator.input_shape) for operator in graph.operators]
+        if shapes != [tuple(variable.shape) for variable in self._iterates] or graph.num_classes != self.num_classes:
+            raise ValueError(
+                f"The layers of {self.network.name!r} are others than those that were defended: trainable maps came, "
+                f"went or changed their shapes. Defend the network as it is now: GloroNet(network, epsilon=...)."
+            )
+        for operator, variable in zip(graph.operators, self._iterates, strict=True):
+            operator.iterate = variable
+        self._graph = graph
 
     def _prove(self) -> None:
-        proof = self._graph.prove()
+        norms = (self._aside.offered or {}).get("norms")
+        proof = self._graph.prove(claimed=norms)
         constants, budget = rounding_budget(proof, self._graph.input_size, self.rounding)
-        self._margin_lipschitz.assign(constants)
-        self._budget.assign(budget)
+        self._proof.named.margin_lipschitz.assign(constants)
+        self._proof.named.rounding_budget.assign(budget)
+        self._aside.norms, self._aside.proof = proof.norms, proof
 
-    def _thaw(self) -> None:
-        super()._thaw()
-        self._budget.assign(NO_BUDGET)
+    def _check_evaluation(self, thorough: bool = True) -> None:
+        if self._aside.proof is None:  # of a file that was trusted
+            self._aside.proof = self._graph.prove(claimed=self._aside.norms)
+        check_evaluation(self, self._graph, self._aside.proof, thorough)
+
+    def _claims(self) -> Claims:
+        return {"norms": self._aside.norms}
+
+    def _believe(self, claims: Claims) -> None:
+        self._aside.norms, self._aside.proof = claims["norms"], None
+
+    def _further_identity(self) -> list[Any]:
+        # The budget is proven for an evaluation in such blocks.
+        return [f"GloroNet rounding={self.rounding} block={BLOCK}"]
 
     def certificate_report(self, at_norm: float | None = None) -> CertificateReport:
         """What the certificate is made of: bound, method, slack and rounding error of each layer, and the budget.
@@ -227,11 +258,11 @@ class GloroNet(DefendedModel):
             A `CertificateReport`; `print` shows it as a table, `to_dict()` gives it as plain data.
 
         Raises:
-            RuntimeError: before `finalize()`.
+            ValueError: whatever `finalize` raises, where bounds must be proven first.
         """
-        self._require_final("certificate_report")
+        self.ensure_proven()
         norm = float(self._graph.input_size**0.5 if at_norm is None else at_norm)
-        return CertificateReport.of(self._graph, norm, ops.convert_to_numpy(self._budget))
+        return CertificateReport.of(self._graph, norm, ops.convert_to_numpy(self._proof.named.rounding_budget))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "rounding": self.rounding}
@@ -241,13 +272,6 @@ class GloroNet(DefendedModel):
         step = self._compiled("refine", lambda: self._graph.estimate(training=True))
         for _ in range(_REFINING_STEPS):
             step()
-
-    def _digest(self) -> int:
-        # The budget is proven for an evaluation in such blocks: what another version proved is not final here.
-        checksum = BLOCK
-        for variable in self.network.variables:
-            checksum = zlib.crc32(np.ascontiguousarray(ops.convert_to_numpy(variable)).tobytes(), checksum)
-        return checksum & 0x7FFFFFFF | 1
 
     @classmethod
     def from_gloro(cls, live_model: Any, epsilon: float | None = None) -> GloroNet:

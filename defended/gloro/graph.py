@@ -7,7 +7,9 @@ anything but a chain. The last Dense layer is kept apart: its columns give each 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import keras
@@ -62,6 +64,10 @@ class Proof(NamedTuple):
     """`[m, m]` c0 and c1: `y_j - y_i` is computed within `c0 + c1 * rho` on inputs of norm at most rho."""
     limit: float
     """Largest norm of an input on which nothing can overflow; negative where there is none."""
+    norms: Array = np.zeros(0)
+    """`[k]`, bounds on the norms of the hidden layers' linear maps, in the order of `LipschitzGraph.operators`."""
+    slot_errors: Mapping[int, Array] = MappingProxyType({})
+    """For each value that is evaluated as it was bounded, c0 and c1: it is computed within `c0 + c1 * rho`, in l2."""
 
 
 class LipschitzGraph:
@@ -84,7 +90,9 @@ class LipschitzGraph:
         self._output = self._trace(network, 0)
         self.num_classes = int(network.outputs[0].shape[-1])
         last = self._steps[-1] if self._steps else None
-        self._all_steps = list(self._steps)
+        self.all_steps = list(self._steps)
+        """Every layer in the order in which they run, the last one included."""
+        self.output_slot = self._output
         self.head: layers.Dense | None = None
         if last is not None and type(last.layer) is layers.Dense and last.rule.then is None:
             self.head = last.layer
@@ -93,7 +101,7 @@ class LipschitzGraph:
             self._steps.pop()
             self._output = last.inputs[0]
         self._fold_normalisations()
-        self.evaluate = Evaluation(self._all_steps)
+        self.evaluate = Evaluation(self.all_steps)
 
     @property
     def operators(self) -> list[LinearOperator]:
@@ -114,7 +122,7 @@ class LipschitzGraph:
         """
         found: list[Any] = []
         slot = 0
-        for step in self._all_steps:
+        for step in self.all_steps:
             if tuple(step.inputs) != (slot,) or any(step.layer is other for other in found):
                 raise ValueError(
                     f"`{wanted_by}` needs a chain of layers, each used once; {step.layer.name!r} is not in one."
@@ -140,21 +148,30 @@ class LipschitzGraph:
         """Proven upper bound on the constant of the hidden layers, for the weights as they are now."""
         return self.prove().constant
 
-    def prove(self, report: list[LayerBound] | None = None, at_norm: float = 0.0) -> Proof:
+    def prove(
+        self, report: list[LayerBound] | None = None, at_norm: float = 0.0, claimed: Array | None = None
+    ) -> Proof:
         """Bound the network for its weights as they are now.
 
         Args:
             report: filled with a line for each layer.
             at_norm: the input's norm for which the report states errors.
+            claimed: `[k]` float64, bounds that somebody says hold of `operators`: each is verified, and where it does
+                not hold, found anew.
 
         Raises:
             ValueError: for a layer whose weights are not finite, naming it.
         """
+        operators = self.operators
+        known = claimed is not None and np.shape(claimed) == (len(operators),) and bool(np.all(np.isfinite(claimed)))
+        claims = (
+            {id(operator): float(value) for operator, value in zip(operators, claimed, strict=True)} if known else {}
+        )
         norms: dict[int, tuple[float, float]] = {}
         constants = {0: 1.0}
         values = {0: rounding.of_input(self.input_size)}
         sums = []
-        for step in self._all_steps:
+        for step in self.all_steps:
             _check_is_plain(step.layer)
         at_zero = self.evaluate.norms(np.zeros((1, *self._input_shape), "float32"))
         for step in self._steps:
@@ -162,7 +179,9 @@ class LipschitzGraph:
             sources = [values[slot] for slot in step.inputs]
             try:
                 if operator is not None and id(operator) not in norms:
-                    norms[id(operator)] = operator.bound(), operator.bound_of_magnitudes()
+                    claim = claims.get(id(operator))
+                    bound = operator.bound() if claim is None else operator.bound(claim)
+                    norms[id(operator)] = bound, operator.bound_of_magnitudes()
                 pair = norms.get(id(operator))
                 norm = pair[0] if pair else None
                 constants[step.output] = step.rule.bound([constants[slot] for slot in step.inputs], norm)
@@ -191,7 +210,10 @@ class LipschitzGraph:
                 method = "distances of columns"
                 report.append(LayerBound(head.name, "Dense", method, distance, 0.0, self._head_roundings, worst))
         limit = rounding.largest_norm([value.terms for value in values.values()] + sums + terms)
-        return Proof(constant, margins, (errors[0], errors[1]), limit)
+        found = np.array([norms[id(operator)][0] for operator in operators])
+        folded = {step.output for step in self._steps if step.rule.alone is not None}
+        slot_errors = {slot: value.error for slot, value in values.items() if slot not in folded}
+        return Proof(constant, margins, (errors[0], errors[1]), limit, found, slot_errors)
 
     def _prove_head(
         self, head: Any, constant: float, value: rounding.Evaluated

@@ -100,8 +100,8 @@ class LinearOperator(ABC):
         """The transposed map, on a batch of one."""
 
     @abstractmethod
-    def bound(self) -> float:
-        """Proven upper bound on the norm, from the weights as they are now."""
+    def bound(self, claimed: float | None = None) -> float:
+        """Proven upper bound on the norm, from the weights as they are now; a claimed one is verified, not believed."""
 
     @abstractmethod
     def bound_of_magnitudes(self) -> float:
@@ -159,8 +159,9 @@ class DenseOperator(LinearOperator):
     def adjoint(self, outputs: Any) -> Any:
         return ops.matmul(outputs, ops.transpose(self.kernel.tensor()))
 
-    def bound(self) -> float:
-        return bound_matrix_norm(self.kernel.exact()) + _excess(self)
+    def bound(self, claimed: float | None = None) -> float:
+        excess, kernel = _excess(self), self.kernel.exact()
+        return (bound_matrix_norm(kernel) if claimed is None else bound_matrix_norm(kernel, claimed - excess)) + excess
 
     def bound_of_magnitudes(self) -> float:
         return bound_nonnegative_norm(self.kernel.magnitude())
@@ -244,9 +245,10 @@ class Conv2DOperator(LinearOperator):
             )
         return full
 
-    def bound(self) -> float:
-        kernel = self.dense_kernel(self.kernel.exact(), np)
-        return bound_conv2d_norm(kernel, self.input_shape[:2], self.strides, self.padding) + _excess(self)
+    def bound(self, claimed: float | None = None) -> float:
+        kernel, excess = self.dense_kernel(self.kernel.exact(), np), _excess(self)
+        claimed = None if claimed is None else claimed - excess
+        return bound_conv2d_norm(kernel, self.input_shape[:2], self.strides, self.padding, claimed) + excess
 
     def bound_of_magnitudes(self) -> float:
         return bound_nonnegative_conv2d_norm(self.dense_kernel(self.kernel.magnitude(), np), self.strides)
@@ -279,7 +281,7 @@ class ChannelScale(LinearOperator):
         """The norm itself: it needs no iterate."""
         return ops.max(ops.abs(self.kernel.tensor()))
 
-    def bound(self) -> float:
+    def bound(self, claimed: float | None = None) -> float:
         return self.bound_of_magnitudes()
 
     def bound_of_magnitudes(self) -> float:

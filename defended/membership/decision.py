@@ -4,9 +4,10 @@ With r the model's certified radius, `own` and `other` the distances to the near
 and of another one (see `Nearest`), and reach = separation - epsilon:
 
 - *by the check*: `min(r, other) > epsilon`, radius `min(r, other)`. With labels of the model's own, other >= r anyway.
-- *by neighbours*: `own < reach` and `other > reach` and `r > 0`, radius `epsilon + min(reach - own, other - reach, r)`.
-  Each of the three falls by at most t when the input moves by t, and the label holds for t < r: so for a smaller t the
-  input is still answered.
+- *by neighbours*: `own < reach` and `other > reach` and `r > 0`. With `room = min(reach - own, other - reach, r)`, each
+of
+  the three falls by at most t when the input moves by t, and the label holds for t < r: so for t < room the input is
+  still answered. The certified radius is r all the same: what the check alone proves of the class.
 - *adversarial*: `other <= epsilon`, two classes are in reach.
 """
 
@@ -37,7 +38,9 @@ class Decision(NamedTuple):
     """What is decided of each input; tensors `[batch]`."""
 
     radius: Any
-    """float32, finite, above epsilon exactly where the input is answered."""
+    """float32, finite, above epsilon exactly where the check answers the input."""
+    neighbour_radius: Any
+    """float32, `epsilon + room` where neighbours answer; 0 elsewhere."""
     by_check: Any
     by_neighbours: Any
     """True where only they answer."""
@@ -49,11 +52,11 @@ def decide(radius: Any, near: Nearest, reach: Reach) -> Decision:
     checked = ops.minimum(radius, near.other)
     by_check = checked > reach.epsilon
     neighbourly = answered_by_neighbours(radius, near, reach)
-    # A radius that rounds to epsilon itself would be an answer at epsilon and a rejection at once.
+    # A room that rounds to nothing answers nothing.
     by_neighbours = ~by_check & (neighbourly > reach.epsilon)
-    found = ops.where(by_neighbours | (neighbourly > checked), neighbourly, checked)
-    found = ops.maximum(ops.where(by_check | by_neighbours, found, ops.minimum(found, reach.epsilon)), 0.0)
-    return Decision(ops.minimum(found, FLOAT_MAX), by_check, by_neighbours, near.other <= reach.epsilon)
+    radius = ops.minimum(ops.maximum(checked, 0.0), FLOAT_MAX)
+    neighbour_radius = ops.where(neighbourly > reach.epsilon, ops.minimum(neighbourly, FLOAT_MAX), 0.0)
+    return Decision(radius, neighbour_radius, by_check, by_neighbours, near.other <= reach.epsilon)
 
 
 def answered_by_neighbours(radius: Any, near: Nearest, reach: Reach) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -13,6 +14,7 @@ from defended.defended_model import DefendedModel, Judgement, Verdicts
 from defended.margins import finite_rows, leader
 from defended.membership.decision import Reach, decide, guarded_radii
 from defended.membership.oracle import MembershipOracle, Nearest
+from defended.networks.inputs import float32_tensor, whole_batch_size
 from defended.training.training_batch import TrainingBatch
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -45,8 +47,9 @@ class MembershipGuard(TrainingBatch, DefendedModel):
     stored points keep the distance is checked by every `finalize()`, on all pairs; of inputs that are not stored it
     stays an assumption, and `certificate_assumptions` says so. A score cannot do this: not finding is no proof.
 
-    Of an input that only its neighbours answer, `certified_radius` is epsilon plus the distance by which it may move
-    and still be answered so; thus `availability_radius`, and r > 2 epsilon, mean what they do for the model itself.
+    `certified_radius` is in any case what the own certificate proves: within it the class does not change. For an input
+    that only its neighbours answer it is at most epsilon. How far such an input may move and still be answered so is
+    told apart: `neighbour_radius` is epsilon plus that distance, and 0 elsewhere. `availability_radius` has both.
 
     The guard falls back to the check, never to an answer: while nothing is proven (`is_final`), where no valid input is
     near, and where the search did not end.
@@ -70,7 +73,10 @@ class MembershipGuard(TrainingBatch, DefendedModel):
         >>> guard.reasons(x_test)
     """
 
-    details = ("reason",)
+    @property
+    def details(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Names of further outputs of `deployed`."""
+        return ("reason", "neighbour_radius") if self.accept == "separated" else ("reason",)
 
     def __init__(
         self,
@@ -89,7 +95,7 @@ class MembershipGuard(TrainingBatch, DefendedModel):
                 f"`budget` must be a whole number of at least 1: a guard that never searches is the model itself. "
                 f"Received: budget={budget!r}"
             )
-        super().__init__(model.network, epsilon=_number(model.epsilon), norm=model.norm, name=name, **kwargs)
+        super().__init__(model.network, epsilon=model._settings, norm=model.norm, name=name, **kwargs)
         oracle.bind(model)
         if accept == "separated" and not oracle.is_complete:
             raise ValueError(
@@ -100,9 +106,9 @@ class MembershipGuard(TrainingBatch, DefendedModel):
             raise ValueError('`separation` is the assumption of `accept="separated"`. Leave it None otherwise.')
         self.base, self.oracle, self.budget, self.accept = model, oracle, int(budget), accept
         self.separation = None if separation is None else float(separation)
-        self._check_separation(_number(self._epsilon))
+        self._check_separation(_number(self.epsilon))
         # The separation of classes that was found to hold among the stored points; 0 before.
-        self._checked_separation = self._scalar("checked_separation", 0.0)
+        self._proof.add("checked_separation")
         self.supports_jit = oracle.in_graph
 
     def __getattr__(self, name: str) -> Any:
@@ -122,27 +128,24 @@ class MembershipGuard(TrainingBatch, DefendedModel):
         Raises:
             ValueError: when assigned more than half of the separation.
         """
-        return self._epsilon
+        return self._settings.epsilon
 
     @epsilon.setter
     def epsilon(self, value: float) -> None:
         self._check_separation(float(value))
         self.base.epsilon = value
-        self._epsilon.assign(_number(self.base.epsilon))
-        if self.accept == "separated" and not self._assumed() <= _number(self._checked_separation):
-            self._proven_for.assign(0)
 
     @property
     def reach(self) -> float:
         """How far away a stored point may be and still answer: `separation - epsilon`, in input units."""
-        return float(ops.convert_to_numpy(self._reach(ops.convert_to_tensor(self._epsilon))))
+        return float(ops.convert_to_numpy(self._reach(ops.convert_to_tensor(self.epsilon))))
 
     def _reach(self, epsilon: Any) -> Any:
         return epsilon * (1 + 2 * _ROOM) if self.separation is None else self.separation - epsilon
 
     def _assumed(self) -> float:
         """The separation that answers by neighbours rest on, rounded up."""
-        return (self.reach + _number(self._epsilon)) * (1 + 2.0**-18)
+        return (self.reach + _number(self.epsilon)) * (1 + 2.0**-18)
 
     def _check_separation(self, epsilon: float) -> None:
         if self.separation is not None and not (np.isfinite(self.separation) and self.separation > 2 * epsilon):
@@ -154,8 +157,9 @@ class MembershipGuard(TrainingBatch, DefendedModel):
     # Verdicts.
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        if training:
-            return super().call(inputs, training=True)
+        if training or self._is_estimating():
+            return super().call(inputs, training)
+        inputs = self._pass_gate(float32_tensor(inputs))
         return self._in_parts(lambda part: self._judgement(part, frozen=False).scores, inputs)
 
     def verdicts(self, x: Any, batch_size: int | None = None) -> Verdicts:
@@ -164,28 +168,21 @@ class MembershipGuard(TrainingBatch, DefendedModel):
 
     def reasons(self, x: Any, batch_size: int | None = None) -> Array:
         """Why each input `[n, *input shape]` was answered or rejected: `[n]` of `REASONS`; batches as in `verdicts`."""
-        if self._is_stale():
-            self._require_final("reasons")
-        x, batch_size = self._checked_inputs(x).astype("float32"), self._batch_size(batch_size)
+        x, batch_size = self._checked_inputs(x), self._batch_size(batch_size)
+        self.ensure_proven()
         reason = self._compiled("reasons", lambda batch: self._outputs(batch, frozen=False)["reason"])
         parts = [
-            ops.convert_to_numpy(reason(ops.convert_to_tensor(x[first : first + batch_size])))
+            ops.convert_to_numpy(reason(float32_tensor(x[first : first + batch_size])))
             for first in range(0, len(x), batch_size)
         ]
         return np.array(REASONS)[np.concatenate([np.zeros(0, np.int64), *parts])]
 
     def _batch_size(self, asked: int | None) -> int:
         most = int(getattr(self.base, "rows_at_once", 256))
-        return most if asked is None else min(int(asked), most)
+        return most if asked is None else min(whole_batch_size(asked), most)
 
-    def _in_parts(self, function: Any, inputs: Any) -> Any:
-        """`function(inputs)`, in the parts in which a model that minds its memory evaluates what is at hand."""
-        inputs, by_model = ops.convert_to_tensor(inputs, "float32"), getattr(self.base, "_in_parts", None)
-        return function(inputs) if by_model is None else by_model("guard", function, inputs)
-
-    def _compiled(self, name: str, function: Any) -> Any:
-        # A model may be traced in another way once its bounds are proven.
-        return super()._compiled(f"{name} {_number(self.base._proven_for) != 0}", function)
+    def _in_parts(self, function: Any, inputs: Any, *others: Any) -> Any:
+        return self.base._in_parts(function, inputs, *others)
 
     def deployed(self, inputs: Any) -> dict[str, Any]:
         """As `DefendedModel.deployed`; `reason` is an int32 index into `REASONS`.
@@ -209,26 +206,32 @@ class MembershipGuard(TrainingBatch, DefendedModel):
         guarded = decide(radius, near, reach)
         # In units of the logits where the check decides; elsewhere only the sign matters.
         slack = first.top[:, 0] - bottom
-        neighbourly = guarded.radius - reach.epsilon
+        neighbourly = guarded.neighbour_radius - reach.epsilon
         enough = ops.maximum(neighbourly, ops.abs(first.top[:, 0]) * 2.0**-20)
         slack = ops.where(guarded.by_check, slack, ops.where(guarded.by_neighbours, enough, -ops.abs(slack)))
         # The model's head writes such a row where inputs or logits are not finite.
-        finite = finite_rows(inputs) & ~(ops.all(ops.equal(logits, 0.0), axis=-1) & ops.equal(bottom, 1.0))
+        known = True if frozen else self._proof.sealed  # where nothing is proven of the guard, nothing is answered
+        finite = known & finite_rows(inputs) & ~(ops.all(ops.equal(logits, 0.0), axis=-1) & ops.equal(bottom, 1.0))
         scores = self.head(logits, slack, finite)
         rejected = ops.equal(leader(scores).predicted, m)
         why = ops.where(finite, ops.where(guarded.adversarial, 3, 1), 2)
         reason = ops.where(rejected, why, 0)
-        radius = ops.where(finite, guarded.radius, ops.zeros_like(guarded.radius))
-        return Judgement(scores, radius, {**details, "reason": ops.cast(reason, "int32")})
+        zero = ops.zeros_like(guarded.radius)
+        radius, neighbourly = (ops.where(finite, found, zero) for found in (guarded.radius, guarded.neighbour_radius))
+        details = {**details, "reason": ops.cast(reason, "int32")}
+        if self.accept == "separated":
+            answering = ops.maximum(radius, neighbourly) - reach.epsilon
+            details |= {"neighbour_radius": neighbourly, "availability_radius": ops.maximum(answering, 0.0)}
+        return Judgement(scores, radius, details)
 
     def _nearest(self, inputs: Any, predicted: Any, frozen: bool) -> tuple[Nearest, Reach]:
-        epsilon = ops.convert_to_tensor(self._epsilon)
+        epsilon = ops.convert_to_tensor(self.epsilon)
         reach = Reach(epsilon, self._reach(epsilon), accepting=self.accept == "separated")
         far = 2 * (reach.neighbours + epsilon)  # up to where the radius says something
         near = self.oracle.nearest(self.base, inputs, predicted, epsilon, far, self.budget)
         if not frozen:
             # Before `finalize` nothing is known of the valid inputs' labels: the check alone decides.
-            known, infinite = self._has_bounds(), float("inf")
+            known, infinite = self._proof.sealed, float("inf")
             near = Nearest(*(ops.where(known, value, infinite) for value in near))
         return near, reach
 
@@ -237,7 +240,14 @@ class MembershipGuard(TrainingBatch, DefendedModel):
 
         The smallest entry is the certified radius where that is positive.
         """
-        inputs = ops.convert_to_tensor(inputs, "float32")
+        return self._guarded_radii(inputs, accepting=False)
+
+    def answering_radii(self, inputs: Any) -> Any:
+        """`[batch, m]`: as `competitor_radii`, with what neighbours answer: for attacks, which descend it."""
+        return self._guarded_radii(inputs, accepting=self.accept == "separated")
+
+    def _guarded_radii(self, inputs: Any, accepting: bool) -> Any:
+        inputs = self._pass_gate(float32_tensor(inputs))
         radii = self.base.competitor_radii(inputs)
         if not self.oracle.is_complete:
             # What a descent finds lies beyond the model's own radius: the search would cost, and change nothing.
@@ -245,14 +255,28 @@ class MembershipGuard(TrainingBatch, DefendedModel):
         # The predicted class is the one that nothing competes with.
         predicted = leader(radii).predicted
         near, reach = self._nearest(inputs, predicted, frozen=False)
-        return guarded_radii(radii, near, reach)
+        return guarded_radii(radii, near, reach._replace(accepting=accepting))
 
     def certified_radius(self, inputs: Any) -> Any:
-        """`[batch]` float32, finite, 0 where nothing is certified: no perturbation of smaller norm changes the class.
-
-        Where only its neighbours answer an input, epsilon plus the distance by which it may move and still be answered.
-        """
+        """`[batch]` float32, finite: no smaller perturbation changes the class; 0 where nothing is certified."""
+        inputs = self._pass_gate(float32_tensor(inputs))
         return self._in_parts(lambda part: self._judgement(part, frozen=False).radius, inputs)
+
+    def availability_radius(self, inputs: Any) -> Any:
+        """`[batch]` float32: no perturbation of smaller norm can force ⊥, by the certificate or by neighbours."""
+        inputs = self._pass_gate(float32_tensor(inputs))
+        return self._in_parts(lambda part: self._outputs(part, frozen=False)["availability_radius"], inputs)
+
+    def neighbour_radius(self, inputs: Any) -> Any:
+        """`[batch]` float32: where stored neighbours answer, epsilon plus the distance by which an input may move and
+        still be answered by them; 0 elsewhere. The answer rests on the separation that is assumed of valid inputs.
+        """
+
+        def found(part: Any) -> Any:
+            details = self._judgement(part, frozen=False).details
+            return details.get("neighbour_radius", ops.zeros(ops.shape(part)[:1]))
+
+        return self._in_parts(found, self._pass_gate(float32_tensor(inputs)))
 
     def radius_from_scores(self, scores: Any) -> Any:
         """The certified radius of the robustness check alone, `[batch]`, from scores `[batch, m + 1]`."""
@@ -288,15 +312,31 @@ class MembershipGuard(TrainingBatch, DefendedModel):
     def _radii(self, inputs: Any, logits: Any, frozen: bool = False) -> Any:
         return self.base._radii(inputs, logits, frozen)
 
+    def _estimated_slack(self, inputs: Any, logits: Any, epsilon: Any, training: bool) -> Any:
+        return self.base._estimated_slack(inputs, logits, epsilon, training)
+
     def _logits(self, inputs: Any, training: bool) -> Any:
         return self.base._logits(inputs, training)
 
-    def _valid(self, inputs: Any, training: bool) -> Any:
-        return self.base._valid(inputs, training)
+    def _valid(self, inputs: Any) -> Any:
+        return self.base._valid(inputs)
 
     def _thaw(self) -> None:
         super()._thaw()
         self.base._thaw()
+
+    def _begin_training(self) -> None:
+        self.base._begin_training()
+        super()._begin_training()
+
+    def _end_training(self) -> None:
+        self.base._end_training()
+        super()._end_training()
+
+    @contextmanager
+    def _estimating(self) -> Iterator[None]:
+        with super()._estimating(), self.base._estimating():
+            yield
 
     def _refine_estimates(self) -> None:
         self.base._refine_estimates()
@@ -312,27 +352,41 @@ class MembershipGuard(TrainingBatch, DefendedModel):
         """
         super().finalize()
 
+    def _retrace(self) -> None:
+        """The model inside reads its network itself."""
+
     def _prove(self) -> None:
-        if not self.base.is_final:
-            self.base.finalize()
+        self.base.ensure_proven()
         self.oracle.prove(self.base)
         if self.accept != "separated":
             return
         assumed = self._assumed()
         found = self.oracle.separation(assumed, self.norm)
         if found.pairs:
-            self._proven_for.assign(0)
             raise ValueError(_too_close(found.pairs, found.smallest, assumed, self.separation))
-        self._checked_separation.assign(assumed)
+        self._proof.named.checked_separation.assign(np.nextafter(np.float32(assumed), np.float32(np.inf)))
 
-    def _digest(self) -> int:
-        checksum = zlib.crc32(f"{self.base._digest()} {self.budget} {self.accept} {self.separation}".encode())
-        return self.oracle.digest(checksum) & 0x7FFFFFFF | 1
+    def _check_evaluation(self, thorough: bool = True) -> None:
+        self.base._check_evaluation(thorough)
 
-    @property
-    def is_final(self) -> bool:
-        """Whether the certificate and what the oracle knows are proven for the weights as they are now."""
-        return self.base.is_final and super().is_final
+    def trust_file(self) -> bool:
+        """As for every defended model, of the model inside and of the guard."""
+        return self.base.trust_file() and super().trust_file()
+
+    def _values(self) -> list[Any]:
+        return [*self.base._values(), *super()._values(), *self.oracle.variables]
+
+    def _watched(self) -> list[Any]:
+        return [*super()._watched(), *self.base._watched(), *self.oracle.variables]
+
+    def _further_identity(self) -> list[Any]:
+        about = f"{self.budget} {self.accept} {self.separation}"
+        return [about, *self.base._further_identity(), *self.base._proof.values().values(), *self.oracle.variables]
+
+    def _is_current(self) -> bool:
+        if not (self.base._is_current() and super()._is_current()):
+            return False
+        return self.accept != "separated" or self._assumed() <= _number(self._proof.named.checked_separation)
 
     @property
     def certificate_method(self) -> str:  # type: ignore[override]

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from keras import ops
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-_FOLD = 4093
 
 
 class Nearest(NamedTuple):
@@ -64,26 +60,9 @@ class MembershipOracle(keras.layers.Layer):
             budget: steps of a descent; a search of points is one step.
         """
 
-    def digest(self, checksum: int) -> int:
-        """`checksum` continued over everything that the oracle knows."""
-        for variable in self.variables:
-            checksum = zlib.crc32(_folded(ops.convert_to_numpy(variable)), checksum)
-        return checksum
-
     def describe(self) -> str:
         """What the oracle knows, in the words of a manifest."""
         return type(self).__name__
-
-
-def _folded(values: Array) -> bytes:
-    """The bytes of an array, of a large one sums of words that lie a prime number apart: ten times as fast."""
-    values = np.ascontiguousarray(values)
-    size = values.nbytes // (8 * _FOLD)
-    if size < 4:
-        return values.tobytes()
-    whole = size * 8 * _FOLD
-    words = np.frombuffer(values.data.cast("B"), np.uint64, size * _FOLD)
-    return np.add.reduce(words.reshape(size, _FOLD), axis=0).tobytes() + values.data.cast("B")[whole:].tobytes()
 
 
 def finite_points(name: str, x: Any, domain: tuple[float, float] | None = None) -> Array:

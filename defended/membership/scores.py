@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from keras import ops
 
 from defended.membership.calibration import conformal_threshold
 from defended.membership.oracle import Array, MembershipOracle, Nearest, finite_points, same_shape
+from defended.networks.identity import digest_of_settings, digest_of_values
 
 INPUT = "input"
 _BATCH = 512
@@ -64,11 +66,13 @@ class ScoreOracle(MembershipOracle):
     def _configure(self, shape: tuple[int, ...], rate: float, layer: str | None, threshold: float | None) -> None:
         self.shape, self.false_alarm_rate, self.layer = shape, rate, layer
         self.given_threshold = None if threshold is None else float(threshold)
-        self._aside = SimpleNamespace(data=None, features=None, both=None)
+        self._aside = SimpleNamespace(data=None, features=None, both=None, is_of_earlier_version=False)
         self._threshold = self._number_weight("threshold", -np.inf)
         self._observed_rate = self._number_weight("observed_rate", 1.0)
-        # A checksum of the weights that the score was made for.
-        self._made_for = self._number_weight("made_for", 0, "int32")
+        # The digest of the network that the score was made for, in eight numbers.
+        self._made_for = self.add_weight(
+            name="made_for", shape=(8,), initializer="zeros", dtype="int32", trainable=False, autocast=False
+        )
 
     def _number_weight(self, name: str, value: float, dtype: str = "float32") -> Any:
         return self.add_weight(
@@ -141,8 +145,12 @@ class ScoreOracle(MembershipOracle):
             ValueError: when the data were not saved with the model and the weights are others, when features are not
                 finite, or when a threshold would take every calibration input for invalid.
         """
-        digest = model._digest()
-        if int(ops.convert_to_numpy(self._made_for)) == digest:
+        parts = (digest_of_settings(model.network), digest_of_values(model.network.variables))
+        digest = np.frombuffer(hashlib.sha256(b"".join(parts)).digest(), np.int32)
+        if np.array_equal(ops.convert_to_numpy(self._made_for), digest) or self._aside.is_of_earlier_version:
+            # Files of earlier versions hold a checksum that says less; a score changes no answer, only its reason.
+            self._made_for.assign(digest)
+            self._aside.is_of_earlier_version = False
             return
         if self._aside.data is None:
             raise ValueError(
@@ -167,6 +175,18 @@ class ScoreOracle(MembershipOracle):
         self._threshold.assign(threshold)
         self._observed_rate.assign(float((scores > threshold).mean()))
         self._made_for.assign(digest)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Keras's hook; files of earlier versions keep one number where there are eight now."""
+        own = [*self._trainable_variables, *self._non_trainable_variables]
+        index = str(next(i for i, variable in enumerate(own) if variable is self._made_for))
+        self._aside.is_of_earlier_version = index in store.keys() and np.shape(store[index]) == ()  # noqa: SIM118
+        if not self._aside.is_of_earlier_version:
+            super().load_own_variables(store)
+            return
+        for i, variable in enumerate(own):
+            if variable is not self._made_for:
+                variable.assign(store[str(i)])
 
     def _all(self, function: Any, x: Array) -> Array:
         import tensorflow as tf

@@ -13,11 +13,11 @@ import keras
 import numpy as np
 from keras import ops
 
+from defended.polytope.reductions import TERMS, Shape, product, product_roundings
+
 Array = np.ndarray[Any, np.dtype[Any]]
-Shape = tuple[int, ...]
 
 _LARGEST_PATCH = 512
-_TERMS = 64  # a convolution's inner products are evaluated in blocks of at most so many terms, where they can be
 
 
 class AffineMap:
@@ -139,8 +139,10 @@ class ConvMap(AffineMap):
         covers = math.prod(-(-k // s) for k, s in zip(self.kernel_size, self.strides, strict=True))
         self.largest = area * max(int(channels), int(filters))
         # Channels in blocks: fewer roundings of the values themselves, which count most.
-        self._block = max(1, min(int(channels), _TERMS // area))
+        self._block = max(1, min(int(channels), TERMS // area))
         parts = -(-int(channels) // self._block)
+        # TensorFlow 2.21 reads wrong memory where one input channel is wider than what a single output column sees.
+        self._width = self.kernel_size[1] if output_shape[1] == 1 else input_shape[1]
         self.roundings = (area * self._block + parts, covers * int(filters) + 1)
 
     @property
@@ -165,7 +167,10 @@ class ConvMap(AffineMap):
         return ops.abs(ops.convert_to_tensor(self.layer.bias)) if self.layer.use_bias else 0.0
 
     def transposed(self, rows: Any) -> Any:
-        return transposed_convolution(rows, self.kernel, self.strides, self.padding, self.offsets, self.input_shape)
+        height, width, channels = self.input_shape
+        shape = height, min(width, self._width), channels
+        found = transposed_convolution(rows, self.kernel, self.strides, self.padding, self.offsets, shape)
+        return found if shape[1] == width else ops.pad(found, ((0, 0), (0, 0), (0, width - shape[1]), (0, 0)))
 
     def transposed_patches(self, rows: Any) -> Any:
         """`Wᵀ a` of coefficients on a patch `[rows, h, w, filters]` of the output: on the patch of the input below."""
@@ -188,52 +193,54 @@ class ConvMap(AffineMap):
         for first in range(0, self.input_shape[-1], block):
             last = first + block
             part = ops.conv(
-                values[..., first:last], kernel[:, :, first:last], strides=self.strides, padding=self.padding,
-                data_format="channels_last",
+                values[:, :, : self._width, first:last], kernel[:, :, first:last], strides=self.strides,
+                padding=self.padding, data_format="channels_last",
             )  # fmt: skip
             total = part if total is None else total + part
         return total
 
 
 class PoolMap(AffineMap):
-    """An AveragePooling2D layer, channels last; with `same` padding each window averages the entries it holds."""
+    """An AveragePooling2D layer, channels last; with `same` padding each window averages the entries it holds.
+
+    Sums over windows are sums over rows and then over columns: two products with matrices of 0 and 1.
+    """
 
     def __init__(self, layer: Any, input_shape: Shape, output_shape: Shape):
         self.input_shape, self.output_shape = input_shape, output_shape
-        self.pool_size: tuple[int, int] = tuple(layer.pool_size)
-        self.strides: tuple[int, int] = tuple(layer.strides)
-        self.padding = layer.padding
-        self._offsets = _offsets(input_shape, output_shape, self.pool_size, self.strides, self.padding)
-        area = math.prod(self.pool_size)
-        covers = math.prod(-(-k // s) for k, s in zip(self.pool_size, self.strides, strict=True))
-        self.largest, self.roundings = area, (area + 2, covers + 2)
-        counts = [
-            np.array([min(i * s - o + k, n) - max(i * s - o, 0) for i in range(m)])
-            for n, m, k, s, o in zip(
-                input_shape, output_shape, self.pool_size, self.strides, self._offsets, strict=False
-            )
+        size, strides = tuple(layer.pool_size), tuple(layer.strides)
+        offsets = _offsets(input_shape, output_shape, size, strides, layer.padding)
+        # [output rows, rows] and [output columns, columns]: which of them each window holds.
+        self._windows = [
+            _windows(n, m, k, s, o)
+            for n, m, k, s, o in zip(input_shape[:2], output_shape[:2], size, strides, offsets, strict=True)
         ]
-        self._shares = (1.0 / (counts[0][:, None] * counts[1][None, :]))[None, :, :, None].astype("float32")
+        counts = [matrix.sum(axis=1, dtype="float64") for matrix in self._windows]
+        shares = (1.0 / np.outer(*counts))[None, :, :, None]
+        self._shares, self._squares = shares.astype("float32"), (shares**2).astype("float32")
+        covers = [-(-k // s) for k, s in zip(size, strides, strict=True)]
+        # Adding k numbers takes k - 1 roundings, however many zeros are among them; the share brings two.
+        self.largest, self.roundings = math.prod(size), (sum(size), sum(covers))
 
     def forward(self, values: Any, blocked: bool = True) -> Any:
         return self._sums(values) * self._shares
 
     def squares(self, values: Any, blocked: bool = True) -> Any:
-        return self._sums(values) * self._shares**2
+        return self._sums(values) * self._squares
 
     def transposed(self, rows: Any) -> Any:
-        kernel = ops.ones((*self.pool_size, 1, 1))
-        height, width, channels = self.input_shape
-        single = _channels_to_rows(rows * self._shares)
-        single = transposed_convolution(
-            single, kernel, self.strides, self.padding, self._offsets, (height, width, 1)
-        )  # fmt: skip
-        return _rows_to_channels(single, channels)
+        height, width, channels = self.output_shape
+        by_row, by_column = (np.ascontiguousarray(matrix.T) for matrix in self._windows)
+        columns = ops.matmul(by_column, ops.reshape(rows * self._shares, (-1, width, channels)))
+        found = ops.matmul(by_row, ops.reshape(columns, (-1, height, self.input_shape[1] * channels)))
+        return ops.reshape(found, (-1, *self.input_shape))
 
     def _sums(self, values: Any) -> Any:
-        kernel, channels = ops.ones((*self.pool_size, 1, 1)), self.input_shape[-1]
-        single = ops.conv(_channels_to_rows(values), kernel, strides=self.strides, padding=self.padding)
-        return _rows_to_channels(single, channels)
+        height, width, channels = self.input_shape
+        by_row, by_column = self._windows
+        rows = ops.matmul(by_row, ops.reshape(values, (-1, height, width * channels)))
+        found = ops.matmul(by_column, ops.reshape(rows, (-1, width, channels)))
+        return ops.reshape(found, (-1, *self.output_shape))
 
 
 class GlobalPoolMap(AffineMap):
@@ -296,39 +303,7 @@ def _offsets(
     return top, left
 
 
-def block_of(terms: int) -> int:
-    """Terms of a block in which an inner product is evaluated: all of them, or the root, so that roundings are few."""
-    return terms if terms <= 2 * _TERMS else math.isqrt(terms - 1) + 1
-
-
-def product_roundings(terms: int) -> int:
-    """Roundings on the way of a product through `product`, and through adding a bias."""
-    block = block_of(terms)
-    return block + -(-terms // block)
-
-
-def product(values: Any, kernel: Any, blocked: bool = True) -> Any:
-    """`values kernel` of `[..., n]` and `[n, k]`, long inner products in blocks that are added up afterwards."""
-    terms, width = kernel.shape
-    block = block_of(terms)
-    parts = -(-terms // block)
-    if parts == 1 or not blocked:
-        return ops.matmul(values, kernel)
-    lead = [-1 if size is None else size for size in values.shape[:-1]]
-    missing = parts * block - terms
-    rows = ops.reshape(values, (-1, terms))
-    if missing:
-        rows, kernel = ops.pad(rows, ((0, 0), (0, missing))), ops.pad(kernel, ((0, missing), (0, 0)))
-    rows = ops.transpose(ops.reshape(rows, (-1, parts, block)), (1, 0, 2))
-    pieces = ops.matmul(rows, ops.reshape(kernel, (parts, block, width)))
-    return ops.reshape(ops.sum(pieces, axis=0), (*lead, width))
-
-
-def _channels_to_rows(values: Any) -> Any:
-    height, width = values.shape[1:3]
-    return ops.reshape(ops.transpose(values, (0, 3, 1, 2)), (-1, height, width, 1))
-
-
-def _rows_to_channels(values: Any, channels: int) -> Any:
-    height, width = values.shape[1:3]
-    return ops.transpose(ops.reshape(values, (-1, channels, height, width)), (0, 2, 3, 1))
+def _windows(size: int, count: int, length: int, stride: int, offset: int) -> Array:
+    """`[count, size]`, 1 where window i, from `i * stride - offset` on, holds an entry, and 0 elsewhere."""
+    first, entries = np.arange(count)[:, None] * stride - offset, np.arange(size)[None, :]
+    return ((entries >= first) & (entries < first + length)).astype("float32")

@@ -81,10 +81,13 @@ class DualBounds:
 
     def __init__(self, graph: PolytopeGraph, norm: str, slope: str = "adaptive", counted: bool = True):
         self.graph, self.norm, self.slope = graph, norm, slope
-        self.shares = Shares(graph, counted)
-        self._roundings = 4 * UNIT_ROUNDOFF if counted else 0.0
-        chains = {index: graph.chain_of_patches(index) for index, node in enumerate(graph.nodes) if node.map}
+        # Arguments of ReLUs that are carried back.
+        refined = {graph.nodes[index].sources[0] for index in graph.relus}
+        chains = {index: graph.chain_of_patches(index) for index in sorted(refined) if not graph.nodes[index].exact}
         self._patches = {index: Patches(graph, chain, norm) for index, chain in chains.items() if chain is not None}
+        shapes = [shape for patches in self._patches.values() for shape in patches.shapes]
+        self.shares = Shares(graph, counted, shapes)
+        self._roundings = 4 * UNIT_ROUNDOFF if counted else 0.0
 
     def chains(self, inputs: Any, epsilon: Any, hidden: str = "dual") -> list[Chain]:
         """Bounds on all values over the balls of radius `epsilon` `[batch]` around `inputs`.
@@ -175,7 +178,7 @@ class DualBounds:
         lower, upper = (_sum(bound[source] for source in sources) for bound in (chain.lower, chain.upper))
         if self.shares.counted:
             size = _sum(chain.size[source] for source in sources)
-            rounding = self.shares.added * size
+            rounding = self.shares.added[index] * size
             lower, upper = lower - rounding, upper + rounding
             chain.pending[index] = _sum([rounding, *(chain.pending[i] for i in sources if i in chain.pending)])
             chain.largest = ops.maximum(chain.largest, _largest(size))

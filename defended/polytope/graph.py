@@ -10,7 +10,7 @@ import keras
 from keras import layers, ops
 
 from defended.polytope.affine_maps import AffineMap, ConvMap, ReshapeMap, Shape
-from defended.polytope.layer_rules import pieces_of
+from defended.polytope.layer_rules import check_weights, pieces_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,9 @@ class Node:
 class PolytopeGraph:
     """The values of a network in the order in which they are computed; the first is the input, the last the logits.
 
+    The last is an affine map of another value, and a ReLU's argument an affine map or a sum: what rounding costs is
+    counted there. Any graph of the known layers is brought to this form.
+
     Args:
         network: a built functional or sequential Keras model with one input and one output `[batch, m]`.
 
@@ -48,7 +51,8 @@ class PolytopeGraph:
 
     def __init__(self, network: keras.Model):
         self.nodes: list[Node] = []
-        self._maps: dict[tuple[int, Shape], list[AffineMap | None]] = {}
+        self._layers: dict[int, Any] = {}
+        self._maps: dict[tuple[int, tuple[Shape, ...]], list[AffineMap | None]] = {}
         source = self._append("input", (), tuple(network.inputs[0].shape[1:]))
         _check_is_graph(network)
         output = self._trace(network, source)
@@ -59,6 +63,15 @@ class PolytopeGraph:
         self.output = len(self.nodes) - 1
         self.num_classes = int(network.outputs[0].shape[-1])
         self.relus = [index for index, node in enumerate(self.nodes) if node.kind == "relu"]
+
+    def check_layers(self) -> None:
+        """Refuse layers that were quantised, or got low-rank weights, since the graph was made.
+
+        Raises:
+            ValueError: naming the layer and the remedy.
+        """
+        for layer in self._layers.values():
+            check_weights(layer)
 
     def values(self, inputs: Any, blocked: bool = True) -> list[Any]:
         """Every value at inputs `[batch, ...]`, the input first and the logits last.
@@ -82,16 +95,19 @@ class PolytopeGraph:
         return found
 
     def chain_of_patches(self, index: int) -> list[int] | None:
-        """The nodes from a convolution down to the input, where it is worth following single patches; None elsewhere.
+        """The nodes from a value down to the input, where it is worth following single patches; None elsewhere.
 
         An output entry of a convolution depends on a patch of the value below, of that below it, and so on. Where all
-        nodes down to the input are convolutions and ReLUs, and patches stay smaller than half of each map, the
-        coefficients of a patch are all there is.
+        nodes down to the input are convolutions, ReLUs and maps that leave a value as it is, and patches stay smaller
+        than half of each map, the coefficients of a patch are all there is.
         """
         chain, size, at = [], (1, 1), index
+        if len(self.nodes[index].shape) != 3:
+            return None
         while self.nodes[at].kind != "input":
             node = self.nodes[at]
-            if len(node.sources) != 1 or not (node.kind == "relu" or type(node.map) is ConvMap):
+            unchanged = isinstance(node.map, ReshapeMap) and node.map.input_shape == node.map.output_shape
+            if len(node.sources) != 1 or not (node.kind == "relu" or unchanged or type(node.map) is ConvMap):
                 return None
             if isinstance(node.map, ConvMap):
                 steps = zip(size, node.map.strides, node.map.kernel_size, strict=True)
@@ -112,6 +128,13 @@ class PolytopeGraph:
         exact = kind == "affine" and (below[0].moved or (reshaped and below[0].exact))
         self.nodes.append(Node(kind, sources, shape, affine, layer, depth, moved, exact))
         return len(self.nodes) - 1
+
+    def _append_relu(self, source: int, layer: str) -> int:
+        """Append the ReLU of a value, behind an exact map where that is the input or a ReLU itself."""
+        node = self.nodes[source]
+        if node.kind in ("input", "relu"):
+            source = self._append("affine", (source,), node.shape, ReshapeMap(node.shape, node.shape), layer)
+        return self._append("relu", (source,), node.shape, layer=layer)
 
     def _trace(self, network: Any, source: int) -> int:
         """Append the nodes that compute `network`'s output from the value `source`; the number of the output."""
@@ -144,13 +167,14 @@ class PolytopeGraph:
 
     def _append_layer(self, layer: Any, inputs: tuple[int, ...], shape: Shape) -> int:
         shapes = [self.nodes[index].shape for index in inputs]
-        key = (id(layer), shapes[0])
+        self._layers[id(layer)] = layer
+        key = (id(layer), tuple(shapes))
         if key not in self._maps:
             self._maps[key] = pieces_of(layer, shapes, shape)
         result = inputs
         for piece in self._maps[key]:
             if piece is None:
-                result = (self._append("relu", result[:1], self.nodes[result[0]].shape, layer=layer.name),)
+                result = (self._append_relu(result[0], layer.name),)
             else:
                 result = (self._append("affine", result[:1], piece.output_shape, piece, layer.name),)
         if len(result) > 1:

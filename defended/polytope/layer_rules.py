@@ -36,12 +36,21 @@ def pieces_of(layer: Any, shapes: Sequence[Shape], output_shape: Shape) -> Piece
             f"Layer {layer.name!r} ({type(layer).__name__}) has no polytope bounds, so nothing behind it can be "
             f"certified. {_remedy(layer)} Known layers: {', '.join(known_layers())}."
         )
+    check_weights(layer)
+    return rule(layer, shapes, output_shape)
+
+
+def check_weights(layer: Any) -> None:
+    """Refuse a layer whose kernel is not what it computes with.
+
+    Raises:
+        ValueError: for low-rank or quantised weights, naming the layer and the remedy.
+    """
     if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
         raise ValueError(
             f"Layer {layer.name!r} has low-rank or quantised weights; certificates are made for plain float32 kernels. "
             f"Merge the low-rank weights, as saving and loading does, or defend the network that was not quantised."
         )
-    return rule(layer, shapes, output_shape)
 
 
 def _dense(layer: Any, shapes: Sequence[Shape], output_shape: Shape) -> Pieces:

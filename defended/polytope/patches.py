@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from keras import ops
 
-from defended.polytope.affine_maps import ConvMap, product
+from defended.polytope.affine_maps import ConvMap, identity
 from defended.polytope.graph import Node, PolytopeGraph
-from defended.polytope.reductions import dual_norm, total
+from defended.polytope.reductions import Shape, dual_norm, product, total
 
 if TYPE_CHECKING:
     from defended.polytope.dual_bounds import Chain
@@ -50,11 +50,11 @@ class _Level:
 
 
 class Patches:
-    """Carries the entries of one convolution back to the input.
+    """Carries the entries of one value, a convolution or what a map leaves as it is, back to the input.
 
     Args:
         graph: the network.
-        chain: the nodes from the convolution down to the input, as `PolytopeGraph.chain_of_patches` gives them.
+        chain: the nodes from the value down to the input, as `PolytopeGraph.chain_of_patches` gives them.
         norm: of the ball.
     """
 
@@ -76,14 +76,19 @@ class Patches:
     @property
     def largest(self) -> int:
         """Entries of the largest patch."""
-        return max(math.prod(level.size) * level.channels for level in self._levels.values())
+        return max(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """Of the patches, each on the map of one value below."""
+        return [(*level.size, level.channels) for level in self._levels.values()]
 
     def carried_back(self, chain: Chain, side: str) -> tuple[Any, Any]:
         """What the lines take from each entry, and the dual norm of what arrives at the input: `[batch, *shape]`."""
-        first = self._nodes[0][1].map
-        filters = self._shape[-1]
+        first, filters = self._nodes[0][1].map, self._shape[-1]
+        single = ops.reshape(identity(filters), (1, 1, filters, filters))
         # One row of coefficients for each filter, the same at all positions: [1, 1, filters, h, w, channels].
-        coefficients = ops.transpose(first.kernel, (3, 0, 1, 2))[None, None]  # type: ignore[union-attr]
+        coefficients = ops.transpose(first.kernel if isinstance(first, ConvMap) else single, (3, 0, 1, 2))[None, None]
         spent: list[Any] = []
         for index, node in self._nodes[1:]:
             level = self._levels[index]
@@ -98,8 +103,8 @@ class Patches:
                 below = node.map.transposed_patches(flat)
                 coefficients = ops.reshape(below, (-1, level.positions, filters, *below.shape[1:]))
         norm = dual_norm(coefficients, tuple(coefficients.shape[3:]), self.norm)
-        taken = spent[0]
-        for part in spent[1:]:
+        taken = ops.zeros_like(norm)
+        for part in spent:
             taken = taken + part
         return ops.reshape(taken, (-1, *self._shape)), ops.reshape(norm, (-1, *self._shape))
 

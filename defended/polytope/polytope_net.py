@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from defended.defended_model import DefendedModel, Judgement, Verdicts, _outside_of_graphs
+from defended.defended_model import DefendedModel, Judgement, Verdicts, is_at_hand
 from defended.margins import FLOAT_MAX, Leader, finite_rows, leader
+from defended.networks.inputs import float32_tensor, whole_batch_size
 from defended.polytope.dual_bounds import SLOPES, DualBounds, Margins
 from defended.polytope.graph import PolytopeGraph
 from defended.polytope.memory import bytes_per_input
 from defended.polytope.projections import projected_chain
 from defended.polytope.radius import ABOVE, search_radius
 from defended.polytope.rounding import LARGEST_COEFFICIENTS, LARGEST_VALUE, largest_coefficients
+from defended.polytope.self_check import check_evaluation
 from defended.training.training_batch import TrainingBatch
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -102,12 +103,10 @@ class PolytopeNet(TrainingBatch, DefendedModel):
         self.slope, self.training_bounds, self.rounding = slope, training_bounds, bool(rounding)
         self.projections, self.radius_steps = int(projections), int(radius_steps)
         self.memory_budget = int(memory_budget)
-        self._graph = PolytopeGraph(self.network)
-        self._proven = DualBounds(self._graph, norm, slope, counted=self.rounding)
-        self._estimated = DualBounds(self._graph, norm, slope, counted=False)
+        self._retrace()
         self._seeds = keras.random.SeedGenerator(0) if training_bounds == "projected" else None
         # 1 where no sum of coefficients can overflow or vanish for the weights that were proven, otherwise 0.
-        self._safe = self._scalar("safe", 0.0)
+        self._proof.add("safe")
 
     @property
     def certificate_method(self) -> str:  # type: ignore[override]
@@ -141,9 +140,9 @@ class PolytopeNet(TrainingBatch, DefendedModel):
             inputs: `[batch, *input shape]`.
             epsilon: radius, a number or `[batch]`, not negative; None for `model.epsilon`.
         """
-        inputs = ops.convert_to_tensor(inputs, "float32")
+        inputs = self._pass_gate(float32_tensor(inputs))
         if epsilon is None:
-            radius = ops.convert_to_tensor(self._epsilon)
+            radius = ops.convert_to_tensor(self.epsilon)
         elif ops.is_tensor(epsilon):
             radius = epsilon
         else:
@@ -154,14 +153,13 @@ class PolytopeNet(TrainingBatch, DefendedModel):
                     f"Received: {epsilon!r}"
                 )
         radius = ops.broadcast_to(ops.cast(radius, "float32"), ops.shape(inputs)[:1])
+        return self._in_parts(self._margin_bounds, inputs, radius)
 
-        def bounds(inputs: Any, radius: Any) -> Any:
-            first = leader(self._logits(inputs, training=False))
-            margins, valid = self._margins(inputs, first, radius)
-            value = ops.where(valid[:, None], _best(margins, radius), -FLOAT_MAX)
-            return ops.where(first.rivals, ops.maximum(value, -FLOAT_MAX), 0.0)
-
-        return self._in_parts("margins", bounds, inputs, radius)
+    def _margin_bounds(self, inputs: Any, radius: Any) -> Any:
+        first = leader(self._logits(inputs, training=False))
+        margins, valid = self._margins(inputs, first, radius)
+        value = ops.where(valid[:, None], _best(margins, radius), -FLOAT_MAX)
+        return ops.where(first.rivals, ops.maximum(value, -FLOAT_MAX), 0.0)
 
     def competitor_radii(self, inputs: Any) -> Any:
         """`[batch, m]`: radius at which class i might overtake, by the lines made for epsilon; differentiable in x.
@@ -170,9 +168,9 @@ class PolytopeNet(TrainingBatch, DefendedModel):
         So it is above epsilon exactly where class i is excluded at epsilon; below epsilon it is proven, above it
         an extrapolation. For attacks, which descend it. The largest float32 for the predicted class.
         """
-        inputs = ops.convert_to_tensor(inputs, "float32")
+        inputs = self._pass_gate(float32_tensor(inputs))
         first = leader(self._logits(inputs, training=False))
-        radius = _enlarged(ops.broadcast_to(ops.convert_to_tensor(self._epsilon), ops.shape(inputs)[:1]))
+        radius = _enlarged(ops.broadcast_to(ops.convert_to_tensor(self.epsilon), ops.shape(inputs)[:1]))
         margins, _ = self._margins(inputs, first, radius)
         best = _largest([margin.kept / ops.maximum(margin.steepness, _TINY) for margin in margins[:2]])
         if len(margins) > 2:
@@ -180,7 +178,8 @@ class PolytopeNet(TrainingBatch, DefendedModel):
             bound = margins[2].kept - radius[:, None] * margins[2].steepness
             boxes = radius[:, None] + bound / ops.maximum(margins[1].steepness, _TINY)
             best = ops.maximum(best, boxes)
-        return ops.where(first.rivals, ops.clip(best, -FLOAT_MAX, FLOAT_MAX), FLOAT_MAX)
+        best = ops.where(self._proof.sealed, ops.clip(best, -FLOAT_MAX, FLOAT_MAX), -1.0)
+        return ops.where(first.rivals, best, FLOAT_MAX)
 
     def certified_radius(self, inputs: Any) -> Any:
         """`[batch]` float32: no perturbation of smaller norm changes the predicted class; 0 where nothing is certified.
@@ -188,8 +187,8 @@ class PolytopeNet(TrainingBatch, DefendedModel):
         Found by bisection on [0, 4 eps]: a lower bound, never below what the bounds at eps and at 2 eps prove, and at
         most 3.94 eps with the default number of steps.
         """
-        inputs = ops.convert_to_tensor(inputs, "float32")
-        return self._in_parts("radius", lambda inputs: self._judgement(inputs, frozen=False).radius, inputs)
+        inputs = self._pass_gate(float32_tensor(inputs))
+        return self._in_parts(lambda inputs: self._judgement(inputs, frozen=False).radius, inputs)
 
     def availability_radius(self, inputs: Any) -> Any:
         """`[batch]` float32 `max(r - eps, 0)`: within it, no perturbation should force ⊥.
@@ -202,7 +201,7 @@ class PolytopeNet(TrainingBatch, DefendedModel):
     def verdicts(self, x: Any, batch_size: int | None = None) -> Verdicts:
         """As for every defended model; `batch_size` is at most what fits the memory budget, and by default that."""
         most = self.rows_at_once
-        return super().verdicts(x, batch_size=most if batch_size is None else min(int(batch_size), most))
+        return super().verdicts(x, batch_size=most if batch_size is None else min(whole_batch_size(batch_size), most))
 
     @property
     def rows_at_once(self) -> int:
@@ -222,11 +221,13 @@ class PolytopeNet(TrainingBatch, DefendedModel):
             self._aside.functions.pop("margins", None)
         return without - with_rounding
 
-    def _margins(self, inputs: Any, first: Leader, radius: Any) -> tuple[list[Margins], Any]:
-        """Proven bounds for the predicted classes over balls of radius `[batch]`, and where nothing can overflow."""
+    def _margins(self, inputs: Any, first: Leader, radius: Any, frozen: bool = False) -> tuple[list[Margins], Any]:
+        """Bounds for the predicted classes over balls of radius `[batch]`, and where they are proven: where a proof has
+        looked at the weights, and nothing can overflow.
+        """
         rows = ops.cast(ops.logical_not(first.rivals), "float32")
         chains = self._proven.chains(inputs, radius)
-        valid = ops.logical_or(self._safe_for_weights(), ops.zeros_like(radius) > 0)
+        valid = ops.logical_or(self._safe_for_weights(frozen), ops.zeros_like(radius) > 0)
         for chain in chains:
             if chain.largest is not None:
                 valid = ops.logical_and(valid, chain.largest <= LARGEST_VALUE)
@@ -245,15 +246,14 @@ class PolytopeNet(TrainingBatch, DefendedModel):
         """
         if not self.rounding:
             return None
-        inputs = ops.convert_to_tensor(x, "float32")
+        inputs = float32_tensor(x)
         logits = np.asarray(ops.convert_to_numpy(self._logits(inputs, training=False)), np.float64)
         bounds = np.asarray(ops.convert_to_numpy(self.margin_lower_bounds(inputs, 0.0)), np.float64)
         return np.maximum(logits.max(axis=1, keepdims=True) - logits - bounds, 0.0)
 
-    def _safe_for_weights(self) -> Any:
-        """Before weights are proven, nobody has looked."""
-        safe = ops.convert_to_tensor(self._safe) > 0
-        return ops.logical_or(safe, ops.logical_not(self._has_bounds()))
+    def _safe_for_weights(self, frozen: bool) -> Any:
+        safe = ops.convert_to_tensor(self._proof.named.safe) > 0
+        return safe if frozen else ops.logical_and(safe, self._proof.sealed)
 
     def _estimated_margins(self, inputs: Any, rows: Any, radius: Any) -> Any:
         """`[batch, m]` bounds on `y_j - y_i` for one class of each input, as `training_bounds` says."""
@@ -265,10 +265,10 @@ class PolytopeNet(TrainingBatch, DefendedModel):
             chains = bounds.chains(inputs, radius, "dual" if self.training_bounds == "dual" else "interval")
         return _best([bounds.margins(chain, rows, boxes) for chain in chains], radius)
 
-    def _certify(self, inputs: Any, first: Leader, radius: Any) -> tuple[Any, Any]:
+    def _certify(self, inputs: Any, first: Leader, radius: Any, frozen: bool = False) -> tuple[Any, Any]:
         """Proven slack `[batch]` at radii `[batch]`, and the radius that the lines made for it prove by themselves."""
         reach = _enlarged(radius)
-        margins, valid = self._margins(inputs, first, reach)
+        margins, valid = self._margins(inputs, first, reach, frozen)
         slack = ops.min(ops.where(first.rivals, _best(margins, reach), FLOAT_MAX), axis=-1)
         roots = [margin.kept / ops.maximum(margin.steepness, _TINY) for margin in margins]
         root = ops.minimum(ops.min(ops.where(first.rivals, _largest(roots), FLOAT_MAX), axis=-1), radius) * _DOWN
@@ -280,31 +280,19 @@ class PolytopeNet(TrainingBatch, DefendedModel):
         slack = ops.min(ops.where(first.rivals, margins, FLOAT_MAX), axis=-1)
         return slack, ops.zeros_like(slack)
 
-    def _at(self, inputs: Any, first: Leader, radius: Any, frozen: bool) -> tuple[Any, Any]:
-        """`_certify`, or estimates where the weights are not proven."""
-        if frozen:
-            return self._certify(inputs, first, radius)
-        return ops.cond(
-            self._has_bounds(),
-            lambda: self._certify(inputs, first, radius),
-            lambda: self._estimate(inputs, first, radius),
-        )
-
     # What a defended model is asked.
 
     def _logits(self, inputs: Any, training: bool) -> Any:
         # Long inner products in blocks, which the budget for rounding counts on.
         return self._graph.values(ops.convert_to_tensor(inputs), blocked=not training)[-1]
 
+    def _estimated_slack(self, inputs: Any, logits: Any, epsilon: Any, training: bool) -> Any:
+        return self._estimate(inputs, leader(logits), ops.broadcast_to(epsilon, ops.shape(inputs)[:1]))[0]
+
     def _slack(self, inputs: Any, logits: Any, epsilon: Any, training: bool, frozen: bool = False) -> Any:
-        first = leader(logits)
-        radius = ops.broadcast_to(epsilon, ops.shape(inputs)[:1])
-        if training:
-            return self._estimate(inputs, first, radius)[0]
         return self._in_parts(
-            "slack",
-            lambda inputs, radius: self._at(inputs, leader(self._logits(inputs, False)), radius, frozen)[0],
-            inputs, radius,
+            lambda inputs, radius: self._certify(inputs, leader(self._logits(inputs, False)), radius, frozen)[0],
+            inputs, ops.broadcast_to(epsilon, ops.shape(inputs)[:1]),
         )  # fmt: skip
 
     def _radii(self, inputs: Any, logits: Any, frozen: bool = False) -> Any:
@@ -313,19 +301,24 @@ class PolytopeNet(TrainingBatch, DefendedModel):
         return ops.where(leader(logits).rivals, radius[:, None], FLOAT_MAX)
 
     def _judgement(self, inputs: Any, frozen: bool) -> Judgement:
-        frozen = frozen or self._traced_as_final()
         logits = self._logits(inputs, training=False)
         first = leader(logits)
-        epsilon = ops.broadcast_to(ops.convert_to_tensor(self._epsilon), ops.shape(inputs)[:1])
+        epsilon = ops.broadcast_to(ops.convert_to_tensor(self.epsilon), ops.shape(inputs)[:1])
         slack, radius = search_radius(
-            lambda radius: self._at(inputs, first, radius, frozen), epsilon, self.radius_steps
+            lambda radius: self._certify(inputs, first, radius, frozen), epsilon, self.radius_steps
         )
-        valid = self._valid(inputs, training=False)
+        valid = self._valid(inputs)
         proven = ops.logical_and(valid, finite_rows(logits))
         radius = ops.where(ops.logical_and(proven, radius > 0), ops.minimum(radius, FLOAT_MAX), 0.0)
         return Judgement(self.head(logits, slack, valid), radius)
 
+    def _retrace(self) -> None:
+        self._graph = PolytopeGraph(self.network)
+        self._proven = DualBounds(self._graph, self.norm, self.slope, counted=self.rounding)
+        self._estimated = DualBounds(self._graph, self.norm, self.slope, counted=False)
+
     def _prove(self) -> None:
+        self._graph.check_layers()
         sums = {}
         for index, node in enumerate(self._graph.nodes):
             if node.map is None:
@@ -337,19 +330,15 @@ class PolytopeNet(TrainingBatch, DefendedModel):
                     f"Restore them from a checkpoint before certifying."
                 )
         safe = self._proven.shares.holds and largest_coefficients(self._graph, sums) <= LARGEST_COEFFICIENTS
-        self._safe.assign(1.0 if safe or not self.rounding else 0.0)
+        self._proof.named.safe.assign(1.0 if safe or not self.rounding else 0.0)
 
-    def _digest(self) -> int:
-        checksum = _VERSION
-        for variable in self.network.variables:
-            checksum = zlib.crc32(np.ascontiguousarray(ops.convert_to_numpy(variable)).tobytes(), checksum)
-        return checksum & 0x7FFFFFFF | 1
+    def _check_evaluation(self, thorough: bool = True) -> None:
+        check_evaluation(self, thorough)
+
+    def _further_identity(self) -> list[Any]:
+        return [f"PolytopeNet {_VERSION} {self.norm} {self.slope} rounding={self.rounding}"]
 
     # Training.
-
-    def finalize(self) -> None:
-        """As for every defended model; here it looks whether sums can overflow, the bounds being made at run time."""
-        super().finalize()
 
     def worst_case_logits(self, rows: Any) -> Any:
         """`[batch, m]`: minus the bounds on `y_t - y_i`, for the batch whose loss or metrics are being computed.
@@ -369,7 +358,7 @@ class PolytopeNet(TrainingBatch, DefendedModel):
         Metrics use it. In a training step it is the training radius or 0, and so it is outside of `fit` and `evaluate`,
         where scores come without inputs (for `model.epsilon`).
         """
-        epsilon = ops.convert_to_tensor(self._epsilon)
+        epsilon = ops.convert_to_tensor(self.epsilon)
         if not self._batch_is_known() or self._batch_is_training():
             slack = ops.max(scores[:, :-1], axis=-1) - scores[:, -1]
             return ops.where(slack > 0, self._batch_radius() * ABOVE, 0.0)
@@ -378,16 +367,15 @@ class PolytopeNet(TrainingBatch, DefendedModel):
         found: Any = 0.0
         for factor in (1.0, 2.0):
             radius = ops.broadcast_to(factor * epsilon, ops.shape(inputs)[:1])
-            # Keras makes a new graph of its steps whenever the bounds become proven or cease to be, see `finalize`.
-            slack, _ = (self._certify if self._traced_as_final() else self._estimate)(inputs, first, radius)
+            slack, _ = (self._estimate if self._is_estimating() else self._certify)(inputs, first, radius)
             found = ops.where(slack > 0, radius * ABOVE, found)
         return found
 
     # Memory.
 
-    def _in_parts(self, name: str, function: Any, inputs: Any, *others: Any) -> Any:
+    def _in_parts(self, function: Any, inputs: Any, *others: Any) -> Any:
         """`function`, in parts that fit the memory budget where inputs are at hand; inside a graph as it is."""
-        if not _at_hand(inputs):
+        if not is_at_hand(inputs):
             return function(inputs, *others)
         rows, count = self.rows_at_once, int(inputs.shape[0])
         if count <= rows:
@@ -396,18 +384,6 @@ class PolytopeNet(TrainingBatch, DefendedModel):
             function(*(value[first : first + rows] for value in (inputs, *others))) for first in range(0, count, rows)
         ]
         return ops.concatenate(parts, axis=0)
-
-    def _judge(self) -> Any:
-        def judge(batch: Any) -> tuple[Any, Any, Any]:
-            outputs = self._outputs(ops.convert_to_tensor(batch), frozen=self._traced_as_final())
-            return outputs["label"], outputs["rejected"], outputs["certified_radius"]
-
-        return self._compiled(f"judge {self._traced_as_final()}", judge)
-
-    def _traced_as_final(self) -> bool:
-        """Whether bounds are proven, where that can be told before a graph is made of it: it halves the graph."""
-        with _outside_of_graphs():
-            return bool(ops.convert_to_numpy(self._proven_for) != 0)
 
     def get_config(self) -> dict[str, Any]:
         names = (
@@ -432,12 +408,3 @@ def _largest(values: list[Any]) -> Any:
 def _enlarged(radius: Any) -> Any:
     """A little more than the radius, so that the open ball of `radius * ABOVE` is certified with it."""
     return radius * _REACH
-
-
-def _at_hand(inputs: Any) -> bool:
-    """Whether a tensor holds numbers, and does not stand for those of a graph."""
-    if keras.backend.backend() != "tensorflow":
-        return inputs.shape[0] is not None
-    import tensorflow as tf
-
-    return bool(tf.executing_eagerly())

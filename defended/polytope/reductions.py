@@ -1,4 +1,4 @@
-"""Sums over the entries of a value, in an order that keeps roundings few: one axis after the other, or in blocks."""
+"""Sums and inner products in an order that keeps roundings few: one axis after the other, or in blocks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,39 @@ from typing import Any
 
 from keras import ops
 
-from defended.polytope.affine_maps import Shape, product, product_roundings
+Shape = tuple[int, ...]
+
+TERMS = 64
+"""Terms of a block of a convolution's inner products, where that can be; those of a Dense layer are left whole up to
+twice as many."""
+
+
+def block_of(terms: int) -> int:
+    """Terms of a block in which an inner product is evaluated: all of them, or the root, so that roundings are few."""
+    return terms if terms <= 2 * TERMS else math.isqrt(terms - 1) + 1
+
+
+def product_roundings(terms: int) -> int:
+    """Roundings on the way of a product through `product`, and through adding a bias."""
+    block = block_of(terms)
+    return block + -(-terms // block)
+
+
+def product(values: Any, kernel: Any, blocked: bool = True) -> Any:
+    """`values kernel` of `[..., n]` and `[n, k]`, long inner products in blocks that are added up afterwards."""
+    terms, width = kernel.shape
+    block = block_of(terms)
+    parts = -(-terms // block)
+    if parts == 1 or not blocked:
+        return ops.matmul(values, kernel)
+    lead = [-1 if size is None else size for size in values.shape[:-1]]
+    missing = parts * block - terms
+    rows = ops.reshape(values, (-1, terms))
+    if missing:
+        rows, kernel = ops.pad(rows, ((0, 0), (0, missing))), ops.pad(kernel, ((0, missing), (0, 0)))
+    rows = ops.transpose(ops.reshape(rows, (-1, parts, block)), (1, 0, 2))
+    pieces = ops.matmul(rows, ops.reshape(kernel, (parts, block, width)))
+    return ops.reshape(ops.sum(pieces, axis=0), (*lead, width))
 
 
 def axes_of(shape: Shape) -> Shape:

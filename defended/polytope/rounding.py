@@ -25,13 +25,14 @@ at most 2^60, that costs a bound less than `FLUSHED` for each map; where this ca
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from defended.gloro.rounding import UNIT_ROUNDOFF, gamma
 from defended.polytope.graph import PolytopeGraph
-from defended.polytope.reductions import roundings_of_sums
+from defended.polytope.reductions import Shape, roundings_of_sums
 
 FLUSHED = 2.0**-25
 """More than flushing to zero may cost a bound in one map."""
@@ -52,17 +53,18 @@ class Shares:
     Args:
         graph: the network.
         counted: False counts arithmetic as exact: every constant is 0.
+        patches: shapes, other than those of values, over which the bounds sum up.
 
     Attributes:
         sums: computed sums of positive terms are enlarged by this share of themselves.
         affine: for each node that is an affine map, its share of m;
         transposed: and its share of `|W| (upper - lower) / 2`.
         interval: the same for a step of interval arithmetic.
-        added: the share of `sum |z|` of a sum of branches.
+        added: for each node that is a sum of branches, its share of `sum |z|`.
         flushed: absolute, for each bound.
     """
 
-    def __init__(self, graph: PolytopeGraph, counted: bool = True):
+    def __init__(self, graph: PolytopeGraph, counted: bool = True, patches: Iterable[Shape] = ()):
         self.counted = counted
         unit, flushed = (UNIT_ROUNDOFF, FLUSHED) if counted else (0.0, 0.0)
         uses = [0] * len(graph.nodes)
@@ -70,7 +72,7 @@ class Shares:
             for source in node.sources:
                 uses[source] += 1
         few = (_FEW + 2 * max(uses)) * unit
-        longest = max(roundings_of_sums(node.shape) for node in graph.nodes)
+        longest = max(roundings_of_sums(shape) for shape in (*(node.shape for node in graph.nodes), *patches))
         self.sums = _MORE * gamma(longest + len(graph.nodes) + _FEW) if counted else 0.0
         self.affine: dict[int, float] = {}
         self.transposed: dict[int, float] = {}
@@ -83,9 +85,15 @@ class Shares:
                 self.interval[index] = _MORE * (3 * forward + few)
             else:
                 self.affine[index] = self.transposed[index] = self.interval[index] = 0.0
-        self.added = few
+        # `few` is enough for seven additions; each further one errs in the network, its reference and its bounds.
+        self.added = {
+            index: few + 3 * max(0, len(node.sources) - 8) * unit
+            for index, node in enumerate(graph.nodes)
+            if node.kind == "add"
+        }
         self.flushed = flushed * len(graph.nodes)
-        worst = max([self.sums, *self.affine.values(), *self.transposed.values(), *self.interval.values()])
+        shares = (self.affine, self.transposed, self.interval, self.added)
+        worst = max(self.sums, *(share for kind in shares for share in kind.values()))
         self.holds = not counted or (
             worst <= _LARGEST_SHARE
             and all(node.size <= LARGEST_SIZE for node in graph.nodes)

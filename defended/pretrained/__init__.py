@@ -94,11 +94,11 @@ def load(name: str, **settings: Any) -> DefendedModel:
         unknown = sorted(set(settings) - {"epsilon"})
         if unknown:
             raise ValueError(f"{name!r} is a {entry.kind}, which only takes `epsilon` anew. Received: {unknown}.")
+        network.trust_file()  # the hash of the file is pinned
         network.epsilon = settings.get("epsilon", entry.settings["epsilon"])
         return network
     model = getattr(defended, entry.kind)(network, **{**entry.settings, **settings})
-    if not model.is_final:
-        model.finalize()
+    model.ensure_proven()
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 from keras import ops
 
 from defended.defended_model import DefendedModel, Judgement
+from defended.gate import ProvingProperty, outside_of_graphs
 from defended.margins import finite_rows, leader
 from defended.network_checks import checked_radius
+from defended.networks.inputs import float32_tensor, whole_batch_size
 from defended.smoothing.bounds import (
     MAX_SAMPLES,
     binomial_p_value,
@@ -124,12 +127,8 @@ class SmoothedNet(DefendedModel):
         self.mode, self.precision = mode, precision
         super().__init__(network, epsilon=epsilon, norm="l2", name=name, **kwargs)
         self.supports_jit = False  # the loop's shapes follow what is still undecided
-        self._make_gate(float(ops.convert_to_numpy(self._epsilon)))
-        require_deterministic(self.network)
-
-        from defended.smoothing.sampler import Sampler
-
-        self._aside.sampler = Sampler(self.network, sigma, self.selection_samples, self._rows_at_once, precision)
+        self._make_gate(self._radius())
+        self.finalize()
 
     # What the noise can prove.
 
@@ -144,8 +143,21 @@ class SmoothedNet(DefendedModel):
 
     @property
     def gate(self) -> Gate:
-        """The thresholds and radii in use, see `defended.smoothing.Gate`; computed anew when `epsilon` is assigned."""
+        """The thresholds and radii in use, see `defended.smoothing.Gate`: those of epsilon as it is now.
+
+        Where the variable was moved to what the number of samples can never certify, those of before: no radius that they
+        prove exceeds such an epsilon, so nothing is answered.
+        """
+        if self._aside.gate_radius != self._radius():
+            with contextlib.suppress(ValueError):
+                self._make_gate(self._radius())
+            self._aside.gate_radius = self._radius()
+            self._aside.functions.clear()
         return self._aside.gate
+
+    def _radius(self) -> float:
+        with outside_of_graphs():
+            return float(ops.convert_to_numpy(self.epsilon))
 
     @property
     def epsilon(self) -> Any:
@@ -154,18 +166,18 @@ class SmoothedNet(DefendedModel):
         Raises:
             ValueError: when assigned a radius that the number of samples can never certify.
         """
-        return self._epsilon
+        return self._settings.epsilon
 
     @epsilon.setter
     def epsilon(self, value: float) -> None:
         # Graphs that were made before stop by the old gate, which costs draws at most: what they answer is compared
         # with the radius of now.
-        before = float(ops.convert_to_numpy(self._epsilon))
-        self._epsilon.assign(checked_radius(value))
+        before = self._radius()
+        self._settings.epsilon.assign(checked_radius(value))
         try:
-            self._make_gate(float(ops.convert_to_numpy(self._epsilon)))
+            self._make_gate(self._radius())
         except ValueError:
-            self._epsilon.assign(before)
+            self._settings.epsilon.assign(before)
             raise
         self._aside.functions.clear()
 
@@ -179,21 +191,22 @@ class SmoothedNet(DefendedModel):
                 f"{self.radius_ceiling:.6g}. {remedy}, or defend a smaller radius."
             )
         self._aside.gate = _GATES[self.mode](epsilon, self.sigma, self.samples, self.alpha)
+        self._aside.gate_radius = epsilon
 
     # Verdicts.
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         if training:
             _refuse_training()
-        return self._judgement(inputs, frozen=False).scores
+        return self._judgement(self._pass_gate(float32_tensor(inputs)), frozen=False).scores
 
     def _judgement(self, inputs: Any, frozen: bool) -> Judgement:
-        inputs = ops.convert_to_tensor(inputs, "float32")
+        inputs = float32_tensor(inputs)
         found = self._sampled(inputs, fresh=frozen)
         drawn = ops.cast(ops.maximum(found.drawn, 1), "float32")
         scores = ops.cast(found.counts, "float32") / drawn[:, None]
         # The gate decided by whole numbers. Where epsilon has become larger since, what it proved may not be enough.
-        answered = found.radius > ops.convert_to_tensor(self._epsilon)
+        answered = found.radius > ops.convert_to_tensor(self.epsilon)
         margin = ops.where(answered, ops.maximum(found.margin, 1), ops.minimum(found.margin, 0))
         scores = self.head(scores, ops.cast(margin, "float32") / drawn, found.drawn > 0)
         # Without noise: what can be compared from one machine to another.
@@ -204,9 +217,11 @@ class SmoothedNet(DefendedModel):
     def _sampled(self, inputs: Any, fresh: bool) -> Any:
         from defended.smoothing.sampler import fresh_seed, seed_of
 
+        gate = self.gate
+
         def sample(inputs: Any) -> Any:
             seed = fresh_seed() if fresh or self.seed is None else seed_of(self.seed, inputs)
-            return self._aside.sampler.decide(inputs, seed, self.gate)
+            return self._aside.sampler.decide(inputs, seed, gate)
 
         # Eagerly, a loop would run its thousands of rounds in Python.
         return self._compiled("sample fresh" if fresh else "sample", sample)(inputs)
@@ -217,7 +232,7 @@ class SmoothedNet(DefendedModel):
 
         Label and radius of one run are what `verdicts` gives.
         """
-        return self._judgement(inputs, frozen=False).radius
+        return self._judgement(self._pass_gate(float32_tensor(inputs)), frozen=False).radius
 
     def radius_from_scores(self, scores: Any) -> Any:
         """Certified radius `[batch]` from scores `[batch, m + 1]`: of mode `"fixed"` that of the leader's votes.
@@ -227,7 +242,7 @@ class SmoothedNet(DefendedModel):
         """
         leading = leader(scores).predicted
         answered = ops.not_equal(leading, self.num_classes)
-        epsilon = ops.convert_to_tensor(self._epsilon)
+        epsilon = ops.convert_to_tensor(self.epsilon)
         least = ops.where(answered, epsilon * (1 + 2.0**-20), ops.zeros_like(scores[:, 0]))
         if self.mode == "sequential":
             return least
@@ -260,7 +275,7 @@ class SmoothedNet(DefendedModel):
         functions, shape = self._aside.functions, self.input_shape[1:]
         if "noise" not in functions:
             functions["noise"] = self.sigma * standard_noise(self.attack_samples, shape)
-        inputs = tf.convert_to_tensor(inputs, tf.float32)
+        inputs = self._pass_gate(float32_tensor(inputs))
         noisy = tf.reshape(inputs[:, None] + functions["noise"][None], [-1, *shape])
         logits = self._aside.sampler.logits(noisy)
         logits = tf.reshape(logits, [-1, self.attack_samples, self.num_classes])
@@ -297,9 +312,11 @@ class SmoothedNet(DefendedModel):
             seed = fresh_seed() if self.seed is None else seed_of(self.seed, inputs)
             return self._aside.sampler.count(inputs, number, seed)
 
-        x, counter = self._checked_inputs(x), self._compiled("count", count)
+        x, batch_size = self._checked_inputs(x), whole_batch_size(batch_size)
+        self.ensure_proven()
+        counter = self._compiled("count", count)
         parts = [
-            ops.convert_to_numpy(counter(ops.convert_to_tensor(x[first : first + batch_size]), ops.array(number)))
+            ops.convert_to_numpy(counter(float32_tensor(x[first : first + batch_size]), ops.array(number)))
             for first in range(0, len(x), batch_size)
         ]
         return np.concatenate([np.zeros((0, self.num_classes), np.int64), *parts])
@@ -310,7 +327,7 @@ class SmoothedNet(DefendedModel):
 
     def undefended_logits(self, inputs: Any) -> Any:
         """`[batch, m]`: the network's logits at the inputs themselves, without noise, in this model's precision."""
-        return self._aside.sampler.logits(ops.convert_to_tensor(inputs, "float32"))
+        return self._aside.sampler.logits(float32_tensor(inputs))
 
     def covered_drift(self, x: Any) -> Array:
         """`[n, m]`, infinity: votes are those of the evaluation that is deployed, and the certificate is about it."""
@@ -329,7 +346,7 @@ class SmoothedNet(DefendedModel):
         drawn = np.maximum(outputs["samples_used"] - self.selection_samples, 1)
         allowed = np.sqrt(log / (2 * drawn)) + np.sqrt(log / (2 * _COMPARED))
         apart = np.abs(outputs["scores"] - own).max(axis=1, initial=0.0) > allowed
-        above = outputs["certified_radius"] > np.float32(ops.convert_to_numpy(self._epsilon))
+        above = outputs["certified_radius"] > np.float32(self._radius())
         return np.flatnonzero(apart | (above != (outputs["label"] >= 0)))
 
     def _judge(self) -> Any:
@@ -345,22 +362,27 @@ class SmoothedNet(DefendedModel):
 
     # The certificate's state: it is made at run time, of the weights as they are.
 
-    @property
+    @ProvingProperty
     def is_final(self) -> bool:
-        """True: every answer is proven when it is given, for the weights as they are then."""
+        """True: every answer is proven when it is given, for the network as it is then.
+
+        That the network is a function of its input is looked at first, where it changed since that was seen.
+        """
+        self.ensure_proven()
         return True
 
-    def finalize(self) -> None:
-        """Do nothing: there are no bounds to prove in advance."""
+    def _retrace(self) -> None:
+        from defended.smoothing.sampler import Sampler
 
-    def _is_stale(self) -> bool:
-        return False
+        self._aside.sampler = Sampler(
+            self.network, self.sigma, self.selection_samples, self._rows_at_once, self.precision
+        )
 
     def _prove(self) -> None:
         """There is nothing to prove in advance."""
 
-    def _digest(self) -> int:
-        return 1
+    def _check_evaluation(self, thorough: bool = True) -> None:
+        require_deterministic(self.network)
 
     def _slack(self, inputs: Any, logits: Any, epsilon: Any, training: bool, frozen: bool = False) -> Any:
         raise NotImplementedError("A smoothed model judges by one run of sampling: see `_judgement`.")
@@ -368,10 +390,13 @@ class SmoothedNet(DefendedModel):
     def _radii(self, inputs: Any, logits: Any, frozen: bool = False) -> Any:
         raise NotImplementedError("A smoothed model judges by one run of sampling: see `_judgement`.")
 
+    def _estimated_slack(self, inputs: Any, logits: Any, epsilon: Any, training: bool) -> Any:
+        _refuse_training()
+
     def __repr__(self) -> str:
         return (
             f"<{type(self).__name__} name={self.name}, classes={self.num_classes}, "
-            f"epsilon={float(ops.convert_to_numpy(self._epsilon)):g} (l2), sigma={self.sigma:g}, "
+            f"epsilon={self._radius():g} (l2), sigma={self.sigma:g}, "
             f"{self.mode} n={self.samples}, alpha={self.alpha:g}, proven at run time>"
         )
 

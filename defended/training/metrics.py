@@ -153,7 +153,7 @@ def _correct(y_true: Any, y_pred: Any) -> Any:
     m = y_pred.shape[-1] - 1
     labels, valid = sparse_labels(y_true, m)
     predicted = ops.cast(ops.argmax(y_pred[:, :m], axis=-1), "int32")
-    return ops.logical_and(predicted == labels, valid)
+    return ops.logical_and(ops.equal(predicted, labels), valid)
 
 
 def _scaled_name(name: str, scale: float) -> str:

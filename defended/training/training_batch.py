@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from keras import ops
@@ -24,24 +23,8 @@ class TrainingBatch:
     """
 
     _aside: Any
-    _epsilon: Any
+    epsilon: Any
     radius_scale: Any
-    _thaw: Callable[[], None]
-
-    def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
-        """As for every defended model."""
-        self._thaw()
-        self._forget_steps()
-        return super().fit(x, y, **kwargs)  # type: ignore[misc]
-
-    def finalize(self) -> None:
-        """As for every defended model."""
-        super().finalize()  # type: ignore[misc]
-        self._forget_steps()
-
-    def _forget_steps(self) -> None:
-        # Steps are traced for bounds that are proven, or for estimates.
-        self.train_function = self.test_function = self.predict_function = None
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
@@ -91,7 +74,7 @@ class TrainingBatch:
 
     def _batch_radius(self) -> Any:
         """The radius that the batch is bounded for: in training steps the training radius."""
-        epsilon, batch = ops.convert_to_tensor(self._epsilon), self._batches().get(threading.get_ident())
+        epsilon, batch = ops.convert_to_tensor(self.epsilon), self._batches().get(threading.get_ident())
         if batch is None or not batch.training:
             return epsilon
         return epsilon * ops.convert_to_tensor(batch.radius_scale)

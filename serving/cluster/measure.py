@@ -48,8 +48,7 @@ def measure(
         ValueError: the engine was opened with another model, or `out` holds another run, naming what differs.
         CertificateViolation, WorkerLostError: as for `susceptibility`; a worker died again and again.
     """
-    if not model.is_final:
-        model.finalize()
+    model.ensure_proven()
     if engine.source.digest != model_digest(model):
         raise ValueError(
             "`engine` was opened with another model, or `model` was changed since: open it with the model as it is now."

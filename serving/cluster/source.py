@@ -37,8 +37,7 @@ class Source:
     @classmethod
     def of_model(cls, model: DefendedModel) -> Source:
         """A Keras model, finalized if it is not final."""
-        if not model.is_final:
-            model.finalize()
+        model.ensure_proven()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.keras"
             model.save(path)
@@ -106,9 +105,9 @@ class Source:
                 from defended.serving.artefact import load
 
                 return load(folder, digest=self.digest)
-            import keras
+            from defended import load_model
 
-            model = keras.models.load_model(Path(folder) / "model.keras")
+            model = load_model(Path(folder) / "model.keras", trusted=True)  # it comes from the process that proved it
             model.evaluation_drift = self.drift
             return model
 
@@ -116,9 +115,6 @@ class Source:
 def model_digest(model: DefendedModel) -> str:
     """SHA-256 of a model's kind, settings and weights, whatever its layers are called."""
     import json
-
-    import numpy as np
-    from keras import ops
 
     settings = {
         "kind": type(model).__name__,
@@ -129,7 +125,5 @@ def model_digest(model: DefendedModel) -> str:
         "drift": model.evaluation_drift,
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for variable in model.variables:
-        value = np.ascontiguousarray(ops.convert_to_numpy(variable))
-        digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
+    digest.update(model.values_digest().encode())
     return digest.hexdigest()

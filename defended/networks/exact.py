@@ -1,0 +1,312 @@
+"""What layers compute, in float64 NumPy, and how far a float32 evaluation of one layer may stray from it.
+
+Written from the layers' documentation and their weights, with nothing of a layer's own code: so a layer whose code does
+something else is found out. An entry added up of n terms, in any order, strays by at most `gamma_n` times the sum of
+their magnitudes, `gamma_n = n u / (1 - n u)`, u = 2^-24 (Higham 2002, section 3.1). Tolerances count a few operations
+more than any evaluation takes, and numbers that are flushed to zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from defended.layers import GaussianNoiseAugmentation, InvertibleDownsampling, LiResNetBlock, MinMax
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_U = 2.0**-24
+_TINY = 2.0**-126
+_FLUSHED = 2.0**-100  # gamma of it, for any number of terms, outweighs the smallest normal number
+_FEW = 64  # more operations than any activation or normalisation takes for an entry
+
+
+class Exact(NamedTuple):
+    """A layer's output, and by how much a float32 evaluation at the same float32 input may differ, entry by entry."""
+
+    value: Array
+    tolerance: Array | float = 0.0
+
+
+Rule = Callable[[Any, list[Array]], Exact]
+
+
+def exact_layer(layer: Any, inputs: Sequence[Array]) -> Exact | None:
+    """What a layer makes of float64 inputs `[n, ...]` at inference; None where the class is not known here."""
+    rule = _RULES.get(type(layer))
+    return None if rule is None else rule(layer, list(inputs))
+
+
+def gamma(terms: float) -> float:
+    """`n u / (1 - n u)` for float32."""
+    return terms * _U / (1 - terms * _U)
+
+
+def _float64(variable: Any) -> Array:
+    return np.asarray(ops.convert_to_numpy(variable), np.float64)
+
+
+def _added_up(value: Array, magnitudes: Array, terms: int) -> Exact:
+    return Exact(value, gamma(terms + 16) * magnitudes + _TINY * (4 * terms + _FEW) * (1 + np.abs(value)))
+
+
+# Linear maps.
+
+
+def _dense(layer: Any, inputs: list[Array]) -> Exact:
+    kernel = _float64(layer.kernel)
+    return _with_bias(layer, inputs[0] @ kernel, np.abs(inputs[0]) @ np.abs(kernel), len(kernel))
+
+
+def _conv2d(layer: Any, inputs: list[Array]) -> Exact:
+    geometry = layer.strides, layer.padding, layer.dilation_rate, layer.groups
+    kernel = _float64(layer.kernel)
+    value, magnitudes = (
+        convolution(part, weights, *geometry)
+        for part, weights in ((inputs[0], kernel), (np.abs(inputs[0]), np.abs(kernel)))
+    )
+    return _with_bias(layer, value, magnitudes, math.prod(kernel.shape[:3]))
+
+
+def _liresnet_block(layer: Any, inputs: list[Array]) -> Exact:
+    branch = layer.residual_scale * _float64(layer.branch_kernel)
+    if layer.affine is not None:
+        branch = branch * _float64(layer.affine)
+    identity = np.zeros_like(branch)
+    identity[branch.shape[0] // 2, branch.shape[1] // 2] = np.eye(branch.shape[2])
+    value = convolution(inputs[0], branch + identity, (1, 1), "same")
+    # The kernel is a product of three: two of them may be flushed to zero before the third would bring them back.
+    factors = np.maximum(np.abs(_float64(layer.branch_kernel)), 1.0) * max(abs(layer.residual_scale), 1.0)
+    if layer.affine is not None:
+        factors = factors * np.maximum(np.abs(_float64(layer.affine)), 1.0)
+    kernel = np.abs(branch) + identity + _FLUSHED * factors
+    magnitudes = convolution(np.abs(inputs[0]), kernel, (1, 1), "same")
+    return _with_bias(layer, value, magnitudes, math.prod(branch.shape[:3]) + 8)
+
+
+def _with_bias(layer: Any, value: Array, magnitudes: Array, terms: int) -> Exact:
+    if layer.bias is not None:
+        bias = _float64(layer.bias)
+        value, magnitudes = value + bias, magnitudes + np.abs(bias)
+    added = _added_up(value, magnitudes, terms)
+    activation = getattr(layer, "activation", None)
+    return added if activation is None else _activated(activation, added)
+
+
+def convolution(
+    inputs: Array,
+    kernel: Array,
+    strides: tuple[int, int],
+    padding: str,
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> Array:
+    """A convolution `[n, h, w, c]` of inputs and a kernel `[kh, kw, c / groups, filters]`, as Keras defines it."""
+    inputs, counts = _padded(inputs, kernel.shape[:2], strides, padding, dilation)
+    per_in, per_out = kernel.shape[2], kernel.shape[3] // groups
+    result = np.zeros((len(inputs), *counts, kernel.shape[3]))
+    for tap in np.ndindex(*kernel.shape[:2]):
+        read = _read(inputs, tap, counts, strides, dilation)
+        for group in range(groups):
+            to, frm = (slice(group * size, (group + 1) * size) for size in (per_out, per_in))
+            result[..., to] += read[..., frm] @ kernel[tap][:, to]
+    return result
+
+
+def transposed_convolution(
+    rows: Array, kernel: Array, strides: tuple[int, int], padding: str, input_shape: Sequence[int]
+) -> Array:
+    """The transpose of `convolution`, for one group and no dilation: `[n, h, w, filters]` to `[n, *input_shape]`."""
+    empty, counts = _padded(np.zeros((len(rows), *input_shape)), kernel.shape[:2], strides, padding)
+    for tap in np.ndindex(*kernel.shape[:2]):
+        _read(empty, tap, counts, strides)[...] += rows @ kernel[tap].T
+    before = [
+        max((count - 1) * stride + taps - length, 0) // 2 if padding == "same" else 0
+        for length, taps, stride, count in zip(input_shape, kernel.shape, strides, counts, strict=False)
+    ]
+    top, left = before[:2]
+    return empty[:, top : top + input_shape[0], left : left + input_shape[1]]
+
+
+def _padded(
+    inputs: Array, size: Any, strides: Any, padding: str, dilation: Any = (1, 1), fill: float = 0.0
+) -> tuple[Array, tuple[int, int]]:
+    """Inputs with their padding (the odd pixel at the end), and how many places there are along each axis."""
+    pads, counts = [(0, 0)], []
+    for length, taps, stride, step in zip(inputs.shape[1:3], size, strides, dilation, strict=True):
+        reach = (taps - 1) * step + 1
+        count = -(-length // stride) if padding == "same" else (length - reach) // stride + 1
+        missing = max((count - 1) * stride + reach - length, 0) if padding == "same" else 0
+        pads.append((missing // 2, missing - missing // 2))
+        counts.append(count)
+    return np.pad(inputs, [*pads, (0, 0)], constant_values=fill), (counts[0], counts[1])
+
+
+def _read(inputs: Array, tap: Any, counts: Any, strides: Any, dilation: Any = (1, 1)) -> Array:
+    rows, columns = (
+        slice(t * d, t * d + (count - 1) * s + 1, s)
+        for t, count, s, d in zip(tap, counts, strides, dilation, strict=True)
+    )
+    return inputs[:, rows, columns]
+
+
+def _average_pooling(layer: Any, inputs: list[Array]) -> Exact:
+    sums = []
+    for part in (inputs[0], np.abs(inputs[0]), np.ones((1, *inputs[0].shape[1:]))):
+        padded, counts = _padded(part, layer.pool_size, layer.strides, layer.padding)
+        sums.append(sum(_read(padded, tap, counts, layer.strides) for tap in np.ndindex(*layer.pool_size)))
+    total, magnitudes, count = sums
+    return _added_up(total / count, magnitudes / count, math.prod(layer.pool_size))
+
+
+def _max_pooling(layer: Any, inputs: list[Array]) -> Exact:
+    padded, counts = _padded(inputs[0], layer.pool_size, layer.strides, layer.padding, fill=-np.inf)
+    reads = [_read(padded, tap, counts, layer.strides) for tap in np.ndindex(*layer.pool_size)]
+    return Exact(np.max(reads, axis=0))
+
+
+def _global_average_pooling(layer: Any, inputs: list[Array]) -> Exact:
+    keep = bool(getattr(layer, "keepdims", False))
+    value, magnitudes = (part.mean(axis=(1, 2), keepdims=keep) for part in (inputs[0], np.abs(inputs[0])))
+    return _added_up(value, magnitudes, math.prod(inputs[0].shape[1:3]))
+
+
+def _normalisation(layer: Any, inputs: list[Array]) -> Exact:
+    scale = 1 / np.sqrt(_float64(layer.moving_variance) + layer.epsilon)
+    scale = scale * _float64(layer.gamma) if layer.scale else scale
+    shift = -_float64(layer.moving_mean) * scale
+    size = np.maximum(np.abs(scale), _FLUSHED)  # a factor may be flushed to zero
+    value = inputs[0] * scale + shift
+    magnitudes = np.abs(inputs[0]) * size + np.maximum(np.abs(shift), np.abs(_float64(layer.moving_mean)) * size)
+    if layer.center:
+        value, magnitudes = value + _float64(layer.beta), magnitudes + np.abs(_float64(layer.beta))
+    return _added_up(value, magnitudes, _FEW)
+
+
+# Activations.
+
+
+def _sloped(slope: float) -> Callable[[Array], Array]:
+    return lambda z: np.where(z >= 0, z, slope * z)
+
+
+def _sigmoid(z: Array) -> Array:
+    return 0.5 * (1 + np.tanh(z / 2))
+
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "linear": lambda z: z,
+    "relu": lambda z: np.maximum(z, 0),
+    "relu6": lambda z: np.clip(z, 0, 6),
+    "hard_tanh": lambda z: np.clip(z, -1, 1),
+    "leaky_relu": _sloped(0.2),
+    "soft_shrink": lambda z: z - np.clip(z, -0.5, 0.5),
+    "softsign": lambda z: z / (1 + np.abs(z)),
+    "elu": lambda z: np.where(z >= 0, z, np.expm1(np.minimum(z, 0))),
+    "tanh": np.tanh,
+    "softplus": lambda z: np.logaddexp(z, 0),
+    "sigmoid": _sigmoid,
+    "hard_sigmoid": lambda z: np.clip(z + 3, 0, 6) / 6,
+}
+
+
+def _activated(activation: Any, argument: Exact) -> Exact:
+    """An activation of an argument that float32 computed within a tolerance."""
+    if isinstance(activation, keras.layers.Layer):
+        rule = _RULES.get(type(activation))
+        made = rule(activation, [argument.value]) if rule is not None else None
+        steepest = max(1.0, abs(float(getattr(activation, "negative_slope", 0.0) or 0.0)))
+    else:
+        function = _ACTIVATIONS.get(getattr(activation, "__name__", ""))
+        made = None if function is None else _elementwise(function, argument.value)
+        steepest = 1.0
+    if made is None:
+        raise KeyError(activation)
+    return Exact(made.value, made.tolerance + steepest * argument.tolerance)
+
+
+def _elementwise(function: Callable[[Array], Array], z: Array) -> Exact:
+    value = function(z)
+    # exp, tanh and their kin are within a few units of roundoff relative to 1 + |z|.
+    return Exact(value, gamma(_FEW) * (np.abs(value) + np.minimum(np.abs(z), 1.0)) + _FEW * _TINY)
+
+
+def _activation(layer: Any, inputs: list[Array]) -> Exact:
+    return _activated(layer.activation, Exact(inputs[0])) if layer.activation is not None else Exact(inputs[0])
+
+
+def _relu(layer: Any, inputs: list[Array]) -> Exact:
+    def function(z: Array) -> Array:
+        z = _sloped(float(layer.negative_slope or 0.0))(z)
+        return z if layer.max_value is None else np.minimum(z, float(layer.max_value))
+
+    return _elementwise(function, inputs[0])
+
+
+def _minmax(layer: Any, inputs: list[Array]) -> Exact:
+    pairs = inputs[0].reshape(*inputs[0].shape[:-1], -1, 2)
+    return Exact(np.sort(pairs, axis=-1).reshape(inputs[0].shape))
+
+
+# What moves entries, and what joins values.
+
+
+def _space_to_depth(layer: Any, inputs: list[Array]) -> Exact:
+    rows, columns = layer.pool_size
+    places = [inputs[0][:, i::rows, j::columns] for i in range(rows) for j in range(columns)]
+    return Exact(np.concatenate(places, axis=-1))
+
+
+def _zero_padding(layer: Any, inputs: list[Array]) -> Exact:
+    return Exact(np.pad(inputs[0], [(0, 0), *layer.padding, (0, 0)]))
+
+
+def _cropping(layer: Any, inputs: list[Array]) -> Exact:
+    (top, bottom), (left, right) = layer.cropping
+    height, width = inputs[0].shape[1:3]
+    return Exact(inputs[0][:, top : height - bottom, left : width - right])
+
+
+def _sum(signs: Callable[[int], list[float]]) -> Rule:
+    def rule(layer: Any, inputs: list[Array]) -> Exact:
+        parts = [sign * part for sign, part in zip(signs(len(inputs)), inputs, strict=True)]
+        return _added_up(sum(parts), sum(map(np.abs, parts)), len(parts) + 4)  # type: ignore[arg-type]
+
+    return rule
+
+
+def _same(layer: Any, inputs: list[Array]) -> Exact:
+    return Exact(inputs[0])
+
+
+_RULES: dict[type, Rule] = {
+    layers.Dense: _dense,
+    layers.Conv2D: _conv2d,
+    LiResNetBlock: _liresnet_block,
+    layers.BatchNormalization: _normalisation,
+    layers.AveragePooling2D: _average_pooling,
+    layers.MaxPooling2D: _max_pooling,
+    layers.GlobalAveragePooling2D: _global_average_pooling,
+    MinMax: _minmax,
+    InvertibleDownsampling: _space_to_depth,
+    layers.ReLU: _relu,
+    layers.LeakyReLU: lambda layer, inputs: _elementwise(_sloped(float(layer.negative_slope)), inputs[0]),
+    layers.Activation: _activation,
+    layers.Identity: _same,
+    layers.Dropout: _same,
+    GaussianNoiseAugmentation: _same,
+    layers.Flatten: lambda layer, inputs: Exact(inputs[0].reshape(len(inputs[0]), -1)),
+    layers.Reshape: lambda layer, inputs: Exact(inputs[0].reshape(len(inputs[0]), *layer.target_shape)),
+    layers.Permute: lambda layer, inputs: Exact(inputs[0].transpose(0, *layer.dims)),
+    layers.ZeroPadding2D: _zero_padding,
+    layers.Cropping2D: _cropping,
+    layers.Add: _sum(lambda n: [1.0] * n),
+    layers.Subtract: _sum(lambda n: [1.0, -1.0]),
+    layers.Average: _sum(lambda n: [1.0 / n] * n),
+    layers.Concatenate: lambda layer, inputs: Exact(np.concatenate(inputs, axis=layer.axis)),
+}

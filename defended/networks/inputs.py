@@ -1,0 +1,69 @@
+"""What users pass as inputs, as float32 before anything is computed of it."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_REAL = ("float", "int", "uint", "bool", "bfloat")
+
+
+def float32_array(x: Any, name: str = "x") -> Array:
+    """`x` as a float32 array: of whole numbers, floats of any width, booleans, lists or tensors.
+
+    Values that float32 cannot hold are rounded to nearest; a certificate is then about the rounded point.
+
+    Raises:
+        TypeError: for complex numbers, texts, objects and ragged lists.
+    """
+    if ops.is_tensor(x):
+        x = ops.convert_to_numpy(x)
+    try:
+        array = np.asarray(x)
+    except ValueError as error:
+        raise TypeError(f"`{name}` must be an array of real numbers. Received: {type(x).__name__}: {error}") from None
+    if not array.dtype.name.startswith(_REAL):
+        raise _not_real(name, array.dtype)
+    with np.errstate(over="ignore"):  # what becomes infinite is rejected
+        return array.astype(np.float32, copy=False)
+
+
+def float32_tensor(x: Any, name: str = "inputs") -> Any:
+    """`x` as a float32 tensor: of tensors (symbolic ones too) and of whatever `float32_array` takes.
+
+    Raises:
+        TypeError: as `float32_array`.
+    """
+    if not (ops.is_tensor(x) or hasattr(x, "_keras_history")):
+        return ops.convert_to_tensor(float32_array(x, name))
+    dtype = str(getattr(x.dtype, "name", x.dtype))
+    if dtype == "float32":
+        return x
+    if not dtype.removeprefix("torch.").startswith(_REAL):
+        raise _not_real(name, dtype)
+    return ops.cast(x, "float32")
+
+
+def whole_batch_size(batch_size: Any) -> int:
+    """`batch_size` as an int of at least 1.
+
+    Raises:
+        TypeError: when it is not a whole number.
+        ValueError: when it is below 1.
+    """
+    try:
+        number = operator.index(batch_size)
+    except TypeError:
+        raise TypeError(f"`batch_size` must be a whole number. Received: {batch_size!r}") from None
+    if number < 1 or isinstance(batch_size, bool):
+        raise ValueError(f"`batch_size` must be a whole number of at least 1. Received: {batch_size!r}")
+    return number
+
+
+def _not_real(name: str, dtype: Any) -> TypeError:
+    return TypeError(f"`{name}` must hold real numbers: floats, whole numbers or booleans. Received: dtype {dtype}")

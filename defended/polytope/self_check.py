@@ -1,0 +1,170 @@
+"""Is what evaluates what was bounded? The maps of a network, each way they are used, against float64.
+
+The bounds at run time are made by the same kernels as the logits: forward, transposed, with magnitudes and with squares
+of weights. So each is compared with the exact map, entry by entry, on random values alone and in a batch; Keras's
+layers one by one, and the whole network eagerly and compiled, with the exact network; and the compiled verdicts with
+exact logits.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from keras import ops
+
+from defended.gloro.graph import LipschitzGraph
+from defended.gloro.self_check import UNBUDGETED, compare_keras_layers
+from defended.networks.exact import convolution, gamma, transposed_convolution
+from defended.polytope.affine_maps import AffineMap, ConvMap, DenseMap, GlobalPoolMap, PoolMap
+
+if TYPE_CHECKING:
+    from defended.polytope.polytope_net import PolytopeNet
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_ROWS = 5
+_ENTRIES = 2**22
+
+
+def check_evaluation(model: PolytopeNet, thorough: bool = True) -> None:
+    """Raise where a map, a layer or the network is evaluated as another function than the one that is bounded.
+
+    Raises:
+        ValueError: naming the layer, and how it was evaluated.
+    """
+    rng, layered = np.random.default_rng(0), LipschitzGraph(model.network)
+    pools = {step.layer.name: step.layer for step in layered.all_steps}
+    seen: set[int] = set()
+    for node in model._graph.nodes:
+        if node.map is not None and id(node.map) not in seen:
+            seen.add(id(node.map))
+            _check_map(node.map, node.layer, pools.get(node.layer), rng)
+    shape = tuple(model.network.input_shape[1:])
+    rows = int(np.clip(_ENTRIES // max(node.size for node in model._graph.nodes), 2, _ROWS))
+    x = np.concatenate([rng.uniform(0, 1, (rows, *shape)), rng.normal(0, 3, (rows, *shape))]).astype("float32")
+    exact = compare_keras_layers(layered, x, thorough)
+    fine = np.abs(exact).max(axis=1) < 2.0**100  # beyond, sums may overflow: such inputs are rejected
+    if fine.any():
+        _check_logits(model, exact[fine], x[fine])
+
+
+def _check_logits(model: PolytopeNet, exact: Array, x: Array) -> None:
+    """The network in Keras and ours, eager and compiled, and the verdicts, against exact logits `[n, m]`."""
+    inputs = ops.convert_to_tensor(x)
+    ours, whole = (
+        (lambda batch: model._logits(batch, training=False)),
+        (lambda batch: model.network(batch, training=False)),
+    )
+    runs = {
+        "as verdicts are": ours(inputs), "as verdicts are, compiled": model._compiled("values", ours,
+        of_inputs=True)(inputs), "as a whole": whole(inputs), "as a whole, compiled": model._compiled("network", whole,
+        of_inputs=True)(inputs),
+    }  # fmt: skip
+    largest = float(np.abs(exact).max(initial=0.0))
+    paid = np.full(exact.shape, UNBUDGETED * max(1.0, largest))
+    if model.rounding:
+        # In a ball of radius 0 the bounds leave only what rounding may cost: at most this below the exact difference.
+        bounds = ops.convert_to_numpy(model._in_parts(model._margin_bounds, inputs, ops.zeros(len(x))))
+        top = ops.convert_to_numpy(ours(inputs)).argmax(axis=1)
+        margins = exact[np.arange(len(x)), top][:, None] - exact
+        # 2^-20 of the logits: the bounds are float32 numbers, and may be of another evaluation.
+        paid = 2 * np.maximum(margins - bounds, 0.0) + 2.0**-20 * (1 + np.abs(exact))
+        if (bounds > margins + 2.0**-20 * (1 + np.abs(exact))).any():
+            raise ValueError(f"The bounds of {model.name!r} on differences of logits are not bounds. {_REMEDY}")
+    for how, found in runs.items():
+        values = np.asarray(ops.convert_to_numpy(found), np.float64)
+        apart = (values - values.max(axis=1, keepdims=True)) - (exact - exact.max(axis=1, keepdims=True))
+        if not np.all(np.abs(apart) <= paid + paid.max(axis=1, keepdims=True)):
+            raise ValueError(
+                f"Network {model.network.name!r}, evaluated {how}, is another function than its layers: logits differ "
+                f"by {np.abs(apart).max():.3g}. {_REMEDY}"
+            )
+    judge, rows = model._judge(), model.rows_at_once
+    label = np.concatenate([ops.convert_to_numpy(judge(inputs[i : i + rows])[0]) for i in range(0, len(x), rows)])
+    wrong = (label >= 0) & (label != exact.argmax(axis=1))
+    if wrong.any():
+        raise ValueError(
+            f"{model.name!r} answers {label[wrong][0]} where its network's exact logits are "
+            f"{exact[wrong][0].round(4).tolist()}. {_REMEDY}"
+        )
+
+
+def _check_map(affine: AffineMap, layer: str, of_layer: Any, rng: np.random.Generator) -> None:
+    """Every way in which a map is used, at random values."""
+    weights = _weights(affine, of_layer)
+    if weights is None:
+        return
+    terms = max(affine.largest, 1) + 64
+    values = rng.normal(size=(3, *affine.input_shape)).astype("float32")
+    rows = rng.normal(size=(3, *affine.output_shape)).astype("float32")
+    bias = np.zeros(1)
+    own = getattr(getattr(affine, "layer", None), "bias", None)
+    if own is not None:
+        bias = ops.convert_to_numpy(own).astype(np.float64)
+    plain, magnitudes, squares, transposed = weights
+    wanted = {
+        "forward": (affine.forward, values, plain(values) + bias, magnitudes(np.abs(values)) + np.abs(bias)),
+        "with magnitudes of weights": (affine.magnitudes, np.abs(values), magnitudes(np.abs(values)), None),
+        "with squares of weights": (affine.squares, np.abs(values), squares(np.abs(values)), None),
+        "transposed": (affine.transposed, rows, *transposed(rows)),
+    }
+    for how, (function, given, exact, size) in wanted.items():
+        allowed = gamma(2 * terms) * (np.abs(exact) if size is None else size) + 2.0**-110
+        for part in (slice(0, 3), slice(0, 1)):
+            found = ops.convert_to_numpy(function(ops.convert_to_tensor(given[part]))).astype(np.float64)
+            fine = allowed[part] < 2.0**100  # beyond, sums may overflow: what evaluates rejects such inputs
+            if not np.all(np.abs(found - exact[part])[fine] <= allowed[part][fine]):
+                raise ValueError(
+                    f"Layer {layer!r} is not what was bounded: its map, evaluated {how}, is "
+                    f"{np.nanmax(np.abs(found - exact[part])):.3g} from the exact one. {_REMEDY}"
+                )
+
+
+def _weights(affine: AffineMap, layer: Any) -> Any:
+    """The exact map, with magnitudes, with squares, and its transpose together with that of the magnitudes."""
+    if isinstance(affine, DenseMap):
+        kernel = ops.convert_to_numpy(affine.layer.kernel).astype(np.float64)
+        return (
+            lambda v: v.astype(np.float64) @ kernel, lambda v: v.astype(np.float64) @ np.abs(kernel),
+            lambda v: v.astype(np.float64) @ kernel**2,
+            lambda r: (r.astype(np.float64) @ kernel.T, np.abs(r).astype(np.float64) @ np.abs(kernel).T),
+        )  # fmt: skip
+    if isinstance(affine, GlobalPoolMap):
+        height, width, _ = affine.input_shape
+        share = 1.0 / (height * width)
+
+        def pooled(power: int) -> Any:
+            return lambda v: (v.astype(np.float64).sum(axis=(1, 2)) * share**power).reshape(
+                len(v), *affine.output_shape
+            )
+
+        def spread(r: Array) -> tuple[Array, Array]:
+            middle = r.astype(np.float64).reshape(len(r), 1, 1, -1) * share * np.ones((1, height, width, 1))
+            return middle, np.abs(middle)
+
+        return pooled(1), pooled(1), pooled(2), spread
+    if not isinstance(affine, ConvMap | PoolMap):
+        return None
+    if isinstance(affine, ConvMap):
+        kernel, scale = ops.convert_to_numpy(affine.kernel).astype(np.float64), np.ones(1)
+    else:
+        kernel = np.ones((*layer.pool_size, 1, 1)) * np.eye(affine.input_shape[-1])
+        scale = 1.0 / convolution(np.ones((1, *affine.input_shape)), kernel, layer.strides, layer.padding)
+    geometry = layer.strides, layer.padding
+
+    def forward(weights: Array, factor: Array) -> Any:
+        return lambda v: convolution(v.astype(np.float64), weights, *geometry) * factor
+
+    def transposed(r: Array) -> tuple[Array, Array]:
+        parts = ((r.astype(np.float64) * scale, kernel), (np.abs(r).astype(np.float64) * scale, np.abs(kernel)))
+        values = [transposed_convolution(rows, weights, *geometry, affine.input_shape) for rows, weights in parts]
+        return values[0], values[1]
+
+    return forward(kernel, scale), forward(np.abs(kernel), scale), forward(kernel**2, scale**2), transposed
+
+
+_REMEDY = (
+    "Nothing is answered until both agree. Use Keras's own layers as they are, and evaluate in float32, without TF32, "
+    "bfloat16 or other rewritings of graphs."
+)

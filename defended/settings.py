@@ -1,0 +1,97 @@
+"""Numbers that steer a defended model, and constants that were proven of it: variables, and neither of them weights."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class _NotWeights(keras.layers.Layer):
+    """A layer whose variables compiled steps see, but which `get_weights`, `set_weights` and files pass by."""
+
+    def __init__(self, name: str):
+        super().__init__(name=name, dtype="float32", autocast=False, trainable=False)
+        self.built = True
+
+    def scalar(self, name: str, value: float, dtype: str = "float32") -> Any:
+        """A new variable without axes, which one replica writes and all read."""
+        return self.constant(name, (), value, dtype)
+
+    def constant(self, name: str, shape: tuple[int, ...], value: Any = 0.0, dtype: str = "float32") -> Any:
+        """A new variable of a shape, filled with a number."""
+        return self.add_weight(
+            name=name, shape=shape, initializer=keras.initializers.Constant(value), dtype=dtype, trainable=False,
+            autocast=False, aggregation="only_first_replica",
+        )  # fmt: skip
+
+    @property
+    def weights(self) -> list[Any]:
+        return []
+
+    def save_own_variables(self, store: Any) -> None:
+        """Keras's hook: nothing of this is in a file of weights."""
+
+    def load_own_variables(self, store: Any) -> None:
+        """Keras's hook: whatever a file holds here stays there."""
+
+
+class Settings(_NotWeights):
+    """The radius, and the factors that schedules move while training. A model's configuration holds what is to last."""
+
+    def __init__(self, epsilon: float):
+        super().__init__("settings")
+        self.epsilon = self.scalar("epsilon", epsilon)
+        self.radius_scale = self.scalar("radius_scale", 1.0)
+        self.robust_weight_scale = self.scalar("robust_weight_scale", 1.0)
+
+
+class ProvenConstants(_NotWeights):
+    """What was proven, where graphs read it; and a seal, without which they reject everything.
+
+    The seal is a number of this very object's. So constants that came from a file, or from another model, mean nothing
+    until something has proven them here.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("proof")
+        self.named = SimpleNamespace()
+        """The constants by their names. As attributes of a model Keras would count them among its weights."""
+        self._number = int(np.random.default_rng().integers(1, 2**31 - 1))
+        self._seal = self.scalar("seal", 0, dtype="int32")
+
+    def add(self, name: str, shape: tuple[int, ...] = ()) -> None:
+        """A new constant, of zeros."""
+        setattr(self.named, name, self.constant(name, shape))
+
+    @property
+    def sealed(self) -> Any:
+        """A boolean tensor: whether the constants may be relied on."""
+        return ops.equal(ops.convert_to_tensor(self._seal), self._number)
+
+    @property
+    def is_sealed(self) -> bool:
+        """The same, where a number can be read."""
+        return int(ops.convert_to_numpy(self._seal)) == self._number
+
+    def seal(self) -> None:
+        """Let graphs rely on the constants."""
+        self._seal.assign(self._number)
+
+    def unseal(self) -> None:
+        """Let graphs reject everything."""
+        self._seal.assign(0)
+
+    def values(self) -> dict[str, Array]:
+        """The constants by their names, the seal left aside."""
+        return {name: np.asarray(ops.convert_to_numpy(variable)) for name, variable in vars(self.named).items()}
+
+    def assign(self, values: dict[str, Array]) -> None:
+        """Set the constants by their names."""
+        for name, variable in vars(self.named).items():
+            variable.assign(values[name])
