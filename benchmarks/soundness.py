@@ -2,17 +2,18 @@
 
     python benchmarks/soundness.py [--nets 2000] [--attempts 500] [--seed 0] [--out FILE.csv] [--every 10]
 
-Every network is built at random from the layers that a defence knows (odd and even kernels, strides, groups, dilation,
-both paddings, shared layers, residual sums, nested models, extreme weights, equal columns), defended by a `GloroNet` or a
-`PolytopeNet`, and proven. Two of three are then disturbed as users do: weights, settings of layers, a layer's code, the
-global dtype policy, bounds edited in a file, weights restored from another model. Whatever then answers is compared with
-a float64 copy of the network in Keras, which shares no code with the defence. What raises an error answers nothing.
+Every network is built at random from the layers that a defence knows (odd and even kernels, strides, groups,
+dilation, both paddings, shared layers, residual sums, nested models, extreme weights, equal columns), defended by a
+`GloroNet` or a `PolytopeNet`, and proven. Two of three are then disturbed as users do: weights, settings of layers, a
+layer's code, the global dtype policy, bounds edited in a file, weights restored from another model. Whatever then
+answers is compared with a float64 copy of the network in Keras, which shares no code with the defence. What raises an
+error answers nothing.
 
-One attempt is one search from one answered input: projected gradient descent on the exact margin, in float64, within the
-radius that was given. A violation is an answer that is not the exact network's class, an exact network whose class
+One attempt is one search from one answered input: projected gradient descent on the exact margin, in float64, within
+the radius that was given. A violation is an answer that is not the exact network's class, an exact network whose class
 changes within the radius, a verdict within epsilon of an answered input that answers something else, or an eager
-verdict, one alone, or one of another runtime that answers otherwise than the batch did. Every tenth network is also judged by
-XLA, as a SavedModel and in ONNX.
+verdict, one alone, or one of another runtime that answers otherwise than the batch did. Every tenth network is also
+judged by XLA, as a SavedModel and in ONNX.
 
 Prints nets, attempts and violations; a run that was stopped goes on from the rows in its file.
 """
@@ -95,11 +96,13 @@ def gloro_step(rng: Rng, value: Any, shared: dict[Any, Any]) -> Any:
     else:
         height, width, channels = value.shape[1:]
         makers = [
-            lambda: convolution(rng, value), lambda: convolution(rng, value), MinMax, lambda: rectifier(rng), normalisation,
+            lambda: convolution(rng, value), lambda: convolution(rng, value), MinMax, lambda: rectifier(rng),
+            normalisation,
             lambda: layers.AveragePooling2D(pool(rng, value), strides(rng), padding(rng)),
             lambda: layers.MaxPooling2D(pool(rng, value), strides(rng), padding(rng)),
             lambda: layers.ZeroPadding2D(int(rng.integers(1, 3))), lambda: layers.Cropping2D(((0, 1), (1, 0))),
-            lambda: InvertibleDownsampling(2), lambda: LiResNetBlock(int(rng.choice([1, 3])), float(rng.uniform(0.1, 1))),
+            lambda: InvertibleDownsampling(2),
+            lambda: LiResNetBlock(int(rng.choice([1, 3])), float(rng.uniform(0.1, 1))),
             lambda: layers.Permute((2, 1, 3)), lambda: layers.Reshape((width, height, channels)),
         ]  # fmt: skip
     return applied(makers[int(rng.integers(len(makers)))](), value)
@@ -511,8 +514,8 @@ def attempt(number: int, seed: int, attempts: int, every: int) -> dict[str, Any]
     except (ValueError, RuntimeError) as error:
         seen = Verdict(f"refused: {str(error).splitlines()[0][:100]}", 0, 0, 0)
     return {
-        "net": number, "defence": "PolytopeNet" if polytope else "GloroNet", "layers": names, "disturbance": disturbance,
-        **seen._asdict(), "seconds": round(time.perf_counter() - start, 2),
+        "net": number, "defence": "PolytopeNet" if polytope else "GloroNet", "layers": names,
+        "disturbance": disturbance, **seen._asdict(), "seconds": round(time.perf_counter() - start, 2),
     }  # fmt: skip
 
 

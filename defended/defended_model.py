@@ -200,6 +200,12 @@ class DefendedModel(VisibleSteps, Gate, keras.Model):
 
     # Verdicts.
 
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model`; what is no tensor becomes one first: Keras would take a list for several inputs."""
+        if not (ops.is_tensor(inputs) or hasattr(inputs, "_keras_history")):
+            inputs = float32_tensor(inputs)
+        return super().__call__(inputs, *args, **kwargs)
+
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         inputs, training = float32_tensor(inputs), bool(training)
         epsilon = ops.convert_to_tensor(self.epsilon)

@@ -55,6 +55,8 @@ class Gate:
 
     network: Any
     name: str
+    _trainable_variables: list[Any]
+    _non_trainable_variables: list[Any]
     _proof: ProvenConstants
     _aside: SimpleNamespace
 

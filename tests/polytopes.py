@@ -239,6 +239,9 @@ def _random_step(rng, value, values, shared):
         padding = str(rng.choice(["same", "valid"]))
         strides = tuple(rng.integers(1, 4, 2).tolist()) if rng.random() < 0.5 else (1, 1)
         limits = (6, 6) if padding == "same" else (min(height, 5) + 1, min(width, 5) + 1)
+        if channels == 1 and kind != "pool":
+            # TensorFlow 2.21's own convolution may read wrong memory with strides (1, 2) or (1, 3).
+            strides = strides[0], strides[0]
         size = tuple(int(rng.integers(1, limit)) for limit in limits)
         if kind == "pool":
             if rng.random() < 0.3:

@@ -123,7 +123,7 @@ class TestTraining:
         assert np.mean((verdicts.label == y) & (verdicts.radius > 2 * EPSILON["linf"])) >= doubling.best - 0.01
 
     def test_what_was_traced_as_proven_is_not_used_while_it_is_not(self):
-        """Judged when final, then thawed: a graph rejects, whoever asks in Python gets a proof, training has estimates."""
+        """Judged when final, then thawed: a graph rejects, Python's entries prove, training has estimates."""
         guard, x, _ = self.guard()
         guard.finalize()
         judge = tf.function(lambda x: guard(x), autograph=False)

@@ -163,9 +163,10 @@ class LipschitzGraph:
             ValueError: for a layer whose weights are not finite, naming it.
         """
         operators = self.operators
-        known = claimed is not None and np.shape(claimed) == (len(operators),) and bool(np.all(np.isfinite(claimed)))
+        offered = np.zeros(0) if claimed is None else np.asarray(claimed, np.float64)
+        known = offered.shape == (len(operators),) and bool(np.all(np.isfinite(offered)))
         claims = (
-            {id(operator): float(value) for operator, value in zip(operators, claimed, strict=True)} if known else {}
+            {id(operator): float(value) for operator, value in zip(operators, offered, strict=True)} if known else {}
         )
         norms: dict[int, tuple[float, float]] = {}
         constants = {0: 1.0}

@@ -113,7 +113,8 @@ class MembershipGuard(TrainingBatch, DefendedModel):
 
     def __getattr__(self, name: str) -> Any:
         # What the model's own losses, metrics and reports ask for, such as `lipschitz_rows`.
-        if name.startswith("_") or "base" not in self.__dict__:
+        # A property of its own that could not be read is none of the model's.
+        if name.startswith("_") or "base" not in self.__dict__ or hasattr(type(self), name):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.__dict__["base"], name)
 

@@ -159,7 +159,8 @@ def _average_pooling(layer: Any, inputs: list[Array]) -> Exact:
     sums = []
     for part in (inputs[0], np.abs(inputs[0]), np.ones((1, *inputs[0].shape[1:]))):
         padded, counts = _padded(part, layer.pool_size, layer.strides, layer.padding)
-        sums.append(sum(_read(padded, tap, counts, layer.strides) for tap in np.ndindex(*layer.pool_size)))
+        reads = [_read(padded, tap, counts, layer.strides) for tap in np.ndindex(*layer.pool_size)]
+        sums.append(np.sum(reads, axis=0))
     total, magnitudes, count = sums
     return _added_up(total / count, magnitudes / count, math.prod(layer.pool_size))
 

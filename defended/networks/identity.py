@@ -83,7 +83,7 @@ def _buffer(variable: Any) -> Any:
     backend = keras.backend.backend()
     if backend == "jax":
         return value
-    if backend != "tensorflow" or not hasattr(value, "_read_variable_op"):
+    if value is None or backend != "tensorflow" or not hasattr(value, "_read_variable_op"):
         return None
     tensor = value._read_variable_op()
     return tensor if str(getattr(tensor, "device", "")).endswith("CPU:0") else None
@@ -143,11 +143,9 @@ def _described(value: Any) -> str:
         return _code(value)
     if isinstance(value, np.ndarray):
         return digest_of_values([value]).hex()
-    return (
-        f"{type(value).__module__}.{type(value).__qualname__}"
-        if type(value).__repr__ is object.__repr__
-        else repr(value)
-    )
+    text = repr(value)
+    # A text with an address tells nothing.
+    return f"{type(value).__module__}.{type(value).__qualname__}" if " at 0x" in text else text
 
 
 def _is_plain(value: Any) -> bool:

@@ -141,8 +141,6 @@ class ConvMap(AffineMap):
         # Channels in blocks: fewer roundings of the values themselves, which count most.
         self._block = max(1, min(int(channels), TERMS // area))
         parts = -(-int(channels) // self._block)
-        # TensorFlow 2.21 reads wrong memory where one input channel is wider than what a single output column sees.
-        self._width = self.kernel_size[1] if output_shape[1] == 1 else input_shape[1]
         self.roundings = (area * self._block + parts, covers * int(filters) + 1)
 
     @property
@@ -167,10 +165,7 @@ class ConvMap(AffineMap):
         return ops.abs(ops.convert_to_tensor(self.layer.bias)) if self.layer.use_bias else 0.0
 
     def transposed(self, rows: Any) -> Any:
-        height, width, channels = self.input_shape
-        shape = height, min(width, self._width), channels
-        found = transposed_convolution(rows, self.kernel, self.strides, self.padding, self.offsets, shape)
-        return found if shape[1] == width else ops.pad(found, ((0, 0), (0, 0), (0, width - shape[1]), (0, 0)))
+        return transposed_convolution(rows, self.kernel, self.strides, self.padding, self.offsets, self.input_shape)
 
     def transposed_patches(self, rows: Any) -> Any:
         """`Wᵀ a` of coefficients on a patch `[rows, h, w, filters]` of the output: on the patch of the input below."""
@@ -190,14 +185,26 @@ class ConvMap(AffineMap):
 
     def _convolve(self, values: Any, kernel: Any, blocked: bool) -> Any:
         total, block = None, self._block if blocked else self.input_shape[-1]
+        strides, padding = self.strides, self.padding
+        if self.output_shape[1] == 1 and strides[1] > 1:
+            # TensorFlow 2.21 reads wrong memory here, of one channel; a single column of windows needs no stride.
+            values, strides, padding = self._only_column(values), (strides[0], 1), "valid"
         for first in range(0, self.input_shape[-1], block):
             last = first + block
             part = ops.conv(
-                values[:, :, : self._width, first:last], kernel[:, :, first:last], strides=self.strides,
-                padding=self.padding, data_format="channels_last",
+                values[..., first:last], kernel[:, :, first:last], strides=strides, padding=padding,
+                data_format="channels_last",
             )  # fmt: skip
             total = part if total is None else total + part
         return total
+
+    def _only_column(self, values: Any) -> Any:
+        """What the windows of a single column see, zeros where they reach beyond the map."""
+        (top, left), width = self.offsets, self.kernel_size[1]
+        bottom = (self.output_shape[0] - 1) * self.strides[0] + self.kernel_size[0] - self.input_shape[0] - top
+        seen = values[:, :, : width - left]
+        sides = (top, max(bottom, 0)), (left, width - left - seen.shape[2])
+        return ops.pad(seen, ((0, 0), *sides, (0, 0)))
 
 
 class PoolMap(AffineMap):

@@ -73,6 +73,10 @@ class PolytopeNet(TrainingBatch, DefendedModel):
         >>> model.verdicts(x_test).rejected.mean()
     """
 
+    _graph: PolytopeGraph
+    _proven: DualBounds
+    _estimated: DualBounds
+
     def __init__(
         self,
         network: Any,

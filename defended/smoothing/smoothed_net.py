@@ -145,8 +145,8 @@ class SmoothedNet(DefendedModel):
     def gate(self) -> Gate:
         """The thresholds and radii in use, see `defended.smoothing.Gate`: those of epsilon as it is now.
 
-        Where the variable was moved to what the number of samples can never certify, those of before: no radius that they
-        prove exceeds such an epsilon, so nothing is answered.
+        Where the variable was moved to what the number of samples can never certify, those of before: no radius that
+        they prove exceeds such an epsilon, so nothing is answered.
         """
         if self._aside.gate_radius != self._radius():
             with contextlib.suppress(ValueError):

@@ -1,0 +1,570 @@
+"""An answer is a proven one, whoever asks and however the model came about."""
+
+import copy
+import logging
+import pickle
+import zipfile
+from io import BytesIO
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import defended
+from defended import GloroNet, MembershipGuard, PolytopeNet, SmoothedNet, callbacks
+from defended.layers import MinMax
+from defended.membership import StoredPoints
+
+X = np.random.default_rng(0).normal(size=(40, 6)).astype("float32")
+
+
+def network(*body, activation="relu", classes=3):
+    return keras.Sequential(
+        [keras.Input((6,)), *(body or [layers.Dense(8, activation=activation)]), layers.Dense(classes)]
+    )
+
+
+def wrap(kind, net=None):
+    net = network() if net is None else net
+    if kind == "gloro":
+        return GloroNet(net, epsilon=0.02)
+    if kind == "polytope":
+        return PolytopeNet(net, epsilon=0.01, radius_steps=2)
+    return MembershipGuard(GloroNet(net, epsilon=0.02), StoredPoints(X, domain=None))
+
+
+KINDS = ("gloro", "polytope", "guard")
+
+ENTRIES = {
+    "verdicts": lambda model: model.verdicts(X).radius,
+    "certified_radius": lambda model: np.asarray(model.certified_radius(X)),
+    "availability_radius": lambda model: np.asarray(model.availability_radius(X)),
+    "competitor_radii": lambda model: np.asarray(model.competitor_radii(X)),
+    "model(x)": lambda model: np.asarray(model(X)),
+    "predict": lambda model: model.predict(X, verbose=0),
+    "predict_on_batch": lambda model: np.asarray(model.predict_on_batch(X)),
+    "deployed": lambda model: np.asarray(model.deployed(X)["scores_with_bottom"]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_every_entry_proves_first_and_again(kind, entry, caplog):
+    """Wrapped and never finalized, and with weights changed behind its back: as a model that was finalized says."""
+    model = wrap(kind)
+    reference = wrap(kind, model.network)
+    reference.finalize()
+    for factor in (1.0, 3.0):
+        model.network.set_weights([np.float32(factor) * weight for weight in model.network.get_weights()])
+        reference.finalize()
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "defended"):
+            found = ENTRIES[entry](model)
+        np.testing.assert_array_equal(found, ENTRIES[entry](reference))
+        own = [record.getMessage() for record in caplog.records if record.getMessage().startswith(model.name)]
+        assert len(own) == 1
+        assert own[0].endswith(" s")
+        assert model.is_final
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_compiled_graph_of_an_unproven_model_rejects_everything(kind):
+    model = wrap(kind)
+    judge = tf.function(lambda x: model(x), autograph=False)
+    radius = tf.function(model.certified_radius, autograph=False)
+    radii = tf.function(model.competitor_radii, autograph=False)
+    m = model.num_classes
+    assert (judge(X).numpy().argmax(axis=1) == m).all()
+    assert (radius(X).numpy() == 0).all()
+    assert (radii(X).numpy().min(axis=1) <= 0).all()
+    found = model.verdicts(X)
+    assert not found.rejected.all()
+    np.testing.assert_array_equal(judge(X).numpy().argmax(axis=1) == m, found.rejected)
+    model(X, training=True)
+    assert (judge(X).numpy().argmax(axis=1) == m).all(), "training thaws"
+
+
+def test_evaluate_measures_what_is_proven():
+    model, y = wrap("gloro"), np.zeros(len(X), int)
+    model.compile(metrics=["rejection_rate", "vra"])
+    logs = model.evaluate(X, y, verbose=0, return_dict=True)
+    found = model.verdicts(X)
+    assert logs["rejection_rate"] == pytest.approx(found.rejected.mean())
+    assert logs["vra"] == pytest.approx((found.label == 0).mean())
+
+
+def test_a_callback_within_fit_gets_proven_answers():
+    model, y, seen = wrap("gloro"), np.arange(len(X)) % 3, []
+
+    class Asks(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            fresh = GloroNet(keras.models.clone_model(model.network), epsilon=0.02)
+            fresh.network.set_weights(model.network.get_weights())
+            np.testing.assert_array_equal(model.verdicts(X).radius, fresh.verdicts(X).radius)
+            seen.append(epoch)
+
+    model.compile("adam", loss="trades_kl.1", metrics=["vra"])
+    history = model.fit(X, y, epochs=3, verbose=0, validation_data=(X, y), callbacks=[Asks()]).history
+    assert seen == [0, 1, 2]
+    assert len(history["val_vra"]) == 3
+
+
+def test_keras_export_is_refused_and_names_ours(tmp_path):
+    with pytest.raises(RuntimeError, match=r"defended\.serving\.export"):
+        wrap("gloro").export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# However the model came about.
+
+
+def reloaded(model, tmp_path):
+    model.save(tmp_path / "m.keras")
+    return keras.models.load_model(tmp_path / "m.keras")
+
+
+CAME_ABOUT = {
+    "load_model": reloaded,
+    "pickle": lambda model, tmp_path: pickle.loads(pickle.dumps(model)),
+    "deepcopy": lambda model, tmp_path: copy.deepcopy(model),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", CAME_ABOUT)
+def test_copies_are_verified_and_answer_alike(kind, how, tmp_path, caplog):
+    model = wrap(kind)
+    model.finalize()
+    with caplog.at_level(logging.INFO, "defended"):
+        other = CAME_ABOUT[how](model, tmp_path)
+        assert not other._is_current(), "what a file says is a claim"
+        np.testing.assert_array_equal(other.verdicts(X).radius, model.verdicts(X).radius)
+    assert any("bounds of its file verified in" in record.getMessage() for record in caplog.records)
+
+
+def test_clones_have_bounds_of_their_own():
+    model = wrap("gloro")
+    model.finalize()
+    clone = keras.models.clone_model(model)
+    assert not clone.is_final
+    fresh = GloroNet(clone.network, epsilon=0.02)
+    np.testing.assert_array_equal(clone.verdicts(X).radius, fresh.verdicts(X).radius)
+
+
+def test_checkpoints_of_tensorflow_do_not_bring_a_seal(tmp_path):
+    model, other = wrap("gloro"), wrap("gloro")
+    model.finalize()
+    judge = tf.function(lambda x: other(x), autograph=False)
+    judge(X)
+    tf.train.Checkpoint(other).read(tf.train.Checkpoint(model).write(str(tmp_path / "c"))).expect_partial()
+    assert (judge(X).numpy().argmax(axis=1) == 3).all()
+    np.testing.assert_array_equal(other.verdicts(X).radius, GloroNet(other.network, epsilon=0.02).verdicts(X).radius)
+
+
+def with_changed_file(path, change):
+    """The `.keras` file, with what `change` does to the arrays that the model itself keeps."""
+    out = BytesIO()
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(out, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith(".h5"):
+                buffer = BytesIO(content)
+                with h5py.File(buffer, "r+") as file:
+                    change(file["vars"])
+                content = buffer.getvalue()
+            new.writestr(name, content)
+    path.write_bytes(out.getvalue())
+
+
+@pytest.mark.parametrize("factor", [1e-3, 0.999, 1.5, np.nan, -1.0])
+def test_bounds_that_were_edited_in_a_file_do_not_count(tmp_path, factor):
+    model = wrap("gloro", network(layers.Dense(8), MinMax()))
+    model.finalize()
+    model.save(tmp_path / "m.keras")
+
+    def change(group):
+        for key in group:
+            if key.startswith("claimed") and group[key].dtype.kind == "f":
+                group[key][...] = group[key][()] * factor
+
+    with_changed_file(tmp_path / "m.keras", change)
+    loaded = defended.load_model(tmp_path / "m.keras", trusted=True)
+    radius, honest = loaded.verdicts(X).radius, model.verdicts(X).radius
+    if factor == 1.5:  # a bound that is too large is one, too
+        assert (radius <= honest * (1 + 1e-6)).all()
+    else:
+        np.testing.assert_allclose(radius, honest, rtol=1e-6)
+
+
+def test_a_trusted_file_counts_at_once(tmp_path):
+    for kind in KINDS:
+        model = wrap(kind)
+        model.finalize()
+        model.save(tmp_path / "m.keras")
+        loaded = defended.load_model(tmp_path / "m.keras", trusted=True)
+        assert loaded._is_current()
+        np.testing.assert_array_equal(loaded.verdicts(X).radius, model.verdicts(X).radius)
+    network().save(tmp_path / "plain.keras")
+    with pytest.raises(ValueError, match="undefended Sequential"):
+        defended.load_model(tmp_path / "plain.keras")
+
+
+def test_a_trusted_file_with_other_weights_is_verified(tmp_path):
+    model = wrap("gloro")
+    model.finalize()
+    model.save(tmp_path / "m.keras")
+
+    def change(group):
+        for name in list(group.file["layers/sequential/layers/dense/vars"]):
+            values = group.file["layers/sequential/layers/dense/vars"][name]
+            values[...] = values[()] * 5
+
+    with_changed_file(tmp_path / "m.keras", change)
+    loaded = defended.load_model(tmp_path / "m.keras", trusted=True)
+    assert not loaded._is_current()
+    np.testing.assert_array_equal(loaded.verdicts(X).radius, GloroNet(loaded.network, epsilon=0.02).verdicts(X).radius)
+
+
+# What is proven is what is evaluated.
+
+
+def slope(net):
+    net.layers[1].negative_slope = 30.0
+
+
+def variance(net):
+    net.layers[1].epsilon = 1e-8
+
+
+def rates(net):
+    net.layers[1].max_value = None
+
+
+SETTINGS = {
+    "slope of LeakyReLU": (lambda: network(layers.Dense(8), layers.LeakyReLU(0.1)), slope),
+    "epsilon of normalisation": (lambda: network(layers.Dense(8), layers.BatchNormalization()), variance),
+    "ceiling of ReLU": (lambda: network(layers.Dense(8), layers.ReLU(max_value=1.0)), rates),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_of_layers_are_read_again(name):
+    make, change = SETTINGS[name]
+    net = make()
+    if "normalisation" in name:
+        net.layers[1].moving_variance.assign(np.full(8, 1e-6))
+    model = GloroNet(net, epsilon=1e-6)
+    before = model.verdicts(X)
+    change(net)
+    assert not model.is_final
+    fresh = GloroNet(net, epsilon=1e-6)
+    after = model.verdicts(X)
+    np.testing.assert_array_equal(after.radius, fresh.verdicts(X).radius)
+    assert (before.radius != after.radius).any()
+    np.testing.assert_allclose(model(X)[:, :3], net(X), rtol=1e-4, atol=1e-4)
+
+
+def other_activation(net):
+    net.layers[0].activation = lambda z: keras.ops.sin(30 * z)
+
+
+def one_more_layer(net):
+    net.add(layers.Dense(3))
+
+
+def a_lambda_at_the_end(net):
+    net.add(layers.Activation(lambda z: keras.ops.sin(30 * z)))
+
+
+@pytest.mark.parametrize("change", [other_activation, one_more_layer, a_lambda_at_the_end])
+def test_what_a_network_became_is_refused_where_nothing_is_known_of_it(change):
+    net = network()
+    model = GloroNet(net, epsilon=0.02)
+    model.finalize()
+    change(net)
+    for ask in (model.finalize, lambda: model.verdicts(X), lambda: model(X), lambda: model.predict(X, verbose=0)):
+        with pytest.raises(ValueError, match=r"activation|others than those"):
+            ask()
+    assert not model.is_final
+
+
+def replaced_call(net):
+    scaled_call(0, 1.01)(net)
+
+
+def scaled_call(layer_index, factor):
+    def change(net):
+        honest = net.layers[layer_index].call
+        net.layers[layer_index].call = lambda inputs, **named: honest(inputs, **named) * factor
+
+    return change
+
+
+class HalfPrecision(keras.Sequential):
+    """Casts what it is given."""
+
+    def __call__(self, inputs, *args, **kwargs):
+        return super().__call__(keras.ops.cast(keras.ops.cast(inputs, "bfloat16"), "float32"), *args, **kwargs)
+
+
+def test_a_replaced_call_is_refused_with_the_name_of_the_layer():
+    for change in (replaced_call, scaled_call(-1, 1.001), scaled_call(0, -1.0)):
+        for kind in KINDS:
+            net = network()
+            model = wrap(kind, net)
+            model.finalize()
+            change(net)
+            with pytest.raises(ValueError, match=r"Layer 'dense.*' \(Dense\).*is not the function that was proven"):
+                model.verdicts(X)
+            assert not model.is_final
+
+
+def test_a_network_that_overrides_its_call_is_refused():
+    net = HalfPrecision([keras.Input((6,)), layers.Dense(8), MinMax(), layers.Dense(3)])
+    with pytest.raises(ValueError, match="is another function than its layers"):
+        GloroNet(net, epsilon=0.02).finalize()
+
+
+class Loose(layers.Layer):
+    """Says that it is 1-Lipschitz, and doubles."""
+
+    def call(self, inputs):
+        return 2 * inputs
+
+    def lipschitz_bound(self):
+        return 1.0
+
+
+def test_a_wrong_constant_of_a_layer_of_ones_own_is_found():
+    with pytest.raises(ValueError, match="moves two inputs further apart"):
+        GloroNet(network(layers.Dense(4), Loose()), epsilon=0.02).finalize()
+
+
+@pytest.mark.parametrize("rounding", [True, False])
+def test_a_kernel_that_computes_something_else_is_refused(rounding, monkeypatch):
+    """As TensorFlow's convolution of one channel does for some shapes: here addition forgets a channel."""
+    net = keras.Sequential(
+        [keras.Input((5, 5, 1)), layers.Conv2D(4, 3), MinMax(), layers.Conv2D(4, 2), layers.Flatten(), layers.Dense(3)]
+    )
+    model = GloroNet(net, epsilon=0.02, rounding=rounding)
+    honest = layers.Conv2D.convolution_op
+    monkeypatch.setattr(layers.Conv2D, "convolution_op", lambda self, x, kernel: honest(self, x, kernel) * 1.05)
+    with pytest.raises(ValueError, match=r"\(Conv2D\), evaluated as verdicts are"):
+        model.finalize()
+
+
+def test_a_model_that_is_refused_answers_nothing():
+    net = network()
+    model = GloroNet(net, epsilon=0.02)
+    judge = tf.function(lambda x: model(x), autograph=False)
+    replaced_call(net)
+    with pytest.raises(ValueError, match="is not the function"):
+        model.finalize()
+    assert (judge(X).numpy().argmax(axis=1) == 3).all()
+
+
+# Types.
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float64", "float16", "bfloat16"])
+def test_an_input_of_another_type_is_refused_by_every_defence(dtype):
+    inputs = keras.Input((6,), dtype=dtype)
+    net = keras.Model(inputs, layers.Dense(3)(inputs))
+    for build in (
+        lambda: wrap("gloro", net), lambda: wrap("polytope", net), lambda: SmoothedNet(net, 0.1, 0.25, samples=100),
+        lambda: wrap("guard", net),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"declared as {dtype}.*keras\.Input"):
+            build()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_a_global_policy_changes_nothing(kind, policy):
+    net = network()
+    plain = wrap(kind, net).verdicts(X)
+    keras.mixed_precision.set_dtype_policy(policy)
+    try:
+        model = wrap(kind, net)
+        found, scores = model.verdicts(X), np.asarray(model(X))
+    finally:
+        keras.mixed_precision.set_dtype_policy("float32")
+    np.testing.assert_array_equal(found.label, plain.label)
+    np.testing.assert_array_equal(found.radius, plain.radius)
+    assert scores.dtype == np.float32
+    with pytest.raises(ValueError, match="computes in float32"):
+        GloroNet(net, epsilon=0.1, dtype=policy)
+
+
+WHOLE = np.random.default_rng(1).integers(0, 5, (12, 6))
+GIVEN = {
+    "uint8": WHOLE.astype("uint8"), "int64": WHOLE, "float64": WHOLE.astype("float64"),
+    "float16": WHOLE.astype("float16"), "list": WHOLE.tolist(), "uint8 tensor": tf.constant(WHOLE, tf.uint8),
+    "bfloat16 tensor": tf.constant(WHOLE, tf.bfloat16), "tensor": tf.constant(WHOLE, tf.float32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", GIVEN)
+def test_whatever_real_numbers_are_given_are_float32_first(kind, name):
+    model, x = wrap(kind), WHOLE.astype("float32")
+    expected = model.verdicts(x)
+    np.testing.assert_array_equal(model.verdicts(GIVEN[name]).radius, expected.radius)
+    np.testing.assert_allclose(model.certified_radius(GIVEN[name]), model.certified_radius(x), rtol=1e-6)
+    np.testing.assert_allclose(model(GIVEN[name]), model(x), rtol=1e-6)
+
+
+def test_booleans_are_numbers_and_other_things_are_not():
+    model = wrap("gloro")
+    bits = WHOLE > 2
+    np.testing.assert_array_equal(model.verdicts(bits).radius, model.verdicts(bits.astype("float32")).radius)
+    for wrong in (WHOLE * 1j, WHOLE.astype(str), WHOLE.astype(object), [[1, 2], [3]]):
+        for ask in (model.verdicts, model.certified_radius, model):
+            with pytest.raises(TypeError, match="real numbers"):
+                ask(wrong)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("size", "error"), [(0, ValueError), (-1, ValueError), (2.5, TypeError), ("8", TypeError)])
+def test_a_batch_size_is_a_positive_whole_number(kind, size, error):
+    with pytest.raises(error, match="`batch_size` must be a whole number"):
+        wrap(kind).verdicts(X, batch_size=size)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "float64"])
+@pytest.mark.parametrize("as_dataset", [False, True])
+def test_fit_takes_whole_numbers_and_doubles(dtype, as_dataset):
+    x, y = WHOLE.astype(dtype), np.arange(12) % 3
+    model = wrap("gloro")
+    model.compile("adam", metrics=["vra"])
+    data = {"x": x, "y": y, "batch_size": 4}
+    if as_dataset:
+        data = {"x": tf.data.Dataset.from_tensor_slices((x, y)).batch(4), "shuffle": False}
+    model.fit(**data, epochs=1, verbose=0, validation_data=(x, y))
+    assert model.is_final
+    model.evaluate(x, y, verbose=0)
+
+
+# Settings are not weights.
+
+
+def test_weights_do_not_bring_a_radius(tmp_path):
+    one, other = GloroNet(network(), epsilon=0.05), GloroNet(network(), epsilon=1.5)
+    one.finalize()
+    one.save_weights(tmp_path / "w.weights.h5")
+    other.load_weights(tmp_path / "w.weights.h5")
+    assert float(other.epsilon) == 1.5
+    np.testing.assert_array_equal(other.certified_radius(X), one.certified_radius(X))
+    other.set_weights(GloroNet(network(), epsilon=0.3).get_weights())
+    assert float(other.epsilon) == 1.5
+    loaded = reloaded(other, tmp_path)
+    assert float(loaded.epsilon) == 1.5, "a configuration does"
+
+
+def test_a_smoothed_gate_belongs_to_its_epsilon(tmp_path):
+    one = SmoothedNet(network(), epsilon=0.5, sigma=0.25, samples=1000)
+    other = SmoothedNet(network(), epsilon=0.05, sigma=0.25, samples=50)
+    one.save_weights(tmp_path / "w.weights.h5")
+    other.load_weights(tmp_path / "w.weights.h5")
+    assert float(other.epsilon) == np.float32(0.05)
+    assert other.gate.radius[-1] > 0.05
+    other.epsilon.assign(0.1)
+    found = other.verdicts(X)
+    assert (found.radius[~found.rejected] > np.float32(0.1)).all()
+    np.testing.assert_array_equal(other.gate.radius, SmoothedNet(other.network, 0.1, 0.25, samples=50).gate.radius)
+
+
+def test_a_guard_and_its_model_have_one_epsilon(tmp_path):
+    guard = wrap("guard")
+    guard.base.epsilon = 0.3
+    assert float(guard.epsilon) == np.float32(0.3)
+    guard.epsilon = 0.1
+    assert float(guard.base.epsilon) == np.float32(0.1)
+    found = guard.verdicts(X)
+    np.testing.assert_array_equal(found.rejected, ~(found.radius > np.float32(0.1)))
+    loaded = reloaded(guard, tmp_path)
+    loaded.base.epsilon = 0.2
+    assert float(loaded.epsilon) == np.float32(0.2)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_after_fit_the_scales_are_one(order, tmp_path):
+    """Whatever schedules there were, whichever epoch's weights came back, also in what a checkpoint wrote."""
+    model, y = wrap("gloro"), np.arange(len(X)) % 3
+    model.compile(keras.optimizers.Adam(5e-3), loss="trades_kl.1.5")
+    steering = [
+        keras.callbacks.LearningRateScheduler(lambda epoch: 5e-3 if epoch < 2 else 50.0),
+        callbacks.TradesSchedule(start=0.0, end=1.0, ramp=1.0), callbacks.RadiusDoubling(ramp=1.0),
+        keras.callbacks.ModelCheckpoint(tmp_path / "c{epoch}.keras"),
+        keras.callbacks.ModelCheckpoint(tmp_path / "c{epoch}.weights.h5", save_weights_only=True),
+    ]  # fmt: skip
+    model.fit(X, y, epochs=4, verbose=0, validation_data=(X, y), callbacks=steering[::order])
+    for each in (model, keras.models.load_model(tmp_path / "c2.keras")):
+        assert float(each.radius_scale) == float(each.robust_weight_scale) == 1.0
+        assert float(each.epsilon) == np.float32(0.02)
+    model.load_weights(tmp_path / "c2.weights.h5")
+    assert float(model.radius_scale) == float(model.robust_weight_scale) == 1.0
+
+
+def test_settings_read_as_numbers_and_arrays():
+    model = wrap("gloro")
+    for value, number in ((model.epsilon, 0.02), (model.radius_scale, 1.0), (model.robust_weight_scale, 1.0)):
+        assert float(value) == np.float32(number)
+        assert np.asarray(value).shape == ()
+        assert np.asarray(value).dtype == np.float32
+
+
+def test_scales_are_one_after_a_fit_that_failed():
+    model, y = wrap("gloro"), np.arange(len(X)) % 3
+    model.compile("adam", loss="trades_kl.1")
+
+    class Fails(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        model.fit(X, y, epochs=3, verbose=0, callbacks=[callbacks.EpsilonSchedule(start=0.1), Fails()])
+    assert float(model.radius_scale) == 1.0
+    fresh = GloroNet(model.network, epsilon=0.02)
+    np.testing.assert_array_equal(model.verdicts(X).radius, fresh.verdicts(X).radius)
+
+
+# Edges.
+
+
+def test_availability_near_overflow_claims_nothing_it_cannot_hold():
+    """Beyond 2^62 the input's norm is not found without overflow, and a point that moves there is rejected."""
+    for rounding in (True, False):
+        net = keras.Sequential([keras.Input((2,)), layers.Dense(2, kernel_initializer="identity")])
+        model = GloroNet(net, epsilon=1e3, rounding=rounding)
+        x = np.array([[10.0**power, 0] for power in np.arange(14, 20, 0.25)], "float32")
+        found, room = model.verdicts(x), np.asarray(model.availability_radius(x)).astype("float64")
+        for direction in (1.0, -1.0):
+            moved = x + np.float64(direction) * room[:, None] * (1 - 1e-6) * np.array([1.0, 0.0])
+            after = model.verdicts(moved.astype("float32"))
+            kept = room > 0
+            assert (after.label[kept] == found.label[kept]).all()
+
+
+def test_an_own_loop_of_training_works_by_estimates():
+    model, y = wrap("gloro"), np.arange(len(X)) % 3
+    loss, optimizer = defended.losses.resolve_loss("emma", model), keras.optimizers.Adam(1e-2)
+    metric = defended.metrics.VRA(2.0)
+    metric.attach(model)
+    values = []
+    for _ in range(20):
+        with tf.GradientTape() as tape:
+            scores = model(X, training=True)
+            value = tf.reduce_mean(loss(y, scores))
+        metric.update_state(y, scores)
+        optimizer.apply(tape.gradient(value, [v.value for v in model.trainable_variables]), model.trainable_variables)
+        values.append(float(value))
+    assert values[-1] < values[0]
+    assert not model._is_current()
+    with model.estimates():
+        estimated = np.asarray(model(X))
+    np.testing.assert_allclose(estimated[:, :3], np.asarray(model.network(X)), atol=1e-4)
+    assert model.verdicts(X).radius.shape == (40,)
