@@ -492,16 +492,28 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def attempt(number: int, seed: int, attempts: int, every: int) -> dict[str, Any]:
-    """One network: built, proven, perhaps disturbed, judged; a row of the table."""
+def attempt(
+    number: int, seed: int, attempts: int, every: int = 0, defence: str | None = None, disturbance: str | None = None
+) -> dict[str, Any]:
+    """One network: built, proven, perhaps disturbed, judged; a row of the table.
+
+    Args:
+        number: of the network; together with the seed it decides everything.
+        seed: of the campaign.
+        attempts: searches.
+        every: other runtimes judge every so manieth network; 0: none.
+        defence: `"GloroNet"` or `"PolytopeNet"`; None for a random one.
+        disturbance: one of `DISTURBANCES` or `"none"`; None for a random one.
+    """
     rng, start = np.random.default_rng([seed, number]), time.perf_counter()
     keras.backend.clear_session()
     keras.utils.set_random_seed(number)
-    polytope = rng.random() < 0.3
+    polytope = rng.random() < 0.3 if defence is None else defence == "PolytopeNet"
     network = build(rng, polytope)
     randomise(network, rng)
     names = " ".join(type(layer).__name__ for layer in network.layers[1:])
-    disturbance = str(rng.choice(list(DISTURBANCES))) if number % 3 else "none"
+    if disturbance is None:
+        disturbance = str(rng.choice(list(DISTURBANCES))) if number % 3 else "none"
     try:
         if polytope:
             model: Any = PolytopeNet(network, epsilon=0.1, norm=str(rng.choice(["l2", "linf"])), radius_steps=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -12,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from defended.gate import Gate
+from defended.gate import Gate, in_stateless_scope
 from defended.jax_steps import VisibleSteps
 from defended.margins import FLOAT_MAX, finite_rows, predicted_class
 from defended.network_checks import checked_network, checked_radius, require_float32_policy
@@ -22,6 +23,14 @@ from defended.rejection_head import RejectionHead
 from defended.settings import ProvenConstants, Settings
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+_SETTLED = frozenset(
+    {
+        "norm", "num_classes", "rounding", "slope", "sigma", "alpha", "samples", "selection_samples", "mode",
+        "precision", "budget", "accept", "separation",
+    }
+)  # fmt: skip
 
 
 class Verdicts(NamedTuple):
@@ -99,12 +108,21 @@ class DefendedModel(VisibleSteps, Gate, keras.Model):
         # A plain namespace: Keras would track a list of metrics, and save it with the weights.
         self._aside = SimpleNamespace(
             monitors=[], functions={}, drift=0.0, training_data=(), radii=None,
-            certified=None, claims=None, settings=None, offered=None, estimating=0, fitting=False, trained=False,
+            certified=None, claims=None, settings=None, offered=None, fitting=False, trained=False,
         )  # fmt: skip
+        self._local = threading.local()
         self._proof = ProvenConstants()
         # A guard has the settings of the model that it guards.
         self._settings = epsilon if isinstance(epsilon, Settings) else Settings(checked_radius(epsilon))
         self.built = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _SETTLED and name in self.__dict__:
+            raise AttributeError(
+                f"`{name}` was settled when the model was made, and what it answers was proven for it. Make another: "
+                f"type(model).from_config({{**model.get_config(), {name!r}: {value!r}}})."
+            )
+        super().__setattr__(name, value)
 
     # What a kind of defence provides.
 
@@ -211,9 +229,7 @@ class DefendedModel(VisibleSteps, Gate, keras.Model):
         epsilon = ops.convert_to_tensor(self.epsilon)
         if not (training or self._is_estimating()):
             self._pass_gate(inputs)
-            if is_at_hand(inputs) and tuple(inputs.shape[1:]) == tuple(self.network.input_shape[1:]):
-                return self._in_parts(self._compiled("scores", self._scores, of_inputs=True), inputs)
-            return self._scores(inputs)
+            return self._at_entry("scores", self._scores, inputs)
         if training:
             self._thaw()
             self._aside.trained = True
@@ -236,6 +252,9 @@ class DefendedModel(VisibleSteps, Gate, keras.Model):
         The largest float32 where i is the predicted class. The certified radius is the smallest entry.
         """
         inputs = self._pass_gate(float32_tensor(inputs))
+        return self._at_entry("radii", self._proven_radii, inputs)
+
+    def _proven_radii(self, inputs: Any) -> Any:
         return self._if_proven(self._radii(inputs, self._logits(inputs, training=False)), -1.0, frozen=False)
 
     def answering_radii(self, inputs: Any) -> Any:
@@ -251,7 +270,9 @@ class DefendedModel(VisibleSteps, Gate, keras.Model):
 
         Always finite: 0 for inputs that are not, the largest float32 where every perturbation is certified.
         """
-        inputs = self._pass_gate(float32_tensor(inputs))
+        return self._at_entry("radius", self._proven_radius, self._pass_gate(float32_tensor(inputs)))
+
+    def _proven_radius(self, inputs: Any) -> Any:
         logits = self._logits(inputs, training=False)
         radius = self._finite_radius(inputs, logits, self._radii(inputs, logits))
         return self._if_proven(radius, 0.0, frozen=False)
@@ -263,22 +284,30 @@ class DefendedModel(VisibleSteps, Gate, keras.Model):
         within eps certified at eps. The float32 radius may fall faster by what rounding costs; a wrong *answer* stays
         impossible.
         """
-        return ops.maximum(self.certified_radius(inputs) - ops.convert_to_tensor(self.epsilon), 0.0)
+        return self._beyond_epsilon(self.certified_radius(inputs))
+
+    def _beyond_epsilon(self, radius: Any) -> Any:
+        """`max(radius - epsilon, 0)`, and 0 where somebody made epsilon something else than a positive number."""
+        epsilon = ops.convert_to_tensor(self.epsilon)
+        return ops.where(epsilon > 0, ops.maximum(radius - epsilon, 0.0), 0.0)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """`keras.Model.predict`: scores `[n, m + 1]`, of proven bounds."""
         self.ensure_proven()
-        return super().predict(*args, **kwargs)
+        with self._entered():
+            return super().predict(*args, **kwargs)
 
     def predict_on_batch(self, x: Any) -> Any:
         """`keras.Model.predict_on_batch`: scores `[batch, m + 1]`, of proven bounds."""
         self.ensure_proven()
-        return super().predict_on_batch(x)
+        with self._entered():
+            return super().predict_on_batch(x)
 
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """`keras.Model.test_on_batch`, of proven bounds."""
         self.ensure_proven()
-        return super().test_on_batch(*args, **kwargs)
+        with self._entered():
+            return super().test_on_batch(*args, **kwargs)
 
     def verdicts(self, x: Any, batch_size: int = 256) -> Verdicts:
         """Judge inputs `[n, ...]`, in batches, and return NumPy arrays.
@@ -309,9 +338,24 @@ class DefendedModel(VisibleSteps, Gate, keras.Model):
 
     def _pass_gate(self, inputs: Any) -> Any:
         """The inputs, once the bounds are proven: at hand, that is seen to; in graphs the seal decides."""
-        if is_at_hand(inputs):
+        if is_at_hand(inputs) and not in_stateless_scope():
+            expected = tuple(self.network.input_shape[1:])
+            if tuple(inputs.shape[1:]) != expected:
+                raise ValueError(
+                    f"Inputs must have shape [n, {', '.join(map(str, expected))}]. "
+                    f"Received: shape {tuple(inputs.shape)}"
+                )
             self.ensure_proven()
         return inputs
+
+    def _at_entry(self, name: str, function: Any, inputs: Any) -> Any:
+        """`function(inputs)`: of inputs at hand, for which the bounds were seen to be proven, compiled: eagerly, thirty
+        small operations take ten times as long as the network.
+        """
+        if not is_at_hand(inputs) or in_stateless_scope():
+            return function(inputs)
+        with self._entered():
+            return self._in_parts(self._compiled(name, function, of_inputs=True), inputs)
 
     def _checked_inputs(self, x: Any) -> Array:
         """`x` as an array `[n, *input shape]`; otherwise `ValueError`."""
@@ -354,7 +398,11 @@ class DefendedModel(VisibleSteps, Gate, keras.Model):
             ValueError: whatever `finalize` raises, where bounds must be proven first.
         """
         self.ensure_proven()
-        return self._outputs(float32_tensor(inputs), frozen=True)
+        inputs = float32_tensor(inputs)
+        if not is_at_hand(inputs):
+            return self._outputs(inputs, frozen=True)
+        self._pass_gate(inputs)
+        return self._compiled("deployed", lambda batch: self._outputs(batch, frozen=True), of_inputs=True)(inputs)
 
     def _judgement(self, inputs: Any, frozen: bool) -> Judgement:
         """Scores and radius of one evaluation, so that they agree; `frozen` reads proven constants only."""
@@ -374,7 +422,7 @@ class DefendedModel(VisibleSteps, Gate, keras.Model):
             "scores": scores[:, : self.num_classes],
             "scores_with_bottom": scores,
             "certified_radius": radius,
-            "availability_radius": ops.maximum(radius - ops.convert_to_tensor(self.epsilon), 0.0),
+            "availability_radius": self._beyond_epsilon(radius),
             **details,
         }
 
@@ -392,7 +440,8 @@ class DefendedModel(VisibleSteps, Gate, keras.Model):
             outputs = self._outputs(float32_tensor(batch), frozen=False)
             return outputs["label"], outputs["rejected"], outputs["certified_radius"]
 
-        return self._compiled("judge", judge, of_inputs=True)
+        with self._entered():
+            return self._compiled("judge", judge, of_inputs=True)
 
     def _compiled(self, name: str, function: Any, of_inputs: bool = False) -> Any:
         """`function`, or on TensorFlow the graph that was made of it at the first call under this name.
@@ -459,7 +508,8 @@ class DefendedModel(VisibleSteps, Gate, keras.Model):
             self.ensure_proven()
         elif not self._is_current():
             self._refine_estimates()
-        return super().evaluate(*args, **kwargs)
+        with self._entered():
+            return super().evaluate(*args, **kwargs)
 
     def train_step(self, *arguments: Any) -> Any:
         """One step of training, as Keras calls it."""

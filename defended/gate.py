@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -59,6 +60,8 @@ class Gate:
     _non_trainable_variables: list[Any]
     _proof: ProvenConstants
     _aside: SimpleNamespace
+    _local: threading.local
+    """What holds in this thread: whether it estimates, and whether an entry was passed."""
 
     # What a kind of defence provides.
 
@@ -126,7 +129,7 @@ class Gate:
             self._aside.offered = claims
             self._prove()
             self._aside.trained = False
-            self._proof.seal()
+            self._proof.seal(self._sealed_variables())
             try:
                 self._check_evaluation()
             except BaseException:
@@ -136,6 +139,11 @@ class Gate:
 
     def ensure_proven(self) -> None:
         """Prove the bounds again where they are not those of the network as it is now; one line of log says so."""
+        if in_stateless_scope():
+            raise RuntimeError(
+                f"{self.name!r} was asked for an answer while other values stand for its weights (`StatelessScope`, "
+                f"`stateless_call`): nothing is proven of those. Assign them, and ask outside."
+            )
         with outside_of_graphs():
             if self._is_current():
                 return
@@ -167,7 +175,7 @@ class Gate:
         self._aside.claims = None
         self._believe(claims)
         self._aside.settings = digest_of_settings(self.network)
-        self._proof.seal()
+        self._proof.seal(self._sealed_variables())
         self._remember()
         return True
 
@@ -235,9 +243,31 @@ class Gate:
         if not self._aside.fitting:  # a running `fit` holds on to its steps, which are about estimates anyway
             self.train_function = self.test_function = None
 
+    def _sealed_variables(self) -> list[Any]:
+        """What a graph that others compile compares with what it was at the proof."""
+        return [*self.network.variables, *vars(self._proof.named).values()]
+
+    def _is_sealed(self) -> Any:
+        """A boolean tensor: whether a graph may answer.
+
+        Where a Python entry has looked just before, the seal tells; elsewhere the variables are compared, too.
+        """
+        looked = getattr(self._local, "entered", 0)
+        sealed = self._proof.sealed if looked else self._proof.sealed_for(self._sealed_variables())
+        return ops.logical_and(sealed, ops.convert_to_tensor(self.epsilon) > 0)
+
     def _if_proven(self, value: Any, otherwise: float, frozen: bool) -> Any:
         """A tensor, and `otherwise` where a graph sees no seal; `frozen` takes the seal for granted."""
-        return value if frozen else ops.where(self._proof.sealed, value, otherwise)
+        return value if frozen else ops.where(self._is_sealed(), value, otherwise)
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        """Within it graphs are made that only run behind an entry, which has looked whether the bounds are proven."""
+        self._local.entered = getattr(self._local, "entered", 0) + 1
+        try:
+            yield
+        finally:
+            self._local.entered -= 1
 
     # Estimates.
 
@@ -256,14 +286,14 @@ class Gate:
 
     @contextmanager
     def _estimating(self) -> Iterator[None]:
-        self._aside.estimating += 1
+        self._local.estimating = getattr(self._local, "estimating", 0) + 1
         try:
             yield
         finally:
-            self._aside.estimating -= 1
+            self._local.estimating -= 1
 
     def _is_estimating(self) -> bool:
-        return bool(self._aside.estimating)
+        return bool(getattr(self._local, "estimating", 0))
 
     # Files.
 
@@ -297,6 +327,13 @@ class Gate:
     def _own_variables(self) -> list[Any]:
         """The model's variables that are neither its network's nor any other layer's."""
         return [*self._trainable_variables, *self._non_trainable_variables]
+
+
+def in_stateless_scope() -> bool:
+    """Whether other values stand for variables: as while JAX compiles, or in `stateless_call`."""
+    from keras.src.backend.common import stateless_scope
+
+    return bool(stateless_scope.in_stateless_scope())
 
 
 def outside_of_graphs() -> Any:

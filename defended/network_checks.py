@@ -10,8 +10,9 @@ import numpy as np
 
 def checked_radius(epsilon: Any) -> float:
     """`epsilon` as a positive finite number; otherwise `ValueError`."""
-    value = float(epsilon)
-    if not (np.isfinite(value) and value > 0):
+    with np.errstate(over="ignore"):
+        value = float(np.float32(epsilon))  # as it is stored
+    if isinstance(epsilon, bool) or not (np.isfinite(value) and value > 0):
         raise ValueError(f"`epsilon` must be a positive finite number, in input units. Received: epsilon={epsilon!r}")
     return value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,11 +35,37 @@ class _NotWeights(keras.layers.Layer):
     def weights(self) -> list[Any]:
         return []
 
+    def _trackable_children(self, *arguments: Any, **keywords: Any) -> dict[str, Any]:
+        """TensorFlow's hook: checkpoints pass them by, too."""
+        return {}
+
     def save_own_variables(self, store: Any) -> None:
         """Keras's hook: nothing of this is in a file of weights."""
 
     def load_own_variables(self, store: Any) -> None:
         """Keras's hook: whatever a file holds here stays there."""
+
+
+def _fingerprint(variables: Sequence[Any]) -> Any:
+    """`[2]` int32: two sums over the bits of all values, each weighed by its place, in arithmetic modulo 2^32.
+
+    A change of weights goes unnoticed with a probability of some 2^-64: for graphs, which cannot compute a digest.
+    """
+    import tensorflow as tf
+
+    totals, first = tf.zeros([2], tf.int32), 1
+    for variable in variables:
+        value = tf.convert_to_tensor(ops.convert_to_tensor(variable))
+        if value.dtype.size != 4:
+            value = tf.cast(value, tf.float32)
+        bits = tf.reshape(tf.bitcast(value, tf.int32), [-1])
+        places = tf.range(first, first + bits.shape[0], dtype=tf.int32) * 2 + 1
+        mixed = bits * places
+        totals += tf.stack(
+            [tf.reduce_sum(mixed), tf.reduce_sum(tf.bitwise.bitwise_xor(mixed, bits * -1640531535) * places)]
+        )
+        first += bits.shape[0]
+    return totals
 
 
 class Settings(_NotWeights):
@@ -64,6 +91,7 @@ class ProvenConstants(_NotWeights):
         """The constants by their names. As attributes of a model Keras would count them among its weights."""
         self._number = int(np.random.default_rng().integers(1, 2**31 - 1))
         self._seal = self.scalar("seal", 0, dtype="int32")
+        self._print = self.constant("fingerprint", (2,), 0, dtype="int32")
 
     def add(self, name: str, shape: tuple[int, ...] = ()) -> None:
         """A new constant, of zeros."""
@@ -79,8 +107,20 @@ class ProvenConstants(_NotWeights):
         """The same, where a number can be read."""
         return int(ops.convert_to_numpy(self._seal)) == self._number
 
-    def seal(self) -> None:
-        """Let graphs rely on the constants."""
+    def sealed_for(self, variables: Sequence[Any]) -> Any:
+        """A boolean tensor: whether the constants may be relied on, and the variables hold what they held at `seal`.
+
+        For graphs that others compile, in front of which no Python looks; with TensorFlow only.
+        """
+        if keras.backend.backend() != "tensorflow":
+            return self.sealed
+        same = ops.all(ops.equal(_fingerprint(variables), ops.convert_to_tensor(self._print)))
+        return ops.logical_and(self.sealed, same)
+
+    def seal(self, variables: Sequence[Any]) -> None:
+        """Let graphs rely on the constants, as long as the variables hold what they hold now."""
+        if keras.backend.backend() == "tensorflow":
+            self._print.assign(_fingerprint(variables))
         self._seal.assign(self._number)
 
     def unseal(self) -> None:

@@ -3,6 +3,7 @@
 import copy
 import logging
 import pickle
+import threading
 import zipfile
 from io import BytesIO
 
@@ -87,6 +88,103 @@ def test_a_compiled_graph_of_an_unproven_model_rejects_everything(kind):
     assert (judge(X).numpy().argmax(axis=1) == m).all(), "training thaws"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_graphs_that_others_compiled_notice_other_weights(kind):
+    """Made before the change or after it, and around a model that holds the defended one."""
+    model = wrap(kind)
+    model.finalize()
+    m, inputs = model.num_classes, keras.Input((6,))
+    outer = keras.Model(inputs, model(inputs))
+    graphs = [
+        tf.function(lambda x: model(x), autograph=False), lambda x: tf.convert_to_tensor(outer.predict(x, verbose=0)),
+    ]  # fmt: skip
+    radius = tf.function(model.certified_radius, autograph=False)
+    answered = [(graph(X).numpy().argmax(axis=1) < m).sum() for graph in graphs]
+    assert min(answered) > 0
+    assert (radius(X).numpy() > 0).any()
+    kernel = model.network.layers[0].kernel
+    kernel.assign(kernel * 1.001)
+    graphs.append(tf.function(lambda x: model(x), autograph=False))
+    for graph in graphs:
+        assert (graph(X).numpy().argmax(axis=1) == m).all()
+    assert (radius(X).numpy() == 0).all()
+    model.finalize()
+    assert [(graph(X).numpy().argmax(axis=1) < m).any() for graph in graphs] == [True] * 3
+
+
+def test_other_values_in_place_of_weights_are_not_answered_for():
+    model = wrap("gloro")
+    model.finalize()
+    other = [3 * np.asarray(variable) for variable in model.trainable_variables]
+    rest = [variable.value for variable in model.non_trainable_variables]
+    scores, _ = model.stateless_call(other, rest, X)
+    assert (np.asarray(scores).argmax(axis=1) == model.num_classes).all()
+    with keras.StatelessScope(state_mapping=list(zip(model.trainable_variables, other, strict=True))):  # noqa: SIM117
+        with pytest.raises(RuntimeError, match="other values stand for its weights"):
+            model.verdicts(X)
+
+
+def test_estimates_stay_in_their_thread():
+    model, seen = wrap("gloro"), {}
+    model.finalize()
+    with model.estimates():
+        thread = threading.Thread(target=lambda: seen.update(inside=np.asarray(model(X))))
+        thread.start()
+        thread.join()
+    np.testing.assert_array_equal(seen["inside"], np.asarray(model(X)))
+
+
+def test_a_tensor_in_place_of_a_variable_is_noticed():
+    net = network(layers.Dense(8), layers.BatchNormalization())
+    model = GloroNet(net, epsilon=0.02)
+    before = model.verdicts(X).radius
+    net.layers[1].gamma = tf.constant(np.full(8, 7.0, "float32"))
+    assert not model.is_final
+    after = model.verdicts(X).radius
+    assert (before != after).any()
+    np.testing.assert_allclose(np.asarray(model(X))[:, :3], net(X), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "smoothed"])
+def test_nothing_is_asked_of_no_inputs(kind):
+    model = SmoothedNet(network(), 0.1, 0.25, samples=100) if kind == "smoothed" else wrap(kind)
+    assert model.verdicts(X[:0]).label.shape == (0,)
+    for ask in (model.certified_radius, model.availability_radius):
+        assert np.asarray(ask(X[:0])).shape == (0,)
+    assert np.asarray(model(X[:0])).shape == (0, 4)
+    assert np.asarray(model.deployed(X[:0])["label"]).shape == (0,)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_shape_is_an_error_that_says_so(kind):
+    model = wrap(kind)
+    for ask in (model.verdicts, model, model.certified_radius, model.competitor_radii, model.deployed):
+        for wrong in (np.zeros((3, 5)), np.zeros((3, 6, 1)), np.zeros(6)):
+            with pytest.raises(ValueError, match=r"shape \[n, 6\]"):
+                ask(wrong)
+
+
+def test_what_a_proof_is_about_cannot_be_reassigned():
+    for model, name in ((wrap("gloro"), "norm"), (wrap("polytope"), "slope"), (wrap("guard"), "accept")):
+        with pytest.raises(AttributeError, match=rf"`{name}` was settled"):
+            setattr(model, name, "linf")
+    with pytest.raises(AttributeError, match="`alpha` was settled"):
+        SmoothedNet(network(), 0.1, 0.25, samples=100).alpha = 1e-9
+
+
+@pytest.mark.parametrize("epsilon", [1e-50, 1e39, True, np.nan, -1.0])
+def test_an_epsilon_is_a_positive_number_of_float32(epsilon):
+    model = wrap("gloro")
+    with pytest.raises(ValueError, match="`epsilon` must be a positive finite number"):
+        model.epsilon = epsilon
+    with pytest.raises(ValueError, match="`epsilon` must be a positive finite number"):
+        GloroNet(network(), epsilon=epsilon)
+    if not epsilon > 0:
+        model.epsilon.assign(epsilon)
+        assert model.verdicts(X).rejected.all()
+        assert (np.asarray(model.availability_radius(X)) == 0).all()
+
+
 def test_evaluate_measures_what_is_proven():
     model, y = wrap("gloro"), np.zeros(len(X), int)
     model.compile(metrics=["rejection_rate", "vra"])
@@ -159,8 +257,10 @@ def test_checkpoints_of_tensorflow_do_not_bring_a_seal(tmp_path):
     model.finalize()
     judge = tf.function(lambda x: other(x), autograph=False)
     judge(X)
+    model.epsilon = 0.7
     tf.train.Checkpoint(other).read(tf.train.Checkpoint(model).write(str(tmp_path / "c"))).expect_partial()
     assert (judge(X).numpy().argmax(axis=1) == 3).all()
+    assert float(other.epsilon) == np.float32(0.02)
     np.testing.assert_array_equal(other.verdicts(X).radius, GloroNet(other.network, epsilon=0.02).verdicts(X).radius)
 
 

@@ -32,3 +32,16 @@ def test_exported_graphs_answer_as_the_model(tmp_path):
     assert 0 < model.verdicts(sample).rejected.sum() < 6
     export(model, tmp_path, name="polytope", sample=sample)
     export_onnx(model, tmp_path / "m.onnx", sample=sample, audit=True)
+
+
+def test_what_no_window_sees_and_relus_anywhere_are_written_as_onnx(tmp_path):
+    from defended.serving import export_onnx
+
+    network = polytopes.sequential(
+        (5, 6, 1), layers.ReLU(), layers.Conv2D(2, 2, strides=(1, 3)), layers.AveragePooling2D((2, 1), 1, "same"),
+        layers.ReLU(), layers.ReLU(), layers.Flatten(), layers.Dense(3),
+    )  # fmt: skip
+    model = final(
+        polytopes.randomised(network, np.random.default_rng(8)), epsilon=0.05, slope="wong-kolter", radius_steps=1
+    )
+    export_onnx(model, tmp_path / "m.onnx", sample=inputs(4, shape=(5, 6, 1)), audit=True)

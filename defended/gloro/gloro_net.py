@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from defended.defended_model import DefendedModel, Judgement
+from defended.defended_model import DefendedModel, Judgement, is_at_hand
 from defended.gate import Claims, ProvingProperty
 from defended.gloro.certificate import CertificateReport, rounding_budget
 from defended.gloro.graph import LipschitzGraph
@@ -203,7 +203,8 @@ class GloroNet(DefendedModel):
             return ops.maximum(
                 ops.min(competitor_radii(logits, self.lipschitz_rows(predicted_class(logits))), axis=-1), 0.0
             )
-        self._pass_gate(scores)
+        if is_at_hand(scores):
+            self.ensure_proven()
         rows = self._proven_rows(predicted_class(logits))
         _, _, growth, _ = ops.unstack(ops.convert_to_tensor(self._proof.named.rounding_budget))
         slack = ops.max(logits, axis=-1) - scores[:, self.num_classes]
@@ -211,7 +212,7 @@ class GloroNet(DefendedModel):
             spent_radius(logits, rows, slack * growth) - growth * ops.convert_to_tensor(self.epsilon), 0.0
         )
         radius = (ops.min(competitor_radii(logits, rows), axis=-1) - paid) / growth
-        return self._if_proven(ops.maximum(radius, 0.0), 0.0, frozen=False)
+        return self._if_proven(ops.maximum(radius, 0.0), 0.0, frozen=is_at_hand(scores))
 
     def _retrace(self) -> None:
         graph = LipschitzGraph(self.network)

@@ -161,7 +161,7 @@ class MembershipGuard(TrainingBatch, DefendedModel):
         if training or self._is_estimating():
             return super().call(inputs, training)
         inputs = self._pass_gate(float32_tensor(inputs))
-        return self._in_parts(lambda part: self._judgement(part, frozen=False).scores, inputs)
+        return self._at_entry("scores", lambda part: self._judgement(part, frozen=False).scores, inputs)
 
     def verdicts(self, x: Any, batch_size: int | None = None) -> Verdicts:
         """As for every defended model; a batch is at most what fits the memory that the model inside may use."""
@@ -211,7 +211,7 @@ class MembershipGuard(TrainingBatch, DefendedModel):
         enough = ops.maximum(neighbourly, ops.abs(first.top[:, 0]) * 2.0**-20)
         slack = ops.where(guarded.by_check, slack, ops.where(guarded.by_neighbours, enough, -ops.abs(slack)))
         # The model's head writes such a row where inputs or logits are not finite.
-        known = True if frozen else self._proof.sealed  # where nothing is proven of the guard, nothing is answered
+        known = True if frozen else self._is_sealed()  # where nothing is proven of the guard, nothing is answered
         finite = known & finite_rows(inputs) & ~(ops.all(ops.equal(logits, 0.0), axis=-1) & ops.equal(bottom, 1.0))
         scores = self.head(logits, slack, finite)
         rejected = ops.equal(leader(scores).predicted, m)
@@ -232,7 +232,7 @@ class MembershipGuard(TrainingBatch, DefendedModel):
         near = self.oracle.nearest(self.base, inputs, predicted, epsilon, far, self.budget)
         if not frozen:
             # Before `finalize` nothing is known of the valid inputs' labels: the check alone decides.
-            known, infinite = self._proof.sealed, float("inf")
+            known, infinite = self._is_sealed(), float("inf")
             near = Nearest(*(ops.where(known, value, infinite) for value in near))
         return near, reach
 
@@ -261,12 +261,14 @@ class MembershipGuard(TrainingBatch, DefendedModel):
     def certified_radius(self, inputs: Any) -> Any:
         """`[batch]` float32, finite: no smaller perturbation changes the class; 0 where nothing is certified."""
         inputs = self._pass_gate(float32_tensor(inputs))
-        return self._in_parts(lambda part: self._judgement(part, frozen=False).radius, inputs)
+        return self._at_entry("radius", lambda part: self._judgement(part, frozen=False).radius, inputs)
 
     def availability_radius(self, inputs: Any) -> Any:
         """`[batch]` float32: no perturbation of smaller norm can force ⊥, by the certificate or by neighbours."""
         inputs = self._pass_gate(float32_tensor(inputs))
-        return self._in_parts(lambda part: self._outputs(part, frozen=False)["availability_radius"], inputs)
+        return self._at_entry(
+            "availability", lambda part: self._outputs(part, frozen=False)["availability_radius"], inputs
+        )
 
     def neighbour_radius(self, inputs: Any) -> Any:
         """`[batch]` float32: where stored neighbours answer, epsilon plus the distance by which an input may move and
@@ -277,7 +279,7 @@ class MembershipGuard(TrainingBatch, DefendedModel):
             details = self._judgement(part, frozen=False).details
             return details.get("neighbour_radius", ops.zeros(ops.shape(part)[:1]))
 
-        return self._in_parts(found, self._pass_gate(float32_tensor(inputs)))
+        return self._at_entry("neighbours", found, self._pass_gate(float32_tensor(inputs)))
 
     def radius_from_scores(self, scores: Any) -> Any:
         """The certified radius of the robustness check alone, `[batch]`, from scores `[batch, m + 1]`."""
@@ -333,6 +335,14 @@ class MembershipGuard(TrainingBatch, DefendedModel):
     def _end_training(self) -> None:
         self.base._end_training()
         super()._end_training()
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        with super()._entered(), self.base._entered():
+            yield
+
+    def _sealed_variables(self) -> list[Any]:
+        return [*super()._sealed_variables(), *self.oracle.variables]
 
     @contextmanager
     def _estimating(self) -> Iterator[None]:

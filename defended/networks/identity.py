@@ -5,7 +5,8 @@ network. It takes a millisecond and more. The watch remembers which objects the 
 weights lie in; where all of them are still the same, nothing was assigned, and the digest need not be made again.
 
 What a watch cannot see: a change inside an object that a layer holds (an entry of a list, a variable that a function
-closes over), and one in code that layers call, such as a function of Keras that was replaced. The digest sees the first
+closes over), writing into a buffer behind TensorFlow's back, and one in code that layers call, such as a function of
+Keras that was replaced. The digest sees the first
 where it is part of a layer's configuration. On a GPU, and with PyTorch, buffers tell nothing, and weights are compared
 by their digest.
 """
@@ -120,6 +121,10 @@ def _settings(network: keras.Model) -> Iterator[str]:
                 yield f"{name}={_code(value)}"
             elif not is_kerass and not name.startswith("_") and name not in _VOLATILE and _is_plain(value):
                 yield f"{name}={value!r}"
+            elif isinstance(value, keras.Variable):
+                yield f"{name} is a variable {value.shape}"
+            elif isinstance(value, np.ndarray) or ops.is_tensor(value):
+                yield f"{name} is {digest_of_values([value]).hex()}"
         yield f"{getattr(layer, 'lora_enabled', False)} {getattr(layer, 'quantization_mode', None)}"
         if not isinstance(layer, keras.Model):
             yield _configuration(layer)

@@ -165,7 +165,13 @@ class ConvMap(AffineMap):
         return ops.abs(ops.convert_to_tensor(self.layer.bias)) if self.layer.use_bias else 0.0
 
     def transposed(self, rows: Any) -> Any:
-        return transposed_convolution(rows, self.kernel, self.strides, self.padding, self.offsets, self.input_shape)
+        # Rows and columns behind the last window, which ONNX's operation does not know, are added as zeros.
+        sizes = zip(self.input_shape, self.output_shape, self.kernel_size, self.strides, self.offsets, strict=False)
+        height, width = (min(n, (m - 1) * s + k - o) for n, m, k, s, o in sizes)
+        unseen = (0, self.input_shape[0] - height), (0, self.input_shape[1] - width)
+        shape = height, width, self.input_shape[2]
+        found = transposed_convolution(rows, self.kernel, self.strides, self.padding, self.offsets, shape)
+        return ops.pad(found, ((0, 0), *unseen, (0, 0))) if shape != self.input_shape else found
 
     def transposed_patches(self, rows: Any) -> Any:
         """`Wᵀ a` of coefficients on a patch `[rows, h, w, filters]` of the output: on the patch of the input below."""

@@ -172,17 +172,20 @@ class PolytopeNet(TrainingBatch, DefendedModel):
         So it is above epsilon exactly where class i is excluded at epsilon; below epsilon it is proven, above it
         an extrapolation. For attacks, which descend it. The largest float32 for the predicted class.
         """
-        inputs = self._pass_gate(float32_tensor(inputs))
+        return self._at_entry("radii", self._competitor_radii, self._pass_gate(float32_tensor(inputs)))
+
+    def _competitor_radii(self, inputs: Any) -> Any:
         first = leader(self._logits(inputs, training=False))
         radius = _enlarged(ops.broadcast_to(ops.convert_to_tensor(self.epsilon), ops.shape(inputs)[:1]))
-        margins, _ = self._margins(inputs, first, radius)
+        margins, valid = self._margins(inputs, first, radius)
         best = _largest([margin.kept / ops.maximum(margin.steepness, _TINY) for margin in margins[:2]])
         if len(margins) > 2:
             # Boxes do not shrink with the radius; their bound is measured by the slope of the lines.
             bound = margins[2].kept - radius[:, None] * margins[2].steepness
             boxes = radius[:, None] + bound / ops.maximum(margins[1].steepness, _TINY)
             best = ops.maximum(best, boxes)
-        best = ops.where(self._proof.sealed, ops.clip(best, -FLOAT_MAX, FLOAT_MAX), -1.0)
+        best = ops.clip(best, -FLOAT_MAX, FLOAT_MAX)
+        best = ops.where(ops.logical_and(valid[:, None], best >= -FLOAT_MAX), best, -1.0)  # NaN is not at least that
         return ops.where(first.rivals, best, FLOAT_MAX)
 
     def certified_radius(self, inputs: Any) -> Any:
@@ -192,7 +195,7 @@ class PolytopeNet(TrainingBatch, DefendedModel):
         most 3.94 eps with the default number of steps.
         """
         inputs = self._pass_gate(float32_tensor(inputs))
-        return self._in_parts(lambda inputs: self._judgement(inputs, frozen=False).radius, inputs)
+        return self._at_entry("radius", lambda part: self._judgement(part, frozen=False).radius, inputs)
 
     def availability_radius(self, inputs: Any) -> Any:
         """`[batch]` float32 `max(r - eps, 0)`: within it, no perturbation should force ⊥.
@@ -257,7 +260,7 @@ class PolytopeNet(TrainingBatch, DefendedModel):
 
     def _safe_for_weights(self, frozen: bool) -> Any:
         safe = ops.convert_to_tensor(self._proof.named.safe) > 0
-        return safe if frozen else ops.logical_and(safe, self._proof.sealed)
+        return safe if frozen else ops.logical_and(safe, self._is_sealed())
 
     def _estimated_margins(self, inputs: Any, rows: Any, radius: Any) -> Any:
         """`[batch, m]` bounds on `y_j - y_i` for one class of each input, as `training_bounds` says."""

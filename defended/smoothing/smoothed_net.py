@@ -198,7 +198,8 @@ class SmoothedNet(DefendedModel):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         if training:
             _refuse_training()
-        return self._judgement(self._pass_gate(float32_tensor(inputs)), frozen=False).scores
+        inputs = self._pass_gate(float32_tensor(inputs))
+        return self._at_entry("scores", lambda part: self._judgement(part, frozen=False).scores, inputs)
 
     def _judgement(self, inputs: Any, frozen: bool) -> Judgement:
         inputs = float32_tensor(inputs)
@@ -232,7 +233,8 @@ class SmoothedNet(DefendedModel):
 
         Label and radius of one run are what `verdicts` gives.
         """
-        return self._judgement(self._pass_gate(float32_tensor(inputs)), frozen=False).radius
+        inputs = self._pass_gate(float32_tensor(inputs))
+        return self._at_entry("radius", lambda part: self._judgement(part, frozen=False).radius, inputs)
 
     def radius_from_scores(self, scores: Any) -> Any:
         """Certified radius `[batch]` from scores `[batch, m + 1]`: of mode `"fixed"` that of the leader's votes.
