@@ -508,7 +508,7 @@ def attempt(
     rng, start = np.random.default_rng([seed, number]), time.perf_counter()
     keras.backend.clear_session()
     keras.utils.set_random_seed(number)
-    polytope = rng.random() < 0.3 if defence is None else defence == "PolytopeNet"
+    polytope = rng.random() < 0.2 if defence is None else defence == "PolytopeNet"
     network = build(rng, polytope)
     randomise(network, rng)
     names = " ".join(type(layer).__name__ for layer in network.layers[1:])
@@ -516,7 +516,7 @@ def attempt(
         disturbance = str(rng.choice(list(DISTURBANCES))) if number % 3 else "none"
     try:
         if polytope:
-            model: Any = PolytopeNet(network, epsilon=0.1, norm=str(rng.choice(["l2", "linf"])), radius_steps=4)
+            model: Any = PolytopeNet(network, epsilon=0.1, norm=str(rng.choice(["l2", "linf"])), radius_steps=1)
         else:
             model = GloroNet(network, epsilon=0.1)
         model.finalize()

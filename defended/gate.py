@@ -56,6 +56,7 @@ class Gate:
 
     network: Any
     name: str
+    epsilon: Any
     _trainable_variables: list[Any]
     _non_trainable_variables: list[Any]
     _proof: ProvenConstants
