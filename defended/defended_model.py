@@ -27,7 +27,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 _SETTLED = frozenset(
     {
-        "norm", "num_classes", "rounding", "slope", "sigma", "alpha", "samples", "selection_samples", "mode",
+        "num_classes", "rounding", "slope", "sigma", "alpha", "samples", "selection_samples", "mode",
         "precision", "budget", "accept", "separation",
     }
 )  # fmt: skip
@@ -102,7 +102,7 @@ class DefendedModel(VisibleSteps, Gate, keras.Model):
     ):
         super().__init__(name=name, dtype=require_float32_policy(kwargs.pop("dtype", None)), autocast=False, **kwargs)
         self.network = checked_network(network if outputs is None else keras.Model(network, outputs))
-        self.norm = norm
+        self.norm = self._aside_norm = norm
         self.num_classes = int(self.network.outputs[0].shape[-1])
         self.head = RejectionHead(name="rejection_head")
         # A plain namespace: Keras would track a list of metrics, and save it with the weights.

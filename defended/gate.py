@@ -57,6 +57,8 @@ class Gate:
     network: Any
     name: str
     epsilon: Any
+    norm: str
+    _aside_norm: str
     _trainable_variables: list[Any]
     _non_trainable_variables: list[Any]
     _proof: ProvenConstants
@@ -118,6 +120,11 @@ class Gate:
             ValueError: when weights are not finite, a layer has become one that nothing is known of, or the network is
                 evaluated as another function than the one that was proven; the message names the layer.
         """
+        if self.norm != self._aside_norm:
+            raise ValueError(
+                f"`norm` was set to {self.norm!r} after {self.name!r} was made, and its certificate is one in "
+                f"{self._aside_norm!r}. Set it back, or make another model."
+            )
         with outside_of_graphs():
             claims, self._aside.claims, self._aside.certified = self._aside.claims, None, None
             self._proof.unseal()
@@ -204,7 +211,7 @@ class Gate:
 
     def _is_current(self) -> bool:
         certified = self._aside.certified
-        if certified is None or self.network is not certified.network:
+        if certified is None or self.network is not certified.network or self.norm != self._aside_norm:
             return False
         # The watch has the seal among its variables.
         if certified.watch.settings_are_untouched() and certified.watch.values_are_untouched():

@@ -61,7 +61,13 @@ def save_graph(model: DefendedModel, directory: Path, labels: Sequence[str]) -> 
     functions = {name: signature(outputs) for name, outputs in output_names(model).items()}
     functions[CLASSIFY] = _classify(model, labels)
     module = tf.Module()
-    read = {id(variable): variable for function in functions.values() for variable in function.variables}
+    # Its variables are also those that were looked at while it was made; a function reads those whose handles it holds.
+    read = {
+        id(variable): variable
+        for function in functions.values()
+        for variable in function.variables
+        if any(variable.handle is held for held in function.captured_inputs)
+    }
     module.weights = list(read.values())
     try:
         tf.saved_model.save(module, os.fspath(directory), signatures=functions)

@@ -165,9 +165,16 @@ def test_another_shape_is_an_error_that_says_so(kind):
 
 
 def test_what_a_proof_is_about_cannot_be_reassigned():
-    for model, name in ((wrap("gloro"), "norm"), (wrap("polytope"), "slope"), (wrap("guard"), "accept")):
+    for model, name in ((wrap("gloro"), "rounding"), (wrap("polytope"), "slope"), (wrap("guard"), "accept")):
         with pytest.raises(AttributeError, match=rf"`{name}` was settled"):
             setattr(model, name, "linf")
+    for kind in KINDS:
+        model = wrap(kind)
+        model.finalize()
+        model.norm = "l1"
+        assert not model.is_final
+        with pytest.raises(ValueError, match="`norm` was set to 'l1' after"):
+            model.verdicts(X)
     with pytest.raises(AttributeError, match="`alpha` was settled"):
         SmoothedNet(network(), 0.1, 0.25, samples=100).alpha = 1e-9
 
