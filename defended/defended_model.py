@@ -102,7 +102,7 @@ class DefendedModel(VisibleSteps, Gate, keras.Model):
     ):
         super().__init__(name=name, dtype=require_float32_policy(kwargs.pop("dtype", None)), autocast=False, **kwargs)
         self.network = checked_network(network if outputs is None else keras.Model(network, outputs))
-        self.norm = self._aside_norm = norm
+        self.norm = self._certified_norm = norm
         self.num_classes = int(self.network.outputs[0].shape[-1])
         self.head = RejectionHead(name="rejection_head")
         # A plain namespace: Keras would track a list of metrics, and save it with the weights.
@@ -258,8 +258,7 @@ class DefendedModel(VisibleSteps, Gate, keras.Model):
         return self._if_proven(self._radii(inputs, self._logits(inputs, training=False)), -1.0, frozen=False)
 
     def answering_radii(self, inputs: Any) -> Any:
-        """`[batch, m]`: as `competitor_radii`, of the verdict: an input is answered where the smallest is above
-        epsilon.
+        """`[batch, m]`: as `competitor_radii`, of the verdict: an answer is given where the smallest exceeds epsilon.
 
         For attacks, which descend it. The same, save where something else than the own certificate answers.
         """
@@ -315,8 +314,7 @@ class DefendedModel(VisibleSteps, Gate, keras.Model):
         Raises:
             TypeError: when `x` holds no real numbers, or `batch_size` is no whole number.
             ValueError: when the shape of `x` is not `[n, *input shape]`, or `batch_size` is below 1; whatever
-            `finalize`
-                raises, where bounds must be proven first.
+                `finalize` raises, where bounds must be proven first.
         """
         batch_size = whole_batch_size(batch_size)
         x = self._checked_inputs(x)

@@ -58,7 +58,7 @@ class Gate:
     name: str
     epsilon: Any
     norm: str
-    _aside_norm: str
+    _certified_norm: str
     _trainable_variables: list[Any]
     _non_trainable_variables: list[Any]
     _proof: ProvenConstants
@@ -120,10 +120,10 @@ class Gate:
             ValueError: when weights are not finite, a layer has become one that nothing is known of, or the network is
                 evaluated as another function than the one that was proven; the message names the layer.
         """
-        if self.norm != self._aside_norm:
+        if self.norm != self._certified_norm:
             raise ValueError(
                 f"`norm` was set to {self.norm!r} after {self.name!r} was made, and its certificate is one in "
-                f"{self._aside_norm!r}. Set it back, or make another model."
+                f"{self._certified_norm!r}. Set it back, or make another model."
             )
         with outside_of_graphs():
             claims, self._aside.claims, self._aside.certified = self._aside.claims, None, None
@@ -211,7 +211,7 @@ class Gate:
 
     def _is_current(self) -> bool:
         certified = self._aside.certified
-        if certified is None or self.network is not certified.network or self.norm != self._aside_norm:
+        if certified is None or self.network is not certified.network or self.norm != self._certified_norm:
             return False
         # The watch has the seal among its variables.
         if certified.watch.settings_are_untouched() and certified.watch.values_are_untouched():

@@ -4,10 +4,9 @@ With r the model's certified radius, `own` and `other` the distances to the near
 and of another one (see `Nearest`), and reach = separation - epsilon:
 
 - *by the check*: `min(r, other) > epsilon`, radius `min(r, other)`. With labels of the model's own, other >= r anyway.
-- *by neighbours*: `own < reach` and `other > reach` and `r > 0`. With `room = min(reach - own, other - reach, r)`, each
-of
-  the three falls by at most t when the input moves by t, and the label holds for t < r: so for t < room the input is
-  still answered. The certified radius is r all the same: what the check alone proves of the class.
+- *by neighbours*: `own < reach` and `other > reach` and `r > 0`. With `room = min(reach - own, other - reach, r)`,
+  each of the three falls by at most t when the input moves by t, and the label holds for t < r: so for t < room the
+  input is still answered. The certified radius is r all the same: what the check alone proves of the class.
 - *adversarial*: `other <= epsilon`, two classes are in reach.
 """
 
