@@ -9,28 +9,31 @@ if __name__ != "defended.attacks":
         f"Install the package with `pip install -e .` and write `from defended import attacks`."
     )
 
-from defended.attacks.attack import Attack
-from defended.attacks.boundary_search import Boundary
-from defended.attacks.carlini_wagner import CarliniWagner
-from defended.attacks.certificate_descent import CertificateDescent
-from defended.attacks.checks import CertificateViolation
-from defended.attacks.comparison import Comparison, compare
-from defended.attacks.decision import DecisionAttack
-from defended.attacks.degradation_attack import DegradationAttack
-from defended.attacks.degradation_monitor import DegradationMonitor
-from defended.attacks.ensemble import Ensemble
-from defended.attacks.evasive_descent import EvasiveDescent
-from defended.attacks.figures import Susceptibility
-from defended.attacks.foolbox_adapter import FoolboxAttack, from_foolbox
-from defended.attacks.intervals import Rate, clopper_pearson
-from defended.attacks.measure import susceptibility
-from defended.attacks.pgd import APGD, PGD, EpsilonPGD
-from defended.attacks.plots import plot_fpr, plot_pairs, plot_vra
-from defended.attacks.projections import project_l2, project_l2_box, project_linf, project_linf_box
-from defended.attacks.records import DegradedInputs, Records
-from defended.attacks.score_descent import ScoreDescent
-from defended.attacks.smoothed_pgd import SmoothedPGD
-from defended.attacks.square import SquareAttack
+from typing import Any
+
+from defended._moved import moved_attribute
+from defended.attacks.black_box.boundary_search import Boundary
+from defended.attacks.black_box.decision import DecisionAttack
+from defended.attacks.black_box.score_descent import ScoreDescent
+from defended.attacks.black_box.square import SquareAttack
+from defended.attacks.composed.degradation_attack import DegradationAttack
+from defended.attacks.composed.ensemble import Ensemble
+from defended.attacks.composed.foolbox_adapter import FoolboxAttack, from_foolbox
+from defended.attacks.core.attack import Attack
+from defended.attacks.core.balls import project_l2, project_l2_box, project_linf, project_linf_box
+from defended.attacks.core.checks import CertificateViolation
+from defended.attacks.gradient.carlini_wagner import CarliniWagner
+from defended.attacks.gradient.certificate_descent import CertificateDescent
+from defended.attacks.gradient.evasive_descent import EvasiveDescent
+from defended.attacks.gradient.pgd import APGD, PGD, EpsilonPGD
+from defended.attacks.gradient.smoothed_pgd import SmoothedPGD
+from defended.attacks.measurement.callback import DegradationMonitor
+from defended.attacks.measurement.plots import plot_fpr, plot_pairs, plot_vra
+from defended.attacks.measurement.records import DegradedInputs, Records
+from defended.attacks.measurement.result import Susceptibility
+from defended.attacks.measurement.susceptibility import susceptibility
+from defended.attacks.measurement.tables import Comparison, compare
+from defended.statistics.intervals import Rate, clopper_pearson
 
 __all__ = [
     "APGD",
@@ -67,3 +70,8 @@ __all__ = [
     "project_linf_box",
     "susceptibility",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Give modules by the names that they had."""
+    return moved_attribute("defended.attacks", name)

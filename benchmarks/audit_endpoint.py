@@ -23,9 +23,9 @@ import numpy as np
 
 import defended  # registers the classes of the model's file
 from defended import datasets
-from defended.attacks.projections import place_inside
+from defended.attacks.core.balls import place_inside
 from defended.serving import Attacked, BlackBox, Client, audit, export
-from defended.serving.transports import ClientError
+from defended.serving.clients.transports import ClientError
 
 HERE = Path(__file__).resolve().parent
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

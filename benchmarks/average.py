@@ -15,8 +15,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from defended.serving.training_run import save
-from defended.training.sharpening import sharpen_bounds
+from defended.gloro.reparametrise.sharpening import sharpen_bounds
+from defended.training.training_run import save
 
 
 def main() -> None:

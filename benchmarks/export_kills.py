@@ -41,7 +41,7 @@ def main() -> int:
 
     import defended
     from defended import serving
-    from defended.serving.serving_files import is_generated
+    from defended.serving.exporting.deployment_files import is_generated
 
     rng, broken, seen = random.Random(0), [], 0
     with tempfile.TemporaryDirectory() as name:

@@ -24,7 +24,7 @@ with atheris.instrument_imports(include=["defended.serving.server"]):
 
 from tensorflow_serving.apis import predict_pb2
 
-from defended.serving.cpp_loader import TensorInfo
+from defended.serving.artefacts.cpp_loader import TensorInfo
 
 WANTED = {"image": TensorInfo("float32", (None, 2, 2))}
 MAX_ROWS = 8

@@ -160,7 +160,7 @@ def towards_others(x: Any, y: Any, known: Any, classes: Any, epsilon: float) -> 
     """Each input moved by epsilon towards the nearest stored point of another class."""
     import numpy as np
 
-    from defended.attacks.projections import place_inside
+    from defended.attacks.core.balls import place_inside
 
     flat, points = x.reshape(len(x), -1).astype(np.float64), known.reshape(len(known), -1).astype(np.float64)
     distances = np.square(flat).sum(1)[:, None] + np.square(points).sum(1)[None] - 2 * flat @ points.T

@@ -15,9 +15,9 @@ import figures
 import numpy as np
 from scipy.stats import entropy
 
-from defended.attacks.intervals import Rate
 from defended.serving import RejectionMonitor
 from defended.serving.monitoring.delay import alarms, detection_delay
+from defended.statistics.intervals import Rate
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--audited", type=int, default=400, help="rejected inputs of the audit")

@@ -17,7 +17,7 @@ from typing import Any
 import keras
 
 from defended import DefendedModel, pretrained
-from defended.serving.training_run import save
+from defended.training.training_run import save
 
 RESULTS = Path(__file__).parent / "results"
 

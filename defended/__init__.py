@@ -1,6 +1,9 @@
 """Certified run-time defences for Keras: classifiers that prove their answers and reject what they cannot prove."""
 
-from defended import datasets, gloro, layers, membership, polytope, smoothing, zoo
+import importlib
+from typing import Any
+
+from defended import _moved, datasets, gloro, layers, membership, polytope, smoothing, zoo
 from defended._version import __version__
 from defended.calibration import calibrate_epsilon
 from defended.defended_model import DefendedModel, Verdicts
@@ -33,3 +36,12 @@ __all__ = [
     "smoothing",
     "zoo",
 ]
+
+_moved.register()
+
+
+def __getattr__(name: str) -> Any:
+    """Give `defended.attacks` and `defended.serving`, which are imported on first use."""
+    if name in ("attacks", "serving"):
+        return importlib.import_module(f"defended.{name}")
+    return _moved.moved_attribute("defended", name)

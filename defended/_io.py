@@ -1,11 +1,13 @@
-"""Files that are either whole or absent: written beside their place, then renamed into it."""
+"""Files that are either whole or absent, written beside their place and renamed into it; JSON with one spelling."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
@@ -42,3 +44,15 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def canonical_json(value: Any) -> str:
+    """A value as JSON with one spelling for one content, so that its digest and its diffs mean something.
+
+    Keys are sorted, indents are two spaces, UTF-8 is left as it is, and a newline ends it.
+
+    Raises:
+        ValueError: a NaN or an infinity, which JSON has no word for; write `None` where a figure is undefined.
+        TypeError: something that is not JSON, such as a NumPy scalar.
+    """
+    return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

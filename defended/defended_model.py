@@ -16,7 +16,7 @@ from keras import ops
 from defended.gate import Gate, in_stateless_scope
 from defended.jax_steps import VisibleSteps
 from defended.margins import FLOAT_MAX, finite_rows, predicted_class
-from defended.network_checks import checked_network, checked_radius, require_float32_policy
+from defended.networks.checks import checked_network, checked_radius, require_float32_policy
 from defended.networks.inputs import float32_array, float32_tensor, whole_batch_size
 from defended.provenance import describe_data, read_record, write_record
 from defended.rejection_head import RejectionHead

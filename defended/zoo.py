@@ -7,7 +7,8 @@ from typing import Any
 import keras
 from keras import layers
 
-from defended.layers import LiResNetBlock, MinMax
+from defended.layers.liresnet_block import LiResNetBlock
+from defended.layers.minmax import MinMax
 from defended.pretrained import index as _index
 from defended.pretrained import load
 

@@ -13,26 +13,29 @@ if __name__ != "defended.serving":
     )
 
 # TensorFlow, matplotlib and jinja2 are imported where they are used, so this import stays light.
-from defended.serving.agreement import AgreementError
-from defended.serving.artefact import Artefact, ArtefactError, load, verify
-from defended.serving.audit import audit
+from typing import Any
+
+from defended._moved import moved_attribute
+from defended.serving.artefacts.allowed_ops import ForbiddenOpError
+from defended.serving.artefacts.artefact import Artefact, ArtefactError, load, verify
+from defended.serving.artefacts.cpp_loader import CppLoaderError
+from defended.serving.artefacts.onnx_model import OnnxModel, load_onnx
+from defended.serving.artefacts.signing import SignatureError, generate_key, sign
+from defended.serving.auditing.audit import audit
 from defended.serving.auditing.black_box import BlackBox
 from defended.serving.auditing.conditions import Condition, ConditionsError, read_conditions
 from defended.serving.auditing.record import AuditRecord, RecordError, read_record
 from defended.serving.auditing.replay import Attacked
+from defended.serving.auditing.report import AuditReport
 from defended.serving.auditing.targets import Endpoint, EndpointError
-from defended.serving.client import Client
-from defended.serving.cpp_loader import CppLoaderError
-from defended.serving.export import export, next_version
-from defended.serving.graph_ops import ForbiddenOpError
-from defended.serving.monitor import Alarm, RejectionMonitor, StateError
-from defended.serving.onnx_export import export_onnx
-from defended.serving.onnx_model import OnnxModel, load_onnx
-from defended.serving.report import AuditReport
-from defended.serving.request_log import LoggedAnswer, RequestLog, RequestLogError, read_request_log
-from defended.serving.serving_files import EditedFileWarning, write_serving_files
-from defended.serving.signing import SignatureError, generate_key, sign
-from defended.serving.transports import ClientError
+from defended.serving.clients.client import Client
+from defended.serving.clients.request_log import LoggedAnswer, RequestLog, RequestLogError, read_request_log
+from defended.serving.clients.transports import ClientError
+from defended.serving.exporting.agreement import AgreementError
+from defended.serving.exporting.deployment_files import EditedFileWarning, write_serving_files
+from defended.serving.exporting.export import export, next_version
+from defended.serving.exporting.onnx_export import export_onnx
+from defended.serving.monitoring.rejection_monitor import Alarm, RejectionMonitor, StateError
 
 __all__ = [
     "export",
@@ -74,3 +77,8 @@ __all__ = [
     "RecordError",
     "StateError",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Give modules by the names that they had."""
+    return moved_attribute("defended.serving", name)

@@ -14,15 +14,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from defended._io import atomic_write_text
-from defended.attacks import CertificateDescent, susceptibility
-from defended.serving.audit import audit
-from defended.serving.export import export, next_version
-from defended.serving.training_run import MODEL, TrainingRun, TrainingSettings, train
+from defended.attacks.gradient.certificate_descent import CertificateDescent
+from defended.attacks.measurement.susceptibility import susceptibility
+from defended.serving.auditing.audit import audit
+from defended.serving.exporting.export import export, next_version
+from defended.training.training_run import MODEL, TrainingRun, TrainingSettings, train
 
 if TYPE_CHECKING:
-    from defended.attacks import Susceptibility
-    from defended.attacks.intervals import Rate
-    from defended.serving.report import AuditReport
+    from defended.attacks.measurement.result import Susceptibility
+    from defended.serving.auditing.report import AuditReport
+    from defended.statistics.intervals import Rate
 
 EPSILON = 0.25
 SETTINGS = {"plain": False, "doubled": True}

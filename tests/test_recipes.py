@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 
 from defended import GloroNet, datasets, zoo
-from defended.serving import training_run
-from defended.serving.training_run import TrainingSettings, build_network, train, training_data
+from defended.training import training_run
+from defended.training.training_run import TrainingSettings, build_network, train, training_data
 
 RECIPES = sorted((Path(__file__).parents[1] / "benchmarks" / "recipes").rglob("*.toml"))
 

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from defended.attacks.certificate_descent import CertificateDescent
-from defended.attacks.degradation_attack import DegradationAttack
-from defended.attacks.intervals import Rate
+from defended.attacks.composed.degradation_attack import DegradationAttack
+from defended.attacks.gradient.certificate_descent import CertificateDescent
+from defended.attacks.gradient.pgd import EpsilonPGD
+from defended.attacks.measurement.plots import fpr_upper_curve, plot_pairs
 from defended.attacks.paper.reproduction import Finding, Reproduction
 from defended.attacks.paper.settings import NotHereError, Settings, open_net
-from defended.attacks.pgd import EpsilonPGD
-from defended.attacks.plots import fpr_upper_curve, plot_pairs
+from defended.statistics.intervals import Rate
 
 POINTS = 2000
 

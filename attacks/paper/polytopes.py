@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from defended import PolytopeNet, zoo
-from defended.attacks.certificate_descent import CertificateDescent
-from defended.attacks.degradation_attack import DegradationAttack
+from defended import zoo
+from defended.attacks.composed.degradation_attack import DegradationAttack
+from defended.attacks.gradient.certificate_descent import CertificateDescent
 from defended.attacks.paper.reproduction import Finding, Reproduction
 from defended.attacks.paper.settings import NotHereError, Settings
+from defended.polytope.polytope_net import PolytopeNet
 
 EPSILON = 0.1
 POINTS = 500

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from defended._io import atomic_write_bytes, atomic_write_text
-from defended.attacks.intervals import Rate
+from defended.statistics.intervals import Rate
 
 COLUMNS = ("case", "figure", "paper", "ours", "low", "high", "difference", "count", "total", "note")
 

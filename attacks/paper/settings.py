@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import defended
 from defended import datasets, zoo
-from defended.attacks.figures import Susceptibility
-from defended.attacks.measure import susceptibility
+from defended.attacks.measurement.result import Susceptibility
+from defended.attacks.measurement.susceptibility import susceptibility
+from defended.defended_model import DefendedModel
+from defended.gloro.gloro_net import GloroNet
+from defended.gloro.legacy.gloronet import load_gloronet
 
 
 class NotHereError(Exception):
@@ -96,11 +98,11 @@ def open_net(path: str | os.PathLike[str], epsilon: float) -> Any:
     if not Path(path).exists():
         raise NotHereError(f"{path} is not there")
     if str(path).endswith(".gloronet"):
-        model: Any = defended.load_gloronet(path)
+        model: Any = load_gloronet(path)
     else:
         model = keras.models.load_model(path, compile=False)
-        if not isinstance(model, defended.DefendedModel):
-            model = defended.GloroNet(model, epsilon=epsilon)
+        if not isinstance(model, DefendedModel):
+            model = GloroNet(model, epsilon=epsilon)
     model.epsilon = epsilon
     model.ensure_proven()
     return model

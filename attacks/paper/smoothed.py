@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from defended.attacks.certificate_descent import CertificateDescent
-from defended.attacks.degradation_attack import DegradationAttack
+from defended.attacks.composed.degradation_attack import DegradationAttack
+from defended.attacks.gradient.certificate_descent import CertificateDescent
+from defended.attacks.gradient.smoothed_pgd import SmoothedPGD
 from defended.attacks.paper.reproduction import Finding, Reproduction
 from defended.attacks.paper.settings import NotHereError, Settings
-from defended.attacks.smoothed_pgd import SmoothedPGD
-from defended.smoothing import radius_ceiling, read_log
+from defended.smoothing.bounds import radius_ceiling
 from defended.smoothing.figures import Panel, curves, draw_certification, to_png
+from defended.smoothing.logs import read_log
 
 
 class Published(NamedTuple):
@@ -81,7 +82,8 @@ def table2(settings: Settings) -> Reproduction:
 def _smoothed(settings: Settings, name: str, epsilon: float, sigma: float, samples: int) -> Any:
     import keras
 
-    from defended import SmoothedNet, zoo
+    from defended import zoo
+    from defended.smoothing.smoothed_net import SmoothedNet
 
     if name in settings.nets:
         network = keras.models.load_model(settings.nets[name], compile=False)

@@ -1,12 +1,15 @@
 """GloRo Nets: certification by a global Lipschitz bound (Leino, Wang, Fredrikson 2021)."""
 
-from defended.gloro.bounds import bound_matrix_norm
+from typing import Any
+
+from defended._moved import moved_attribute
 from defended.gloro.certificate import CertificateReport
-from defended.gloro.convolutions import bound_conv2d_norm
 from defended.gloro.gloro_net import GloroNet
 from defended.gloro.graph import LayerBound
 from defended.gloro.legacy.gloronet import load_gloronet
 from defended.gloro.rules import LipschitzRule, known_layers, lipschitz_rule
+from defended.numerics.convolution_norms import bound_conv2d_norm
+from defended.numerics.matrix_norms import bound_matrix_norm
 
 __all__ = [
     "CertificateReport",
@@ -19,3 +22,8 @@ __all__ = [
     "lipschitz_rule",
     "load_gloronet",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Give modules by the names that they had."""
+    return moved_attribute("defended.gloro", name)

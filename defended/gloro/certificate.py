@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from defended.gloro import rounding
-from defended.gloro.bounds import round_up_to_float32
 from defended.gloro.graph import LayerBound, LipschitzGraph, Proof
 from defended.margins import FLOAT_MAX
+from defended.numerics.matrix_norms import round_up_to_float32
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

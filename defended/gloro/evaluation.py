@@ -21,7 +21,7 @@ import numpy as np
 from keras import layers, ops
 
 from defended.gloro import rounding
-from defended.layers import MinMax
+from defended.layers.minmax import MinMax
 
 if TYPE_CHECKING:
     from defended.gloro.graph import _Step

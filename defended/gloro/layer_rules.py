@@ -11,10 +11,13 @@ import numpy as np
 from keras import layers, ops
 
 from defended.gloro import rounding
-from defended.gloro.bounds import average_pooling_norm, max_pooling_overlap
 from defended.gloro.operators import Conv2DOperator, DenseOperator, Kernel, LinearOperator, in_float64, without_overflow
 from defended.gloro.rules import LipschitzRule, Shape, exact_rule, lipschitz_rule, rule_for
-from defended.layers import GaussianNoiseAugmentation, InvertibleDownsampling, LiResNetBlock, MinMax
+from defended.layers.gaussian_noise_augmentation import GaussianNoiseAugmentation
+from defended.layers.invertible_downsampling import InvertibleDownsampling
+from defended.layers.liresnet_block import LiResNetBlock
+from defended.layers.minmax import MinMax
+from defended.numerics.matrix_norms import average_pooling_norm, max_pooling_overlap
 
 _EXP: dict[str, Any] = {"roundings": rounding.ELEMENTARY, "absolute": 1.0}
 _ACTIVATIONS: dict[str, LipschitzRule | None] = {

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from defended.gloro.bounds import bound_matrix_norm, bound_nonnegative_norm
-from defended.gloro.convolutions import bound_conv2d_norm, bound_nonnegative_conv2d_norm, conv2d_norm_method
-from defended.gloro.eigenvalues import EXACT_SIZE
+from defended.numerics.convolution_norms import bound_conv2d_norm, bound_nonnegative_conv2d_norm, conv2d_norm_method
+from defended.numerics.eigenvalues import EXACT_SIZE
+from defended.numerics.matrix_norms import bound_matrix_norm, bound_nonnegative_norm
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -16,7 +16,10 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from defended.layers import GaussianNoiseAugmentation, InvertibleDownsampling, LiResNetBlock, MinMax
+from defended.layers.gaussian_noise_augmentation import GaussianNoiseAugmentation
+from defended.layers.invertible_downsampling import InvertibleDownsampling
+from defended.layers.liresnet_block import LiResNetBlock
+from defended.layers.minmax import MinMax
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import keras
 
 from defended._io import atomic_write_bytes, atomic_write_text, sha256_file
-
-if TYPE_CHECKING:
-    from defended.defended_model import DefendedModel
+from defended.defended_model import DefendedModel
+from defended.gloro.gloro_net import GloroNet
+from defended.polytope.polytope_net import PolytopeNet
+from defended.smoothing.smoothed_net import SmoothedNet
 
 FOLDER = Path(__file__).parent
+KINDS: dict[str, type[DefendedModel]] = {"GloroNet": GloroNet, "PolytopeNet": PolytopeNet, "SmoothedNet": SmoothedNet}
 
 
 class Entry(NamedTuple):
@@ -20,7 +24,7 @@ class Entry(NamedTuple):
 
     name: str
     kind: str
-    """The class of the defended model: `GloroNet`, `SmoothedNet`, `PolytopeNet`."""
+    """The class of the defended model, by its name in `KINDS`."""
     data: str
     """The data set that it was trained on, as `datasets.load` names it."""
     settings: dict[str, Any]
@@ -84,20 +88,16 @@ def load(name: str, **settings: Any) -> DefendedModel:
         ValueError: for an unknown name, a setting that does not fit, or a file that was changed since it was published.
         FileNotFoundError: where the file is missing, saying where it was looked for.
     """
-    import keras
-
-    import defended
-
     entry = entry_of(name)
     network = keras.models.load_model(path(name), compile=False)
-    if isinstance(network, defended.DefendedModel):
+    if isinstance(network, DefendedModel):
         unknown = sorted(set(settings) - {"epsilon"})
         if unknown:
             raise ValueError(f"{name!r} is a {entry.kind}, which only takes `epsilon` anew. Received: {unknown}.")
         network.trust_file()  # the hash of the file is pinned
         network.epsilon = settings.get("epsilon", entry.settings["epsilon"])
         return network
-    model = getattr(defended, entry.kind)(network, **{**entry.settings, **settings})
+    model = KINDS[entry.kind](network, **{**entry.settings, **settings})
     model.ensure_proven()
     return model
 

@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from defended.layers.gaussian_noise_augmentation import GaussianNoiseAugmentation
-from defended.network_checks import checked_network
+from defended.networks.checks import checked_network
 from defended.smoothing.consistency import Consistency
 from defended.smoothing.smooth_adv import SmoothAdv
 from defended.training.labels import check_labels, checked_dataset, soft_labels

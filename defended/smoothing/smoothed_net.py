@@ -13,7 +13,7 @@ from keras import ops
 from defended.defended_model import DefendedModel, Judgement
 from defended.gate import ProvingProperty, outside_of_graphs
 from defended.margins import finite_rows, leader
-from defended.network_checks import checked_radius
+from defended.networks.checks import checked_radius
 from defended.networks.inputs import float32_tensor, whole_batch_size
 from defended.smoothing.bounds import (
     MAX_SAMPLES,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from defended.attacks.intervals import Rate
+from defended.statistics.intervals import Rate
 
 # Shares of clean inputs that one may be willing to have rejected.
 AFFORDABLE = (0.01, 0.02, 0.05, 0.1)

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from defended.attacks.intervals import Rate
 from defended.serving.auditing import strata
 from defended.serving.auditing.advice import advise
 from defended.serving.auditing.draws import QUANTILES, draws
 from defended.serving.auditing.profile import profile
 from defended.serving.auditing.replay import cap_of
+from defended.serving.auditing.report import AuditReport, Curves
 from defended.serving.auditing.targets import Answers, Subject
 from defended.serving.monitoring.evidence import near_answered
-from defended.serving.report import AuditReport, Curves
+from defended.statistics.intervals import Rate
 
 # Grid of the curves: multiples of epsilon / 40, so that epsilon and 2 epsilon are on it exactly.
 _STEPS_PER_EPSILON = 40

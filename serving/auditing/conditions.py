@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from defended.attacks.intervals import Rate
+from defended.statistics.intervals import Rate
 
 Sense = Literal["proven", "measured", "refuted"]
 Status = Literal["PASS", "WARN", "FAIL"]

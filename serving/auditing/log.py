@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from defended.attacks.intervals import Rate
 from defended.serving.auditing.strata import Stratum
 from defended.serving.auditing.targets import AUDIT, DEFAULT, Answers, Subject, checked
+from defended.statistics.intervals import Rate
 
 if TYPE_CHECKING:
-    from defended.serving.request_log import LoggedAnswer
+    from defended.serving.clients.request_log import LoggedAnswer
 
 _PATTERN = "*.tfrecord"
 
@@ -112,7 +112,7 @@ def verdicts_of(answer: LoggedAnswer) -> dict[str, np.ndarray]:
 
 
 def _answers(file: Path) -> Iterator[LoggedAnswer]:
-    from defended.serving.request_log import read_request_log
+    from defended.serving.clients.request_log import read_request_log
 
     return iter(read_request_log(file))
 

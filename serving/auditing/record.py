@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from defended.attacks.intervals import Rate
+from defended.statistics.intervals import Rate
 
 SCHEMA_ID = "https://json-schema.org/draft/2020-12/schema"
 SCHEMA_FILE = "audit.schema.json"

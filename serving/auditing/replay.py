@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from defended.attacks.intervals import Rate
-from defended.attacks.projections import distances, place_inside
+from defended.attacks.core.balls import distances, place_inside
 from defended.serving.auditing.draws import Draws, draws
 from defended.serving.auditing.targets import Answers, Target
+from defended.statistics.intervals import Rate
 
 if TYPE_CHECKING:
-    from defended import DefendedModel
+    from defended.defended_model import DefendedModel
 
     Perturb = Callable[..., np.ndarray]
 
@@ -112,7 +112,8 @@ def attack_model(model: DefendedModel, attack: Perturb | None, x: np.ndarray, la
         x: all inputs.
         label: `[n]`, the answers, -1 where rejected.
     """
-    from defended.attacks import Attack, CertificateDescent
+    from defended.attacks.core.attack import Attack
+    from defended.attacks.gradient.certificate_descent import CertificateDescent
 
     attack = attack or CertificateDescent(steps=50)
     name = getattr(attack, "__name__", None) or repr(attack)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from defended.attacks.intervals import Rate
+from defended.statistics.intervals import Rate
 
 # Edges of the confidence strata; half open, the last one closed.
 CONFIDENCE_EDGES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 if TYPE_CHECKING:
-    from defended import DefendedModel
-    from defended.serving.artefact import Artefact
-    from defended.serving.manifest import Manifest
+    from defended.defended_model import DefendedModel
+    from defended.serving.artefacts.artefact import Artefact
+    from defended.serving.artefacts.manifest import Manifest
 
 DEFAULT, AUDIT = "serving_default", "audit"
 

@@ -13,7 +13,7 @@ from defended_cli.config import Config
 from defended_cli.engine import Address, EngineName, Threads, Workers, opened, start
 
 if TYPE_CHECKING:
-    from defended.attacks import Attack
+    from defended.attacks.core.attack import Attack
 
 
 def attack(
@@ -75,9 +75,8 @@ def attack(
     defended_model = open_model(model)
     x, y = test_points(data, limit)
 
-    from defended._io import atomic_write_text
-    from defended.attacks import susceptibility
-    from defended.serving.canonical import canonical_json
+    from defended._io import atomic_write_text, canonical_json
+    from defended.attacks.measurement.susceptibility import susceptibility
 
     box = (0.0, 1.0) if clip else None
     targets = min(3, defended_model.num_classes - 1)
@@ -88,7 +87,7 @@ def attack(
         if opened_engine is None or resume is None:
             result = susceptibility(defended_model, x, y, chosen, resume=resume, time_budget=time_budget)
         else:
-            from defended.serving.cluster import measure
+            from defended.serving.cluster.measure import measure
 
             result = measure(opened_engine, defended_model, x, y, chosen, out=resume, time_budget=time_budget)
     path = out or model.with_name("susceptibility.json")

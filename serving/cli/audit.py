@@ -14,8 +14,8 @@ from defended_cli.config import Config
 from defended_cli.engine import Address, EngineName, Threads, Workers, audited, start
 
 if TYPE_CHECKING:
-    from defended.serving import AuditReport
     from defended.serving.auditing.conditions import Condition
+    from defended.serving.auditing.report import AuditReport
 
 
 def share(text: str) -> Any:

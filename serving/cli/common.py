@@ -16,7 +16,7 @@ import typer
 if TYPE_CHECKING:
     import numpy as np
 
-    from defended import DefendedModel
+    from defended.defended_model import DefendedModel
 
 TOKEN = "DEFENDED_TOKEN"  # noqa: S105  (the name of the variable that holds a server's token)
 
@@ -40,7 +40,7 @@ def open_model(path: Path) -> DefendedModel:
     load_tensorflow()
     import keras
 
-    from defended import DefendedModel
+    from defended.defended_model import DefendedModel
 
     model = keras.models.load_model(path)
     if not isinstance(model, DefendedModel):

@@ -44,7 +44,7 @@ def opened(name: str | None, what: Any, workers: int | None, threads: int | None
             raise ValueError("--workers, --threads and --ray-address belong to an engine: name one with --engine.")
         yield None
         return
-    from defended.serving.cluster import open_engine
+    from defended.serving.cluster.engines import open_engine
 
     with open_engine(name, what, workers=workers, threads=threads, address=address) as engine:  # type: ignore[arg-type]
         yield engine
@@ -73,8 +73,8 @@ def audited(
         if first is None:
             yield {}
             return
-        from defended.attacks import CertificateDescent
-        from defended.serving.cluster import DistributedArtefact, RemoteAttack
+        from defended.attacks.gradient.certificate_descent import CertificateDescent
+        from defended.serving.cluster.audited import DistributedArtefact, RemoteAttack
 
         arguments: dict[str, Any] = {"target": DistributedArtefact(first, artefact, keep)}
         if model is not None:

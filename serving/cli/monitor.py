@@ -16,7 +16,7 @@ from defended_cli.common import TOKEN
 from defended_cli.config import Config
 
 if TYPE_CHECKING:
-    from defended.serving.monitor import RejectionMonitor
+    from defended.serving.monitoring.rejection_monitor import RejectionMonitor
 
 
 def monitor(
@@ -61,7 +61,7 @@ def monitor(
     from defended_cli.common import load_tensorflow
 
     load_tensorflow()
-    from defended.serving.monitor import RejectionMonitor
+    from defended.serving.monitoring.rejection_monitor import RejectionMonitor
 
     watching = RejectionMonitor(baseline, false_alarm=false_alarm)
     if raised:

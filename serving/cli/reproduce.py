@@ -53,8 +53,9 @@ def reproduce(
     nets, sets = _pairs("--net", net), _pairs("--data", data)
     load_tensorflow()
 
-    from defended.attacks.paper import EXPERIMENTS, Settings
+    from defended.attacks.paper import EXPERIMENTS
     from defended.attacks.paper import reproduce as run
+    from defended.attacks.paper.settings import Settings
 
     unfinished = out / "unfinished" / what
     settings = Settings(quick=quick, nets=nets, data=sets, reference=reference, resume=unfinished)

@@ -88,9 +88,10 @@ def serve(
     """
     load_tensorflow()
 
-    from defended.serving import RequestLog
-    from defended.serving.server import Server, ServerSettings, serve_until_told
+    from defended.serving.clients.request_log import RequestLog
+    from defended.serving.server.app import Server, serve_until_told
     from defended.serving.server.security import read_token
+    from defended.serving.server.settings import ServerSettings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = ServerSettings(

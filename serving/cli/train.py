@@ -105,8 +105,8 @@ def train(
     """
     load_tensorflow()
 
-    from defended.serving.training_run import TrainingSettings
-    from defended.serving.training_run import train as run_training
+    from defended.training.training_run import TrainingSettings
+    from defended.training.training_run import train as run_training
 
     settings = TrainingSettings(
         data=data,

@@ -10,15 +10,15 @@ from typing import Any, cast
 
 import numpy as np
 
-import defended
-from defended.attacks import Attack
-from defended.attacks.checks import Array
-from defended.attacks.chunk_store import ChunkStore
-from defended.attacks.pieces import Job, Settings
+from defended._version import __version__
+from defended.attacks.core.attack import Attack
+from defended.attacks.core.checks import Array
+from defended.attacks.measurement.chunk_store import ChunkStore
+from defended.attacks.measurement.engine import Job, Settings
 from defended.provenance import data_digest
-from defended.serving.artefact import Artefact
+from defended.serving.artefacts.artefact import Artefact
+from defended.serving.artefacts.manifest import MANIFEST, Manifest
 from defended.serving.cluster.shards import ParquetStore
-from defended.serving.manifest import MANIFEST, Manifest
 
 _BATCHES = 8
 
@@ -133,7 +133,7 @@ def open_store(engine: Any, keep: Any, kind: str, x: Array, plan: dict[str, Any]
         "task": kind,
         "model": engine.source.digest,
         "data": data_digest(x),
-        "version": defended.__version__,
+        "version": __version__,
         **engine.fingerprint,
         **plan,
     }

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-import defended
-from defended.attacks import checks
-from defended.attacks.checks import Array
-from defended.attacks.intervals import Rate
-from defended.attacks.pieces import Job, Settings
+from defended._version import __version__
+from defended.attacks.core import checks
+from defended.attacks.core.checks import Array
+from defended.attacks.measurement.engine import Job, Settings
 from defended.provenance import data_digest
 from defended.serving.cluster.shards import read_shards, write_manifest
+from defended.statistics.intervals import Rate
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def certify(
         "batch_size": batch_size,
         "shard_size": shard_size,
         "threads": engine.threads,
-        "version": defended.__version__,
+        "version": __version__,
     }
     folder = Path(out)
     store = engine.store(folder / "shards", plan)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from defended.attacks.checks import Array
-from defended.attacks.pieces import Job, Settings
+from defended.attacks.core.checks import Array
+from defended.attacks.measurement.engine import Job, Settings
 from defended.serving.cluster.shards import ParquetStore
 from defended.serving.cluster.source import Source
 from defended.serving.cluster.worker import Worker, threads_in_use, use_threads

@@ -7,14 +7,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from defended.attacks import susceptibility
-from defended.attacks.checks import Array
+from defended.attacks.core.checks import Array
+from defended.attacks.measurement.susceptibility import susceptibility
 from defended.serving.cluster.shards import write_manifest
 from defended.serving.cluster.source import model_digest
 
 if TYPE_CHECKING:
-    from defended import DefendedModel
-    from defended.attacks import Susceptibility
+    from defended.attacks.measurement.result import Susceptibility
+    from defended.defended_model import DefendedModel
 
 
 def measure(

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from defended._io import atomic_write_bytes, atomic_write_text, sha256_file
-from defended.attacks.checks import Array
-from defended.attacks.chunk_store import ChunkStore
-from defended.attacks.records import _pyarrow
-from defended.serving.canonical import canonical_json
+from defended._io import atomic_write_bytes, atomic_write_text, canonical_json, sha256_file
+from defended.attacks.core.checks import Array
+from defended.attacks.measurement.chunk_store import ChunkStore
+from defended.attacks.measurement.records import _pyarrow
 
 MANIFEST = "manifest.json"
 _FORMAT = 1

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from defended.attacks.attack import model_radius
+from defended.attacks.core.attack import model_radius
 
 if TYPE_CHECKING:
-    from defended import DefendedModel
-    from defended.serving.artefact import Artefact
+    from defended.defended_model import DefendedModel
+    from defended.serving.artefacts.artefact import Artefact
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Source:
         Raises:
             ArtefactError: it is not what its manifest says.
         """
-        from defended.serving.artefact import verify
-        from defended.serving.manifest import MANIFEST
+        from defended.serving.artefacts.artefact import verify
+        from defended.serving.artefacts.manifest import MANIFEST
 
         directory = Path(path)
         manifest = verify(directory)
@@ -78,8 +78,8 @@ class Source:
         Raises:
             ValueError: the file holds an undefended model.
         """
-        from defended import DefendedModel
-        from defended.serving.artefact import Artefact
+        from defended.defended_model import DefendedModel
+        from defended.serving.artefacts.artefact import Artefact
 
         if isinstance(what, DefendedModel):
             return cls.of_model(what)
@@ -102,10 +102,10 @@ class Source:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
             if self.kind == "artefact":
-                from defended.serving.artefact import load
+                from defended.serving.artefacts.artefact import load
 
                 return load(folder, digest=self.digest)
-            from defended import load_model
+            from defended.loading import load_model
 
             model = load_model(Path(folder) / "model.keras", trusted=True)  # it comes from the process that proved it
             model.evaluation_drift = self.drift

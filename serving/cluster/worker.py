@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from defended.attacks.checks import Array
-from defended.attacks.pieces import Job, Settings, compute
+from defended.attacks.core.checks import Array
+from defended.attacks.measurement.engine import Job, Settings, compute
 from defended.serving.cluster.source import Source
 
 _BATCH = 256
@@ -36,7 +36,7 @@ class Worker:
         """What comes of a job.
 
         Jobs: `"certify"` and `"audit"` an input range, `"perturb"` it by the settings' attack, and those of
-        `defended.attacks.pieces`.
+        `defended.attacks.measurement.engine`.
         """
         # Arrays from an object store are read-only, and attacks may write into their own copies only.
         own = job._replace(arrays={name: np.array(value) for name, value in job.arrays.items()})
@@ -62,7 +62,7 @@ class Worker:
         return padded_audit(self.model, job.arrays["x"], settings.batch_size)
 
     def _perturb(self, job: Job, settings: Settings) -> dict[str, Array]:
-        from defended.attacks import Attack
+        from defended.attacks.core.attack import Attack
 
         index = {"index": job.arrays["index"]} if isinstance(settings.attack, Attack) else {}
         found = settings.attack(self.model, job.arrays["x"], job.arrays.get("labels"), **index)

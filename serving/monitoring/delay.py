@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from defended.serving.monitoring.process import bets, cash_after, share_of_round
+from defended.serving.monitoring.test_martingale import bets, cash_after, share_of_round
 
 
 class Delay(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from defended.serving.auditing.comparison import holm
+from defended.serving.auditing.baseline import holm
 from defended.serving.auditing.record import ProfileRecord
 
 Points = Literal["attack", "drift", "broken inputs", "nothing"]

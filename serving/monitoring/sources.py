@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from defended.serving.request_log import LoggedAnswer
+    from defended.serving.clients.request_log import LoggedAnswer
 
 COUNTER = "defended_verdicts_total"
 
@@ -45,7 +45,7 @@ def new_answers(path: Path, position: LogPosition, name: str | None) -> Iterator
         SourceError: the log is missing, or it holds several models and `name` says not which.
         RequestLogError: a record is damaged.
     """
-    from defended.serving.request_log import log_files, read_request_log
+    from defended.serving.clients.request_log import log_files, read_request_log
 
     if not path.exists():
         raise SourceError(f"{path} is no request log: there is nothing.")

@@ -14,7 +14,7 @@ from typing import Any
 
 from aiohttp import web
 
-from defended.serving.request_log import RequestLog
+from defended.serving.clients.request_log import RequestLog
 from defended.serving.server.grpc_service import GrpcApi
 from defended.serving.server.inference import Inference
 from defended.serving.server.metrics import Metrics

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from defended.serving.cpp_loader import SignatureInfo
+from defended.serving.artefacts.cpp_loader import SignatureInfo
 from defended.serving.server.errors import ServingError, invalid
 from defended.serving.server.json_tensors import is_base64, shown, write_json
 

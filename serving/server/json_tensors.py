@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from defended.serving.cpp_loader import TensorInfo
+from defended.serving.artefacts.cpp_loader import TensorInfo
 from defended.serving.server.errors import ServingError, invalid
 
 ROWS, COLUMNS = "instances", "inputs"

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from defended.serving.artefact import Artefact
-from defended.serving.cpp_loader import CppLoaderError, SignatureInfo, TensorInfo
+from defended.serving.artefacts.artefact import Artefact
+from defended.serving.artefacts.cpp_loader import CppLoaderError, SignatureInfo, TensorInfo
 from defended.serving.server.batching import Batcher
 from defended.serving.server.errors import Code, ServingError, invalid
 from defended.serving.server.metrics import Metrics

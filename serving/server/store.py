@@ -10,8 +10,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from defended.serving.artefact import load
-from defended.serving.manifest import MAX_VERSION, NAME
+from defended.serving.artefacts.artefact import load
+from defended.serving.artefacts.manifest import MAX_VERSION, NAME
 from defended.serving.server.errors import Code, ServingError, invalid
 from defended.serving.server.metrics import Metrics
 from defended.serving.server.models import ModelVersion

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from defended.serving.cpp_loader import TensorInfo
+from defended.serving.artefacts.cpp_loader import TensorInfo
 from defended.serving.server.errors import invalid
 
 # `DataType` numbers, the message's field for values of that type, and the NumPy dtype.

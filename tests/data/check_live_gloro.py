@@ -1,6 +1,7 @@
 """Takes live gloro models over with `GloroNet.from_gloro`, in one process with legacy Keras, and compares.
 
-`tests/test_gloronet_file.py` runs it where DEFENDED_GLORO_PYTHON names the interpreter of an environment that has both
+`tests/defended/gloro/legacy/test_gloronet_file.py` runs it where DEFENDED_GLORO_PYTHON names the interpreter of an
+environment that has both
 generations of Keras, for instance this project's with gloro (or, with PYTHONPATH, a clone of its later version) beside:
 
     pip install --no-deps tf_keras==2.21.0 gloro==1.1.1

@@ -1,4 +1,4 @@
-"""Makes the `.gloronet` fixtures of `tests/test_gloronet_file.py` with the gloro library itself, under legacy Keras.
+"""Makes the `.gloronet` fixtures of the tests in `tests/defended/gloro/legacy` with gloro itself, under legacy Keras.
 
 It runs in an environment of its own, once for each format, in this folder:
 

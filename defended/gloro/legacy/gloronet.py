@@ -13,7 +13,7 @@ from defended.gloro.legacy.archive import parsed_object, read_archive
 from defended.gloro.legacy.h5 import read_h5
 from defended.gloro.legacy.network import MAX_NESTING, NETWORKS, from_known_source, rebuilt_network
 from defended.gloro.legacy.weights import StoredWeight, StoredWeights
-from defended.network_checks import checked_radius
+from defended.networks.checks import checked_radius
 
 # What 1.1.1 and its predecessors wrote, and what later versions write. The saved constant is not believed: it is a
 # lower estimate, and bounds are proven anew.

@@ -15,7 +15,9 @@ from keras import layers
 
 from defended.gloro.legacy.settings import MAX_BLOCK, MAX_UNITS, Settings
 from defended.gloro.legacy.weights import Array, Shape
-from defended.layers import InvertibleDownsampling, LiResNetBlock, MinMax
+from defended.layers.invertible_downsampling import InvertibleDownsampling
+from defended.layers.liresnet_block import LiResNetBlock
+from defended.layers.minmax import MinMax
 
 Take = Callable[[str, Shape], Array]
 Built = tuple[layers.Layer, dict[str, Array]]

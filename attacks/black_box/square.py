@@ -1,0 +1,260 @@
+"""A score-based black-box attack by random squares."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from defended.attacks.black_box.square_windows import Window, start_l2, start_linf, window_of
+from defended.attacks.core import checks
+from defended.attacks.core.attack import Attack, Task
+from defended.attacks.core.balls import project_l2
+from defended.attacks.core.batches import for_each_batch, of_model, predictions
+from defended.attacks.core.checks import Array
+from defended.attacks.gradient.loop import default_jit_compile
+from defended.attacks.gradient.objectives import margins
+
+# Of 10,000 queries: after so many, the share of pixels in a window is halved once more.
+_HALVINGS = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)
+
+# Random numbers drawn at a time: enough to keep the compiled loop busy, few enough to hold for a batch.
+_QUERIES_AT_A_TIME = 256
+
+
+def margin_of_label(model: Any, x: Any, labels: Any) -> Any:
+    """Margin of the label over its strongest rival, `[batch]`: negative where the network answers another class."""
+    return margins(model.network(x, training=False), labels)
+
+
+def lead_over_bottom(model: Any, x: Any, labels: Any) -> Any:
+    """`top score - score of ⊥`, `[batch]`: negative exactly where the model rejects. Labels play no part."""
+    scores = model(x, training=False)
+    return tf.reduce_max(scores[:, :-1], axis=-1) - scores[:, -1]
+
+
+_OBJECTIVES = {"margin": margin_of_label, "certificate": lead_over_bottom}
+
+
+class SquareAttack(Attack):
+    """Random search with square-shaped changes, by scores alone (Andriushchenko et al. 2020, algorithms 1 to 3).
+
+    Starts from stripes (l∞) or tiles (l2) on the sphere, then proposes for each query a change within one random
+    window (l2: moved there from a second window), keeps it if the score falls, and makes the windows smaller as the
+    queries are used up. No gradients: it needs what a client of the scores needs. An input whose score is negative is
+    finished, and asks no more.
+
+    Images are `[h, w, c]`; inputs `[d]` count as one row of d pixels, `[d, c]` as one row with c channels. Where a
+    window of the wanted area is higher than the image it is as much wider.
+
+    Args:
+        norm: `"l2"` or `"linf"`; None for the model's.
+        queries: evaluations of each input, at most.
+        p_init: share of the pixels in the first windows, in (0, 1].
+        objective: what is lowered. `"margin"`: the network's margin of the label, for a change of the network's answer
+            (at 2 eps within `DegradationAttack`). `"certificate"`: the lead of the top score over the score of ⊥, for a
+            rejection within the radius itself: it needs `scores_with_bottom` of a deployed model's `audit` signature.
+        clip: box `(low, high)` for perturbed inputs, or None.
+        epsilon: radius in input units; None for `model.epsilon`.
+        seed: of all random numbers; those of an input depend on it and on its index.
+        batch_size: inputs attacked at a time.
+        jit_compile: compile queries with XLA; None decides by the device.
+
+    In a call, `y` are the labels to leave, None for the network's own predictions; for `"certificate"` they play no
+    part. Inputs of other ranks are refused with a ValueError.
+    """
+
+    def __init__(
+        self,
+        *,
+        norm: str | None = None,
+        queries: int = 2000,
+        p_init: float = 0.8,
+        objective: str = "margin",
+        clip: tuple[float, float] | None = None,
+        epsilon: float | None = None,
+        seed: int = 0,
+        batch_size: int = 128,
+        jit_compile: bool | None = None,
+    ):
+        self.norm = None if norm is None else checks.known_norm(norm)
+        self.queries = checks.whole_number("queries", queries, 1)
+        if not 0 < p_init <= 1:
+            raise ValueError(f"`p_init` must lie in (0, 1]. Received: {p_init!r}")
+        self.p_init = float(p_init)
+        if objective not in _OBJECTIVES:
+            known = ", ".join(map(repr, _OBJECTIVES))
+            raise ValueError(f"`objective` must be one of {known}. Received: {objective!r}")
+        self.objective = objective
+        self.clip = checks.box(clip)
+        self.epsilon = None if epsilon is None else checks.positive("epsilon", epsilon)
+        self.seed = checks.whole_number("seed", seed, 0)
+        self.batch_size = checks.whole_number("batch_size", batch_size, 1)
+        self.jit_compile = jit_compile
+
+    def _perturb(self, task: Task) -> Array:
+        image = _image_shape(task.x.shape[1:])
+        labels = task.labels
+        if labels is None:
+            labels = predictions(task.model, task.x, self.batch_size).argmax(axis=1)
+        jit = default_jit_compile() if self.jit_compile is None else self.jit_compile
+        # The sampling of a smoothed model has shapes that XLA cannot know.
+        jit = jit and (self.objective == "margin" or not task.model.sampling)
+        plan = _Plan(self.objective, task.norm, self.clip is not None, jit, task.x.shape[1:], image)
+        evaluate, search = of_model(task.model, plan, lambda model: _build(model, plan))
+        start = start_l2 if task.norm == "l2" else start_linf
+        constants = [tf.constant(value, tf.float32) for value in (task.radius, *(self.clip or (0.0, 0.0)))]
+        attacked = np.empty_like(task.x)
+
+        def attack_batch(rows: Array, used: int) -> None:
+            x, answers = tf.constant(task.x[rows].reshape(-1, *image)), tf.constant(labels[rows], tf.int32)
+            streams = [np.random.default_rng((self.seed, int(i))) for i in task.index[rows]]
+            first = task.radius * np.stack([start(stream, image) for stream in streams])
+            delta, value = evaluate(x, tf.constant(first, tf.float32), answers, *constants)
+            for window, count in self._stages(image):
+                if not (value.numpy() >= 0).any():
+                    break
+                draws = np.stack([stream.random((count, 5 + image[2]), np.float32) for stream in streams], axis=1)
+                delta, value = search(
+                    x, delta, value, answers, *constants, tf.constant(draws), *map(tf.constant, window)
+                )  # fmt: skip
+            attacked[rows[:used]] = (x + delta).numpy().reshape(-1, *task.x.shape[1:])[:used]
+
+        for_each_batch(len(task.x), self.batch_size, attack_batch)
+        return attacked
+
+    def _stages(self, image: tuple[int, int, int]) -> Iterator[tuple[Window, int]]:
+        """Windows, and for how many queries each; the start was the first query."""
+        halvings = [max(1, round(at * self.queries / 10_000)) for at in _HALVINGS]
+        bounds = sorted({1, self.queries, *halvings})
+        for first, end in itertools.pairwise(bounds):
+            share = self.p_init / 2 ** sum(at <= first for at in halvings)
+            for at in range(first, end, _QUERIES_AT_A_TIME):
+                yield window_of(share, image), min(_QUERIES_AT_A_TIME, end - at)
+
+
+class _Plan(NamedTuple):
+    """What is compiled; everything else is an argument."""
+
+    objective: str
+    norm: str
+    boxed: bool
+    jit_compile: bool
+    shape: tuple[int, ...]
+    """Of the model's inputs."""
+    image: tuple[int, int, int]
+
+
+def _image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Height, width and channels."""
+    if not 1 <= len(shape) <= 3:
+        raise ValueError(
+            f"SquareAttack changes squares of images [h, w, c], rows [d, c] or vectors [d]. Received inputs of shape "
+            f"{list(shape)}."
+        )
+    height, width, channels = {1: (1, *shape, 1), 2: (1, *shape), 3: shape}[len(shape)]
+    return height, width, channels
+
+
+def _build(model: Any, plan: _Plan) -> tuple[Any, Any]:
+    objective = _OBJECTIVES[plan.objective]
+    height, width, channels = plan.image
+    across, down = np.arange(width, dtype=np.int32), np.arange(height, dtype=np.int32)[:, None]
+
+    def judge(x: Any, delta: Any, labels: Any) -> Any:
+        value = objective(model(), tf.reshape(x + delta, [-1, *plan.shape]), labels)
+        # A score that is not a number is no progress.
+        return tf.where(tf.math.is_nan(value), tf.constant(np.inf, value.dtype), value)
+
+    def boxed(x: Any, delta: Any, low: Any, high: Any) -> Any:
+        return tf.clip_by_value(delta, low - x, high - x) if plan.boxed else delta
+
+    def place(draw: Any, free: Any) -> Any:
+        """A whole number from 0 to `free`, uniformly, `[batch, 1, 1]`."""
+        return tf.reshape(tf.minimum(tf.cast(draw * tf.cast(free + 1, tf.float32), tf.int32), free), [-1, 1, 1])
+
+    def inside(draws: Any, window: Window) -> tuple[Any, Any, Any]:
+        """`[batch, h, w, 1]` bool, True in a random window, and the coordinates within it `[batch, h, w]`."""
+        i, j = down - place(draws[:, 0], height - window.height), across - place(draws[:, 1], width - window.width)
+        mask = (i >= 0) & (i < window.height) & (j >= 0) & (j < window.width)
+        return mask[..., None], i, j
+
+    def proposal_linf(delta: Any, radius: Any, draws: Any, window: Window) -> Any:
+        mask, _, _ = inside(draws, window)
+        # Adding ±2 radius and projecting, as printed, ends at ±radius whatever was there.
+        return tf.where(mask, radius * _signs(draws, channels), delta)
+
+    def proposal_l2(delta: Any, radius: Any, draws: Any, window: Window) -> Any:
+        to, i, j = inside(draws, window)
+        source, _, _ = inside(draws[:, 2:4], window)
+        turned = tf.cast(draws[:, 4] < 0.5, tf.int32)[:, None, None]
+        inner = tf.clip_by_value(i * width + j, 0, height * width - 1)
+        pattern = tf.gather(tf.reshape(window.pattern, [-1]), turned * height * width + inner)[..., None]
+        kept = tf.where(to, delta, 0.0)
+        change = tf.where(to, _signs(draws, channels) * pattern, 0.0)
+        mixed = change + _unit(kept, _length(kept))
+        # In small windows the change may be the opposite of what is there: then it replaces it.
+        mixed = tf.where(_length(mixed) > 1e-5, mixed, change)
+        # What both windows held, and what the radius leaves unused, goes into the first.
+        unused = tf.maximum(radius**2 - tf.reduce_sum(delta**2, axis=[1, 2, 3], keepdims=True), 0.0)
+        available = tf.sqrt(_length(tf.where(to | source, delta, 0.0)) ** 2 + unused / channels)
+        proposed = tf.where(to, _unit(mixed, _length(mixed)) * available, tf.where(source, 0.0, delta))
+        return project_l2(proposed, radius)
+
+    proposal = proposal_l2 if plan.norm == "l2" else proposal_linf
+
+    @tf.function(jit_compile=plan.jit_compile, autograph=False)
+    def query(
+        x: Any, delta: Any, value: Any, labels: Any, radius: Any, low: Any, high: Any, draws: Any, window: Window
+    ) -> tuple[Any, Any]:
+        proposed = boxed(x, proposal(delta, radius, draws, window), low, high)
+        found = judge(x, proposed, labels)
+        better = (found < value) & (value >= 0)
+        return tf.where(better[:, None, None, None], proposed, delta), tf.where(better, found, value)
+
+    points, vector, scalar = (
+        tf.TensorSpec(size, tf.float32) for size in ([None, *plan.image], [None], [])
+    )  # fmt: skip
+    labels_spec, count = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32)
+    draws_spec = tf.TensorSpec([None, None, 5 + channels], tf.float32)
+    window_spec = Window(tf.TensorSpec([2, height, width], tf.float32), count, count)
+
+    @tf.function(input_signature=[points, points, labels_spec, scalar, scalar, scalar], autograph=False)
+    def evaluate(x: Any, delta: Any, labels: Any, radius: Any, low: Any, high: Any) -> tuple[Any, Any]:
+        delta = boxed(x, delta, low, high)
+        return delta, judge(x, delta, labels)
+
+    @tf.function(
+        input_signature=[points, points, vector, labels_spec, scalar, scalar, scalar, draws_spec, *window_spec],
+        autograph=False,
+    )
+    def search(
+        x: Any, delta: Any, value: Any, labels: Any, radius: Any, low: Any, high: Any, draws: Any, *window: Any
+    ) -> tuple[Any, Any]:
+        def body(number: Any, delta: Any, value: Any) -> tuple[Any, ...]:
+            return number + 1, *query(x, delta, value, labels, radius, low, high, draws[number], Window(*window))
+
+        def unfinished(number: Any, delta: Any, value: Any) -> Any:
+            return (number < tf.shape(draws)[0]) & tf.reduce_any(value >= 0)
+
+        return tf.while_loop(unfinished, body, (tf.constant(0), delta, value), parallel_iterations=1)[1:]
+
+    # Traced here and now, in one thread; afterwards any thread may call them.
+    return evaluate.get_concrete_function(), search.get_concrete_function()
+
+
+def _signs(draws: Any, channels: int) -> Any:
+    """+1 or -1 for each channel, `[batch, 1, 1, c]`."""
+    return tf.where(draws[:, None, None, 5 : 5 + channels] < 0.5, 1.0, -1.0)
+
+
+def _length(values: Any) -> Any:
+    """Euclidean norm of each channel, `[batch, 1, 1, c]`."""
+    return tf.sqrt(tf.reduce_sum(tf.square(values), axis=[1, 2], keepdims=True))
+
+
+def _unit(values: Any, length: Any) -> Any:
+    return values / tf.where(length > 0, length, tf.ones_like(length))

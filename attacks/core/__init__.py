@@ -1,0 +1,1 @@
+"""What every attack is and obeys: its interface, its arguments, its batches and its balls."""

@@ -1,0 +1,121 @@
+"""What every attack is: configured once, called on a model and its inputs, checked on the way out."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from defended.attacks.core import checks
+from defended.attacks.core.checks import Array
+
+
+@dataclass(frozen=True)
+class Task:
+    """One call of an attack, with its arguments checked."""
+
+    model: Any
+    x: Array
+    """`[n, *input shape]` float32."""
+    labels: Array | None
+    """`[n]` int64, or None."""
+    radius: float
+    norm: str
+    index: Array
+    """`[n]` int64, the number of each input in its data set."""
+
+
+class Attack(ABC):
+    """A search for perturbations within a radius.
+
+    An attack is configured with keywords and then called: `attack(model, x, y)` returns perturbed inputs, float32,
+    the shape of `x`. Every returned point is finite, lies in the ball `‖x' - x‖ <= radius` exactly (as computed in
+    float64 from the float32 numbers), and in the box if there is one. The attack changes nothing in the model. The
+    same configuration, seed and model give the same result; random numbers of an input depend on the seed and on its
+    `index`, not on its company.
+
+    Attributes:
+        epsilon: the radius in input units; None stands for `model.epsilon`.
+        norm: `"l2"`, `"linf"`, or None for `model.norm`.
+        clip: the box `(low, high)` that perturbed inputs keep to, or None.
+    """
+
+    epsilon: float | None = None
+    norm: str | None = None
+    clip: tuple[float, float] | None = None
+
+    def __call__(self, model: Any, x: Any, y: Any = None, *, epsilon: float | None = None, index: Any = None) -> Any:
+        """Perturb inputs.
+
+        Args:
+            model: a `DefendedModel`.
+            x: `[n, *input shape]`, finite and inside `clip`; NumPy array or tensor, and the result is of the same kind.
+            y: `[n]` class numbers, or one-hot rows; what they mean is up to the attack. None where the attack allows
+                it.
+            epsilon: radius for this call; None stands for the configured one.
+            index: `[n]` whole numbers that name the inputs, so that random starts do not depend on how a data set is
+                cut into calls; None stands for 0, 1, ...
+
+        Returns:
+            `[n, *input shape]` float32.
+
+        Raises:
+            ValueError: for an empty or wrongly shaped `x`, NaN or infinity in it, labels out of range, or a radius
+                that is not positive.
+        """
+        points = checks.points(model, x, self.clip)
+        n = len(points)
+        numbers = np.arange(n) if index is None else np.asarray(index)
+        if numbers.shape != (n,) or numbers.dtype.kind not in "iu" or numbers.min() < 0:
+            raise ValueError(
+                f"`index` must hold {n} whole numbers >= 0. Received: shape {numbers.shape}, {numbers.dtype}"
+            )
+        radius = epsilon if epsilon is not None else self.epsilon
+        task = Task(
+            model=model,
+            x=points,
+            labels=None if y is None else checks.class_numbers(y, n, model.num_classes),
+            radius=model_radius(model) if radius is None else checks.positive("epsilon", radius),
+            norm=self.norm or checks.known_norm(model.norm),
+            index=numbers.astype(np.int64),
+        )
+        attacked = checks.perturbed(points, self._perturb(task), task.radius, task.norm, repr(self), self.clip)
+        return keras.ops.convert_to_tensor(attacked) if keras.ops.is_tensor(x) else attacked
+
+    @abstractmethod
+    def _perturb(self, task: Task) -> Array:
+        """Perturbed inputs, inside the ball up to rounding."""
+
+    def config(self) -> dict[str, Any]:
+        """The configuration, ready for JSON: the class's name under `"attack"`, and every argument."""
+        values = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {"attack": type(self).__name__} | {name: _plain(value) for name, value in values.items()}
+
+    def __repr__(self) -> str:
+        parameters = inspect.signature(type(self)).parameters
+        given = (
+            f"{name}={getattr(self, name)!r}" for name, p in parameters.items() if getattr(self, name) != p.default
+        )
+        return f"{type(self).__name__}({', '.join(given)})"
+
+
+def model_radius(model: Any) -> float:
+    """`model.epsilon` as a number, exactly as the model stores it."""
+    return float(keras.ops.convert_to_numpy(model.epsilon))
+
+
+def describe(attack: Any) -> dict[str, Any]:
+    """The configuration of any attack, ready for JSON; of a bare function only its name."""
+    if hasattr(attack, "config"):
+        return dict(attack.config())
+    return {"attack": getattr(attack, "__qualname__", type(attack).__qualname__)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else describe(value)

@@ -1,0 +1,176 @@
+"""Arguments and results, checked in one place, with one wording."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+
+from defended.attacks.core.balls import BALLS, distances, place_inside
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# A perturbation may overshoot its radius by this share before it counts as wrong: rounding explains less.
+TOLERANCE = 1e-3
+
+
+class CertificateViolation(RuntimeError):  # noqa: N818  (it is the finding, not only an error)
+    """A point within eps of an accepted one was accepted with another label: the certificate is broken.
+
+    Attributes:
+        index: `[k]` int64, the examples concerned.
+        inputs: `[k, ...]` float32, the points that got another label.
+    """
+
+    def __init__(self, message: str, index: Array, inputs: Array):
+        super().__init__(message)
+        self.index = index
+        self.inputs = inputs
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors of other processes arrive pickled."""
+        return type(self), (str(self), self.index, self.inputs)
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """`value` as an int of at least `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"`{name}` must be a whole number. Received: {value!r}") from None
+    if number < least or isinstance(value, bool):
+        raise ValueError(f"`{name}` must be a whole number of at least {least}. Received: {value!r}")
+    return number
+
+
+def positive(name: str, value: Any) -> float:
+    """`value` as a positive finite float."""
+    number = float(value)
+    if not (np.isfinite(number) and number > 0):
+        raise ValueError(f"`{name}` must be a positive finite number. Received: {value!r}")
+    return number
+
+
+def not_negative(name: str, value: Any) -> float:
+    """`value` as a finite float of at least 0."""
+    number = float(value)
+    if not 0 <= number < np.inf:
+        raise ValueError(f"`{name}` must be finite and not negative. Received: {value!r}")
+    return number
+
+
+def share(name: str, value: Any) -> float:
+    """`value` as a float in [0, 1)."""
+    number = float(value)
+    if not 0 <= number < 1:
+        raise ValueError(f"`{name}` must lie in [0, 1). Received: {value!r}")
+    return number
+
+
+def known_norm(norm: Any) -> str:
+    """`norm`, if there is a ball for it."""
+    if norm not in BALLS:
+        raise ValueError(f"`norm` must be one of {', '.join(map(repr, BALLS))}. Received: {norm!r}")
+    return str(norm)
+
+
+def box(clip: Any) -> tuple[float, float] | None:
+    """`clip` as `(low, high)`, or None."""
+    if clip is None:
+        return None
+    try:
+        low, high = (float(bound) for bound in clip)
+    except (TypeError, ValueError):
+        raise ValueError(f"`clip` must be a pair (low, high), or None. Received: {clip!r}") from None
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise ValueError(f"`clip` must be finite bounds (low, high) with low < high. Received: clip={clip!r}")
+    return low, high
+
+
+def points(model: Any, x: Any, clip: tuple[float, float] | None = None) -> Array:
+    """`x` as a finite float32 array `[n, *input shape]` with n >= 1, inside the box if there is one.
+
+    Other real types are converted: the ball is then the one around the float32 point.
+    """
+    x = np.asarray(x)
+    if x.dtype.kind not in "fiu":
+        raise TypeError(f"`x` must hold real numbers. Received: dtype {x.dtype}")
+    expected = tuple(model.input_shape[1:])
+    fits = x.ndim == len(expected) + 1 and all(
+        size in (None, got) for size, got in zip(expected, x.shape[1:], strict=True)
+    )
+    if not fits:
+        raise ValueError(f"`x` must have shape [n, {', '.join(map(str, expected))}]. Received: shape {x.shape}")
+    if not len(x):
+        raise ValueError("`x` is empty: there is nothing to attack. Pass at least one input.")
+    x = np.ascontiguousarray(x, dtype=np.float32)
+    # In pieces: of a file that is mapped into memory, only a piece is ever there.
+    pieces = [x[first : first + 1024] for first in range(0, len(x), 1024)]
+    finite = np.concatenate([np.isfinite(piece).reshape(len(piece), -1).all(axis=1) for piece in pieces])
+    if not finite.all():
+        bad = np.flatnonzero(~finite)
+        raise ValueError(
+            f"`x` must be finite; other inputs are rejected as they are, there is nothing to attack. Received: NaN "
+            f"or infinity in {len(bad)} of {len(x)} inputs, the first at index {bad[0]}"
+        )
+    if clip is not None:
+        low, high = min(piece.min() for piece in pieces), max(piece.max() for piece in pieces)
+        if not (low >= np.float32(clip[0]) and high <= np.float32(clip[1])):
+            raise ValueError(
+                f"`x` must lie in the box, or no perturbation may. Received: values from {low} to {high}, clip={clip}"
+            )
+    return x
+
+
+def class_numbers(y: Any, n: int, num_classes: int) -> Array:
+    """`y` as class numbers `[n]` int64, given as such (`[n]` or `[n, 1]`) or as one-hot rows `[n, m]`."""
+    y = np.asarray(y)
+    if y.ndim == 2 and y.shape[1] == num_classes and num_classes > 1:
+        if not (np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()):
+            raise ValueError(
+                f"`y` of shape {y.shape} must hold one-hot rows: one 1 and otherwise 0. Give class numbers [n]."
+            )
+        y = y.argmax(axis=1)
+    if y.shape not in ((n,), (n, 1)):
+        raise ValueError(f"`y` must hold {n} class numbers, one for each input of `x`. Received: shape {y.shape}")
+    y = y.reshape(-1)
+    whole = y.dtype.kind in "iu" or (y.dtype.kind == "f" and np.isfinite(y).all() and (y == np.floor(y)).all())
+    if not whole or y.min() < 0 or y.max() >= num_classes:
+        found = f"values from {y.min()} to {y.max()}" if y.dtype.kind in "iuf" else f"dtype {y.dtype}"
+        raise ValueError(f"`y` must hold whole class numbers in [0, {num_classes}). Received: {found}")
+    return y.astype(np.int64)
+
+
+def perturbed(
+    x: Array, attacked: Any, radius: float, norm: str, source: str, clip: tuple[float, float] | None = None
+) -> Array:
+    """What an attack returned, checked: float32, the shape of `x`, finite, exactly inside the ball and in the box.
+
+    An overshoot that rounding explains (below a share of `TOLERANCE`) is pulled back; more is an error.
+
+    Raises:
+        ValueError: for another shape, NaN or infinity, or points outside the ball, naming the attack.
+    """
+    attacked = np.asarray(attacked)
+    if attacked.shape != x.shape or attacked.dtype.kind not in "fiu":
+        raise ValueError(
+            f"{source} must return perturbed inputs of the shape of `x`, {x.shape}. "
+            f"Received: shape {attacked.shape}, dtype {attacked.dtype}"
+        )
+    finite = np.isfinite(attacked.reshape(len(x), -1)).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{source} returned NaN or infinity for {np.sum(~finite)} of {len(x)} inputs, the first at index "
+            f"{np.flatnonzero(~finite)[0]}. Check its step size and loss, and that the logits are finite there."
+        )
+    size = distances(x, attacked, norm)
+    # A radius near the resolution of float32 cannot be met exactly by float32 points.
+    resolution = np.spacing(np.abs(x).reshape(len(x), -1).max(axis=1)) * (np.sqrt(x[0].size) if norm == "l2" else 1)
+    outside = size > radius * (1 + TOLERANCE) + resolution
+    if outside.any():
+        raise ValueError(
+            f"{source} left the {norm} ball of radius {radius:g} for {outside.sum()} of {len(x)} inputs; the farthest "
+            f"lies {size.max():g} away. Its results must stay within the radius, in the units of the input."
+        )
+    return place_inside(x, attacked, radius, norm, clip)

@@ -1,0 +1,1 @@
+"""Attacks that descend gradients: one loop, rules and objectives apart."""

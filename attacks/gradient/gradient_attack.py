@@ -1,0 +1,195 @@
+"""Attacks by projected descent: batches, starts and restarts around the compiled loop."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from defended.attacks.core import checks
+from defended.attacks.core.attack import Attack, Task
+from defended.attacks.core.balls import BALLS
+from defended.attacks.core.batches import SMALLEST_BATCH, constant_size, predictions, workers
+from defended.attacks.core.checks import Array
+from defended.attacks.gradient.loop import Descent, compiled, default_jit_compile
+from defended.attacks.gradient.rules import Rule
+
+
+class Run(NamedTuple):
+    """One descent from one start; of several, the best point of each input counts."""
+
+    labels: Array
+    """`[n]`, what the objective takes as labels."""
+    start: str
+    """`"clean"`, `"inside"` (uniform in the ball) or `"sphere"` (uniform on it)."""
+
+
+class GradientAttack(Attack):
+    """Projected descent by a rule, see `descent` and `rules`.
+
+    Inputs go through in batches of one size, so that nothing is compiled twice. Where an attack has a goal, a row that
+    has reached it leaves the batch, and the next input, or the next run of one, takes its place. On CPUs as many
+    batches are under way as there are cores, since a compiled step occupies one.
+    """
+
+    def __init__(
+        self,
+        *,
+        steps: int,
+        restarts: int,
+        clip: tuple[float, float] | None,
+        epsilon: float | None,
+        seed: int,
+        batch_size: int,
+        jit_compile: bool | None,
+    ):
+        self.steps = checks.whole_number("steps", steps, 1)
+        self.restarts = checks.whole_number("restarts", restarts, 1)
+        self.clip = checks.box(clip)
+        self.epsilon = None if epsilon is None else checks.positive("epsilon", epsilon)
+        self.seed = checks.whole_number("seed", seed, 0)
+        self.batch_size = checks.whole_number("batch_size", batch_size, 1)
+        self.jit_compile = jit_compile
+
+    @abstractmethod
+    def _evaluation(self, task: Task) -> Callable[..., Any]:
+        """What is descended and judged, as `Descent.evaluate`."""
+
+    @abstractmethod
+    def _runs(self, task: Task) -> list[Run]:
+        """The descents to make on every input, in this order."""
+
+    @abstractmethod
+    def _rule(self, task: Task) -> tuple[Rule, Array]:
+        """How to move, and its control `[steps + 1, columns]`."""
+
+    def _goal(self, task: Task) -> float:
+        """A judged value at or below which an input is finished."""
+        return -np.inf
+
+    def _keeps_best(self) -> bool:
+        """Whether the best point seen is returned, or the last one."""
+        return True
+
+    def _perturb(self, task: Task) -> Array:
+        rule, control = self._rule(task)
+        jit = default_jit_compile() if self.jit_compile is None else self.jit_compile
+        descent = Descent(self._evaluation(task), rule, self.clip is not None, self._keeps_best(), jit)
+        loop, runs = compiled(task.model, descent, task.x.shape[1:]), self._runs(task)
+        n = len(task.x)
+        parts = max(1, min(workers(), n // SMALLEST_BATCH))
+        size = constant_size(-(-n // parts), self.batch_size)
+        attacked = task.x.copy()
+
+        def work(first: int) -> None:
+            queue = _Queue(self, task, rule, control, runs, np.arange(first, n, parts), size)
+            queue.run(loop, attacked)
+
+        pool = ThreadPoolExecutor(parts)
+        try:
+            list(pool.map(work, range(parts)))
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return attacked
+
+    def _starts(self, task: Task, rows: Array, number: int, start: str) -> Array:
+        """`[len(rows), ...]` float32 perturbations to start from, the same for an input in any company."""
+        shape = task.x.shape[1:]
+        if start == "clean":
+            return np.zeros((len(rows), *shape), np.float32)
+        ball = BALLS[task.norm]
+        sample = ball.random_inside if start == "inside" else ball.random_on_sphere
+        points = [sample(np.random.default_rng((self.seed, number, int(i))), shape) for i in task.index[rows]]
+        delta = task.radius * np.stack(points)
+        if self.clip is not None:
+            delta = np.clip(task.x[rows] + delta, *self.clip) - task.x[rows]
+        return delta.astype(np.float32)
+
+
+class _Queue:
+    """Inputs that wait for a place in a batch of constant size, and the places' states."""
+
+    def __init__(
+        self, attack: GradientAttack, task: Task, rule: Rule, control: Array, runs: list[Run], rows: Array, size: int
+    ):
+        self.attack, self.task, self.rule, self.runs = attack, task, rule, runs
+        # Behind its last step a row is judged once, and then waits without moving.
+        self.control, self.goal = control, attack._goal(task)
+        self.waiting = list(rows[::-1])
+        self.best_value = dict.fromkeys(rows.tolist(), np.inf)
+        shape = task.x.shape[1:]
+        self.row = np.full(size, -1)
+        self.run_number, self.step = np.zeros(size, int), np.zeros(size, int)
+        self.labels = np.zeros(size, np.int32)
+        self.x = np.repeat(task.x[rows[:1]], size, axis=0)
+        zeros = np.zeros((size, *shape), np.float32)
+        self.state: list[Array] = [zeros, zeros.copy(), np.zeros(size, np.float32)]
+        self.state += [array.copy() for array in rule.start(zeros)]
+
+    def run(self, loop: Any, attacked: Array) -> None:
+        """Attack all inputs, and write what was found into `attacked`."""
+        rounds = len(self.control)
+        length = rounds if self.goal == -np.inf else _segment(rounds)
+        clip = self.attack.clip or (0.0, 0.0)
+        scalars = [tf.constant(value, tf.float32) for value in (self.task.radius, *clip)]
+        self._enter(np.arange(len(self.row)))
+        while (self.row >= 0).any():
+            at = np.minimum(self.step[None, :] + np.arange(length)[:, None], rounds - 1)
+            arguments = (self.x, self.labels, self.control[at], np.arange(length, dtype=np.int32))
+            found = loop(*(tf.constant(value) for value in arguments), *scalars, *map(tf.constant, self.state))
+            self.state = [np.array(part) for part in found]
+            self.step += length
+            busy = self.row >= 0
+            reached = busy & (self.state[2] <= self.goal)
+            done = np.flatnonzero(reached | (busy & (self.step >= rounds)))
+            for place in done:
+                row = int(self.row[place])
+                if self.state[2][place] < self.best_value[row]:
+                    self.best_value[row] = self.state[2][place]
+                    attacked[row] = self.task.x[row] + self.state[1][place]
+            over = reached[done] | (self.run_number[done] + 1 >= len(self.runs))
+            self._again(done[~over])
+            self._enter(done[over])
+
+    def _enter(self, places: Array) -> None:
+        """The first run of waiting inputs, as far as there are any."""
+        taken = places[: len(self.waiting)]
+        self.row[places] = -1
+        self.row[taken] = [self.waiting.pop() for _ in taken]
+        self.x[taken] = self.task.x[self.row[taken]]
+        self.run_number[taken] = 0
+        self._start(taken)
+
+    def _again(self, places: Array) -> None:
+        """The next run of inputs whose last one has ended."""
+        self.run_number[places] += 1
+        self._start(places)
+
+    def _start(self, places: Array) -> None:
+        self.step[places] = 0
+        for number in np.unique(self.run_number[places]):
+            some = places[self.run_number[places] == number]
+            run = self.runs[number]
+            delta = self.attack._starts(self.task, self.row[some], int(number), run.start)
+            self.labels[some] = run.labels[self.row[some]]
+            values = [delta, delta, np.full(len(some), np.finfo(np.float32).max), *self.rule.start(delta)]
+            for array, value in zip(self.state, values, strict=True):
+                array[some] = value
+
+
+def _segment(rounds: int) -> int:
+    """Steps between two looks at what is finished: few, since most of what can be rejected is after one or two.
+
+    A look costs as much as a fraction of a step of the smallest nets, and nothing beside a step on dual bounds.
+    """
+    return min(range(min(3, rounds), min(6, rounds) + 1), key=lambda length: (-rounds % length, length))
+
+
+def two_largest(model: Any, x: Array, batch_size: int) -> tuple[Array, Array]:
+    """The classes of the largest and the second largest logit, `[n]` int64 each."""
+    top = np.argsort(-predictions(model, x, batch_size), axis=1, kind="stable")
+    return top[:, 0], top[:, 1]

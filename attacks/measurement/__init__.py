@@ -1,0 +1,1 @@
+"""How far a model can be degraded: measured, recorded, drawn and watched during training."""

@@ -1,0 +1,148 @@
+"""A measurement in pieces that need nothing of each other: judge some inputs, or attack some of them.
+
+A piece is a pure function of the model, the attack and its own inputs, so it may be computed anywhere, in any order,
+and again after a worker died. Random numbers depend on the inputs' numbers in the data set.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from keras import ops
+
+from defended.attacks.core import checks
+from defended.attacks.core.attack import Attack
+from defended.attacks.core.balls import distances
+from defended.attacks.core.checks import Array, CertificateViolation
+from defended.attacks.measurement.chunk_store import ChunkStore
+
+
+class Job(NamedTuple):
+    """A piece of work, small enough to send."""
+
+    name: str
+    """Of the piece, as it is kept under."""
+    kind: str
+    """`"clean"` or `"attack"`; an engine may know others."""
+    arrays: dict[str, Array]
+    """`index` `[k]` int64, numbers of the inputs; `x` `[k, *input shape]`; to attack, `answered` `[k]` int64."""
+
+
+class Settings(NamedTuple):
+    """What all pieces of a measurement share, beside the model."""
+
+    attack: Any
+    epsilon: float
+    batch_size: int
+
+
+class Engine(Protocol):
+    """Computes the pieces of a measurement, here or elsewhere."""
+
+    store: type[ChunkStore]
+    """How pieces are kept."""
+
+    fingerprint: dict[str, Any]
+    """What else results depend on, ready for JSON."""
+
+    def run(self, jobs: Iterable[Job], model: Any, settings: Settings) -> Iterator[tuple[Job, dict[str, Array]]]:
+        """Yield each job with what came of it, in any order; jobs are taken from the iterable as they can be begun."""
+
+
+class InProcess:
+    """The engine that computes one piece after the other, here."""
+
+    store: type[ChunkStore] = ChunkStore
+
+    def __init__(self) -> None:
+        self.fingerprint: dict[str, Any] = {}
+
+    def run(self, jobs: Iterable[Job], model: Any, settings: Settings) -> Iterator[tuple[Job, dict[str, Array]]]:
+        for job in jobs:
+            yield job, compute(model, settings, job)
+            del job
+
+
+def compute(model: Any, settings: Settings, job: Job) -> dict[str, Array]:
+    """What comes of a job.
+
+    Raises:
+        CertificateViolation: an attacked point is answered with another label.
+        ValueError: the attack returned NaN, or left the ball.
+    """
+    if job.kind == "clean":
+        return judge(model, job.arrays["x"], settings.batch_size)
+    if job.kind != "attack":
+        raise ValueError(
+            f"A job's kind must be 'clean' or 'attack', where the engine knows no other. Received: {job!r}"
+        )
+    return attack_inputs(model, settings.attack, settings.epsilon, **job.arrays)
+
+
+def judge(model: Any, x: Array, batch_size: int) -> dict[str, Array]:
+    """Verdicts on clean inputs, and the classes of the largest scores: verdicts name none where they reject."""
+    found = verdicts(model, x, batch_size)
+    radius = found.radius
+    if "neighbour_radius" in model.details:
+        # Neighbours answer inputs that the certificate does not: what counts is how far an input stays answered.
+        parts = [model.neighbour_radius(x[first : first + batch_size]) for first in range(0, len(x), batch_size)]
+        radius = np.maximum(radius, np.concatenate([ops.convert_to_numpy(part) for part in parts]))
+    predicted = found.label.copy()
+    rest = np.flatnonzero(found.rejected)
+    if len(rest):
+        scores = model(x[rest], training=False)[:, : model.num_classes]
+        predicted[rest] = ops.convert_to_numpy(ops.argmax(scores, axis=-1))
+    return {"predicted": predicted, "rejected": found.rejected, "radius": radius}
+
+
+def verdicts(model: Any, x: Array, batch_size: int = 256) -> Any:
+    """Verdicts; of a smoothed model with noise of its own for each input."""
+    # A smoothed model shares its noise among a batch; alone, each input has its own.
+    return model.verdicts(x, batch_size=1 if model.sampling else batch_size)
+
+
+def redrawn(model: Any, x: Array) -> Array:
+    """Which inputs another draw rejects, `[n]` bool."""
+    # The noise of a seeded model depends on the batch: beside an input that is not finite, which takes no draw, an
+    # input meets other noise than alone.
+    pairs = np.stack([x, np.full_like(x, np.nan)], axis=1).reshape(-1, *x.shape[1:])
+    return np.asarray(model.verdicts(pairs, batch_size=2).rejected[::2])
+
+
+def attack_inputs(
+    model: Any, attack: Any, epsilon: float, *, x: Array, answered: Array, index: Array
+) -> dict[str, Array]:
+    """Attack inputs, all of them answered, and let the deployed check judge."""
+    start = time.perf_counter()
+    labels = None if getattr(attack, "targeted", False) else answered
+    extra = {"index": index} if isinstance(attack, Attack) else {}
+    attacked = attack(model, x, labels, **extra)
+    clip = getattr(attack, "clip", None)
+    attacked = checks.perturbed(x, attacked, epsilon, model.norm, f"the attack {attack!r}", clip)
+    found = verdicts(model, attacked)
+    changed = ~found.rejected & (found.label != answered)
+    if changed.any() and not model.sampling:
+        _report_violation(
+            model.norm, epsilon, index[changed], answered[changed], found.label[changed], attacked[changed]
+        )
+    return {
+        "degraded": found.rejected,
+        "distance": distances(x, attacked, model.norm),
+        "inputs": attacked[found.rejected],
+        "changed": changed,
+        "redrawn": np.int64(redrawn(model, x).sum() if model.sampling else 0),
+        "seconds": np.float64(time.perf_counter() - start),
+    }
+
+
+def _report_violation(norm: str, epsilon: float, index: Array, before: Array, after: Array, inputs: Array) -> None:
+    first = f"input {index[0]} is answered {before[0]}, and a point within {epsilon:g} ({norm}) of it {after[0]}"
+    raise CertificateViolation(
+        f"{len(index)} accepted inputs have an accepted neighbour with another label: {first}. The certificate is "
+        f"broken: do not deploy this model, and report the points kept in this error.",
+        index,
+        inputs,
+    )

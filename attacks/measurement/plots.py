@@ -1,0 +1,186 @@
+"""The pictures of the paper, drawn with matplotlib: VRA and FPR over the radius, and degraded pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from defended.attacks.core.checks import Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from defended.attacks.measurement.result import Susceptibility
+
+# Colours on paper; a page may replace them by its own.
+INK, MUTED, GRID, PAPER = "#1c2430", "#5b6676", "#d8dee6", "#fefefe"
+COLOURS = ("#0b62b8", "#c2410c", "#0f766e", "#7c3aed", "#a16207", "#be185d")
+
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "defended",
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "figure.dpi": 100,
+}
+
+NORMS = {"l2": "ℓ₂", "linf": "ℓ∞"}
+
+
+def plot_vra(results: Susceptibility | Mapping[str, Susceptibility], radii: Any = None) -> Figure:
+    """VRA at every radius that a model could be deployed at (figure 2 of Leino et al. 2022).
+
+    A marker shows the model's own radius, and below it what the attack leaves of the VRA there.
+
+    Args:
+        results: a measurement, or several by name.
+        radii: the radii to draw, in input units; None for up to three times the largest radius defended.
+    """
+    figure, axes, radii, named = _axes(results, radii, "VRA, % of inputs")
+    for colour, (name, result) in zip(COLOURS * len(named), named.items(), strict=False):
+        records = result.records
+        right = np.equal(records.label, records.predicted)
+        axes.plot(radii, 100 * _share_above(records.radius[right], radii, len(right)), color=colour, label=name, lw=2.2)
+        _bar(axes, result.epsilon, 100 * result.vra_under_attack, 100 * result.vra, colour)
+    return _finished(figure, axes, named)
+
+
+def plot_fpr(results: Susceptibility | Mapping[str, Susceptibility], radii: Any = None) -> Figure:
+    """The upper bound on the false positive rate at every radius that a model could be deployed at (figure 3).
+
+    A bar at the model's own radius reaches down to the lower bound that the attack proves there.
+
+    Args: as for `plot_vra`.
+    """
+    figure, axes, radii, named = _axes(results, radii, "FPR, % of answers, at most")
+    for colour, (name, result) in zip(COLOURS * len(named), named.items(), strict=False):
+        axes.plot(radii, 100 * fpr_upper_curve(result.records.radius, radii), color=colour, label=name, lw=2.2)
+        _bar(axes, result.epsilon, 100 * result.fpr_lower, 100 * result.fpr_upper, colour)
+    return _finished(figure, axes, named)
+
+
+def plot_pairs(x: Any, result: Susceptibility, count: int = 6) -> Figure:
+    """Inputs that were answered, the same perturbed and rejected, and the differences (figure 4): smallest first.
+
+    Args:
+        x: `[n, *input shape]`, the inputs that were measured.
+        result: the measurement.
+        count: at most so many pairs.
+
+    Raises:
+        ValueError: when nothing was degraded.
+    """
+    index = result.adversarial.index
+    if not len(index):
+        raise ValueError("`result` holds no degraded input: there is no pair to show.")
+    order = np.argsort(result.records.distance[index], kind="stable")[:count]
+    perturbed = result.adversarial.inputs[order]
+    return draw_pairs(
+        [np.asarray(x[row]) for row in index[order]],
+        list(perturbed),
+        [f"answers {label}" for label in result.records.predicted[index[order]]],
+        [f"‖δ‖ = {size:.3g}" for size in result.records.distance[index[order]]],
+    )
+
+
+def fpr_upper_curve(radius: Array, radii: Array) -> Array:
+    """`1 - |r > 2 eps| / |r > eps|` at each eps of `radii`; NaN where nothing is answered."""
+    answered, safe = (_share_above(radius, factor * radii, len(radius)) for factor in (1, 2))
+    return np.where(answered > 0, 1 - safe / np.where(answered > 0, answered, 1), np.nan)
+
+
+def draw_pairs(originals: list[Array], perturbed: list[Array], answers: list[str], sizes: list[str]) -> Figure:
+    """Columns of an original, the perturbed input and their difference, with captions."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    images = [*originals, *perturbed]
+    low, high = min(float(image.min()) for image in images), max(float(image.max()) for image in images)
+    differences = [after - before for before, after in zip(originals, perturbed, strict=True)]
+    scale = max(float(np.abs(difference).max()) for difference in differences)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(1.45 * len(originals) + 0.9, 5.0), layout="constrained")
+        grid = np.atleast_2d(figure.subplots(3, len(originals), squeeze=False))
+        for column, (before, after, difference) in enumerate(zip(originals, perturbed, differences, strict=True)):
+            _show(grid[0, column], before, low, high, answers[column])
+            _show(grid[1, column], after, low, high, "rejects: ⊥")
+            _show(grid[2, column], strongest_channel(difference), -scale, scale, sizes[column], "RdBu_r")
+        for row, name in enumerate(("original", "perturbed", f"difference\n±{scale:.2g}")):
+            grid[row, 0].set_ylabel(name, fontweight="bold")
+    return figure
+
+
+def _axes(results: Any, radii: Any, label: str) -> tuple[Figure, Axes, Array, dict[str, Susceptibility]]:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    named = dict(results) if isinstance(results, Mapping) else {"": results}
+    if not named:
+        raise ValueError("There is nothing to plot: `results` is empty.")
+    norms = {result.norm for result in named.values()}
+    if len(norms) > 1:
+        raise ValueError(f"Radii of different norms cannot share an axis. Received: {sorted(norms)}")
+    if radii is None:
+        radii = np.linspace(0, 3 * max(result.epsilon for result in named.values()), 301)
+    radii = np.asarray(radii, np.float64)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.6, 4.0), layout="constrained")
+        axes = figure.add_subplot()
+    axes.set(xlim=(0, radii[-1]), ylim=(0, 100), xlabel=f"radius ε ({NORMS[norms.pop()]}, input units)", ylabel=label)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(length=0)
+    return figure, axes, radii, named
+
+
+def _finished(figure: Figure, axes: Axes, named: Mapping[str, Any]) -> Figure:
+    if list(named) != [""]:
+        axes.legend(frameon=False)
+    return figure
+
+
+def _bar(axes: Axes, epsilon: float, low: float, high: float, colour: str) -> None:
+    axes.plot([epsilon, epsilon], [low, high], color=colour, linewidth=5, alpha=0.35, solid_capstyle="butt")
+    axes.plot([epsilon], [low], color=colour, marker="D", markersize=6)
+
+
+def _share_above(radius: Array, radii: Array, among: int) -> Array:
+    return (len(radius) - np.searchsorted(np.sort(radius), radii, side="right")) / max(among, 1)
+
+
+def _show(axes: Axes, image: Array, low: float, high: float, caption: str, colours: str = "gray") -> None:
+    picture = as_picture(image)
+    if picture.ndim == 3:
+        picture = np.clip((picture - low) / max(high - low, 1e-12), 0, 1)
+    axes.imshow(picture, cmap=colours, vmin=low, vmax=high, interpolation="none", aspect="equal")
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(caption, fontsize=9, color=INK)
+    axes.spines[:].set_color(GRID)
+
+
+def as_picture(values: Array) -> Array:
+    """`[h, w]` or `[h, w, 3]` as it is; anything else as nearly square rows of its values, the rest left empty."""
+    if values.ndim == 3 and values.shape[-1] == 1:
+        return values[..., 0]
+    if values.ndim == 2 or (values.ndim == 3 and values.shape[-1] == 3):
+        return values
+    width = int(np.ceil(np.sqrt(values.size)))
+    padded = np.full(width * -(-values.size // width), np.nan, dtype=values.dtype)
+    padded[: values.size] = values.ravel()
+    return padded.reshape(-1, width)
+
+
+def strongest_channel(difference: Array) -> Array:
+    """For a colour image the signed change of the channel that changes most, so that no change cancels another."""
+    if difference.ndim != 3 or difference.shape[-1] == 1:
+        return difference
+    strongest = np.abs(difference).argmax(axis=-1)[..., None]
+    return np.take_along_axis(difference, strongest, axis=-1)

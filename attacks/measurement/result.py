@@ -1,0 +1,229 @@
+"""The figures of a susceptibility measurement, computed from what was found out about each input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from defended.attacks.core.checks import Array
+from defended.attacks.measurement.records import DegradedInputs, Records
+from defended.attacks.measurement.tables import compare
+from defended.statistics.intervals import Rate
+
+# Names and meanings of the rates, in the order of tables.
+RATES = {
+    "clean_accuracy": "largest logit is the label's, ⊥ left aside",
+    "rejection_rate": "rejected without any attack",
+    "vra": "correct and certified at eps",
+    "vra_2eps": "correct and certified at 2 eps: beyond the reach of any degradation",
+    "vra_under_attack": "correct and certified, and not degraded by the attack",
+    "utility_reduction": "vra lost to the attack",
+    "fpr_lower": "degraded, of the certified inputs",
+    "fpr_upper": "not certified at 2 eps, of the certified inputs",
+    "fpr_lower_correct": "degraded, of the certified and correct inputs",
+    "fpr_upper_correct": "not certified at 2 eps, of the certified and correct inputs",
+}
+
+
+@dataclass(frozen=True)
+class Susceptibility:
+    """How far a defended model can be degraded: a bracket, and what it means for accuracy (Leino et al. 2022).
+
+    The false positive rate is the share of the answered inputs that an attacker can turn into ⊥ within eps. The
+    attack's finds bound it from below, the certificate at 2 eps from above. Rates are `Rate`s: floats with a
+    Clopper-Pearson `interval` for the sampling of the inputs. The intervals speak of the two bounds one by one.
+
+    Verdicts of a smoothed model are drawn at random, by noise of its own for each input, so that an interval counts
+    both
+    samplings: of the inputs and of the noise. Where a rate rests on certificates, each of which is wrong with
+    probability alpha, the interval counts that too. A degraded input is one that was rejected in one draw; how many
+    contested inputs are rejected in another draw *without* any attack, `spontaneous`, tells how much of it is chance.
+
+    Attributes:
+        epsilon: radius of certificate and attack, in input units.
+        norm: `"l2"` or `"linf"`.
+        final: whether the model's bounds were proven; if not, everything that rests on certificates is an estimate.
+        attack: configuration of the attack.
+        confidence: of the intervals.
+        seconds_per_point: attack and judgement together, by attacked input; compilation included.
+        records: what was found out about each input.
+        adversarial: the perturbed inputs that are rejected.
+        sampling: of a smoothed model, how verdicts are drawn (`DefendedModel.sampling`); otherwise None.
+        radius_ceiling: of a smoothed model, the largest radius that any input can have; otherwise None.
+        redrawn: of a smoothed model, how many of the attacked inputs were rejected in another draw without the attack.
+        changed: of a smoothed model, how many attacked inputs were answered with another label than before. Chance
+            explains some (alpha); more than it explains is a `CertificateViolation`.
+    """
+
+    epsilon: float
+    norm: str
+    final: bool
+    attack: dict[str, Any]
+    confidence: float
+    seconds_per_point: float
+    records: Records
+    adversarial: DegradedInputs
+    sampling: dict[str, Any] | None = None
+    radius_ceiling: float | None = None
+    redrawn: int = 0
+    changed: int = 0
+
+    @property
+    def test_R(self) -> int:  # noqa: N802  (the paper's name)
+        """Number of certified inputs."""
+        return int(self._certified.sum())
+
+    @property
+    def test_A(self) -> int:  # noqa: N802  (the paper's name)
+        """Number of certified inputs that the attack degraded."""
+        return int(self.records.degraded.sum())
+
+    @property
+    def clean_accuracy(self) -> Rate:
+        """Share of inputs whose largest logit is the label's, ⊥ left aside."""
+        return self._rate(self._correct)
+
+    @property
+    def rejection_rate(self) -> Rate:
+        """Share of inputs rejected without any attack."""
+        return self._rate(self.records.rejected)
+
+    @property
+    def vra(self) -> Rate:
+        """Verified-robust accuracy: share of inputs answered correctly and certified at eps."""
+        return self._rate(self._correct & self._certified, certificates=True)
+
+    @property
+    def vra_2eps(self) -> Rate:
+        """Share of inputs correct and certified at 2 eps: no perturbation within eps takes their answer away."""
+        return self._rate(self._correct & self._certified & ~self.records.contested, certificates=True)
+
+    @property
+    def vra_under_attack(self) -> Rate:
+        """Share of inputs that the attack leaves correct and certified."""
+        return self._rate(self._correct & self._certified & ~self.records.degraded)
+
+    @property
+    def utility_reduction(self) -> Rate:
+        """VRA minus VRA under attack: share of inputs that were correct and certified, and degraded."""
+        return self._rate(self._correct & self.records.degraded)
+
+    @property
+    def fpr_lower(self) -> Rate:
+        """Lower bound on the false positive rate: degraded / certified, the paper's denominator."""
+        return self._rate(self.records.degraded, self._certified)
+
+    @property
+    def fpr_upper(self) -> Rate:
+        """Upper bound on the false positive rate: 1 - certified at 2 eps / certified, the paper's denominator."""
+        return self._rate(self.records.contested, self._certified, certificates=True)
+
+    @property
+    def fpr_lower_correct(self) -> Rate:
+        """Degraded among the certified and correct, the denominator of the paper's code."""
+        return self._rate(self.records.degraded, self._certified & self._correct)
+
+    @property
+    def fpr_upper_correct(self) -> Rate:
+        """1 - certified at 2 eps among the certified and correct, the denominator of the paper's code."""
+        return self._rate(self.records.contested, self._certified & self._correct, certificates=True)
+
+    @property
+    def spontaneous(self) -> Rate:
+        """Of the attacked inputs of a smoothed model, those rejected in another draw without any attack."""
+        return Rate(self.redrawn, int(self.records.attacked.sum()) if self.sampling else 0, self.confidence)
+
+    def summary(self) -> dict[str, Any]:
+        """All figures, ready for JSON; each rate with `value`, `count`, `total`, `interval` and `confidence`."""
+        figures: dict[str, Any] = {
+            "epsilon": self.epsilon,
+            "norm": self.norm,
+            "final": self.final,
+            "attack": self.attack,
+            "inputs": len(self.records.label),
+            "contested": int(self.records.contested.sum()),
+            "attacked": int(self.records.attacked.sum()),
+            "test_R": self.test_R,
+            "test_A": self.test_A,
+            "seconds_per_point": self.seconds_per_point,
+        }
+        if self.sampling:
+            figures |= {
+                "sampling": dict(self.sampling),
+                "radius_ceiling": self.radius_ceiling,
+                "changed": self.changed,
+                "spontaneous": self.spontaneous.to_dict(),
+            }
+        return figures | {name: getattr(self, name).to_dict() for name in RATES}
+
+    def to_table(self, layout: str = "figures") -> str:
+        """The figures as plain text.
+
+        Args:
+            layout: `"figures"`, one rate a line: percent, interval, counts, meaning; or `"paper"`, the row of the
+                tables in Leino et al. 2022 (`compare` puts several below one another).
+        """
+        if layout != "figures":
+            return compare([self]).to_table(layout)
+        state = "bounds proven" if self.final else "NOT FINAL: bounds are training-time estimates"
+        lines = [
+            f"susceptibility at eps = {self.epsilon:g} ({self.norm}), {len(self.records.label)} inputs; {state}",
+            f"attack: {_in_words(self.attack)}",
+            f"{self.test_R} certified, {int(self.records.contested.sum())} of them contested, "
+            f"{int(self.records.attacked.sum())} attacked, {self.test_A} degraded; "
+            f"{1000 * self.seconds_per_point:.1f} ms a point",
+            *self._notes_on_sampling(),
+            "",
+            f"{'':18} {'percent':>8}  {f'{100 * self.confidence:g} % interval':>17}  {'count':>15}",
+        ]
+        for name, meaning in RATES.items():
+            rate: Rate = getattr(self, name)
+            low, high = rate.interval
+            interval = f"[{100 * low:6.2f}, {100 * high:6.2f}]"
+            lines.append(f"{name:18} {100 * rate:8.2f}  {interval}  {rate.count:>7}/{rate.total:<7}  {meaning}")
+        return "\n".join(lines)
+
+    def _notes_on_sampling(self) -> list[str]:
+        if not self.sampling:
+            return []
+        settings = ", ".join(f"{name}={value}" for name, value in self.sampling.items())
+        notes = [f"verdicts are drawn: {settings}; without any attack, another draw rejects {self.spontaneous!r}"]
+        if self.radius_ceiling is not None:
+            reached = 2 * self.epsilon < self.radius_ceiling
+            why = "" if reached else ", which 2 eps exceeds: the upper bound on the FPR is trivially 100 %"
+            notes.append(f"no radius can exceed {self.radius_ceiling:.4g} with so many samples{why}")
+        return notes
+
+    def __repr__(self) -> str:
+        return f"<Susceptibility of {len(self.records.label)} inputs at eps={self.epsilon:g} ({self.norm}): FPR in " + (
+            f"[{float(self.fpr_lower):.4f}, {float(self.fpr_upper):.4f}], VRA {float(self.vra):.4f}>"
+        )
+
+    @property
+    def _certified(self) -> Array:
+        return ~self.records.rejected
+
+    @property
+    def _correct(self) -> Array:
+        return np.equal(self.records.predicted, self.records.label)
+
+    def _rate(self, chosen: Array, among: Array | None = None, certificates: bool = False) -> Rate:
+        among = np.ones(len(chosen), bool) if among is None else among
+        doubt = float(self.sampling["alpha"]) if self.sampling and certificates else 0.0
+        return Rate(int((chosen & among).sum()), int(among.sum()), self.confidence, doubt)
+
+
+def _in_words(attack: dict[str, Any]) -> str:
+    """An attack's configuration in a line, the attacks inside it in brackets; settings that are None left out."""
+
+    def word(value: Any) -> str:
+        if isinstance(value, dict):
+            return f"({_in_words(value)})"
+        if isinstance(value, list):
+            return f"[{', '.join(map(word, value))}]"
+        return str(value)
+
+    settings = (f"{name}={word(value)}" for name, value in attack.items() if name != "attack" and value is not None)
+    return ", ".join([str(attack["attack"]), *settings])

@@ -1,0 +1,1 @@
+"""Arithmetic that proofs rest on: float32's rounding, eigenvalues, norms of matrices and convolutions."""

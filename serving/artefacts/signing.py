@@ -1,0 +1,202 @@
+"""Signed manifests: who exported an artefact, told by an Ed25519 key that need not be on the serving machine.
+
+The manifest lists the hash of every file, so a signature of the manifest's bytes covers the artefact. It lies beside
+the manifest in a file of its own, which TensorFlow Serving passes over, so an artefact can be signed later and
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from defended._io import atomic_write_text, canonical_json
+from defended.serving.artefacts.manifest import MANIFEST, SIGNATURE
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+PASSPHRASE = "DEFENDED_SIGNING_PASSPHRASE"  # noqa: S105  (the variable's name)
+
+# What is signed begins so: a signature of anything else by the same key is none of a manifest.
+_CONTEXT = b"defended manifest, ed25519, 1\n"
+_MOST_BYTES = 10_000
+
+
+class SignatureError(ValueError):
+    """A manifest has no signature, one of another key, or was changed after it was signed."""
+
+
+def generate_key(path: str | os.PathLike[str], passphrase: str | None = None) -> tuple[Path, Path]:
+    """Make a key pair: the private key at `path`, readable by its owner only, the public one at `path` + `.pub`.
+
+    Both are PEM files. Keep the private one where nothing is served.
+
+    Args:
+        path: of the private key; nothing is overwritten.
+        passphrase: encrypts the private key; signing then reads it from the variable `DEFENDED_SIGNING_PASSPHRASE`.
+
+    Raises:
+        FileExistsError: one of the files exists.
+        ImportError: the extra is not installed: `pip install 'keras-defended[signing]'`.
+    """
+    serialization, ed25519 = _cryptography()
+    private, public = Path(path), Path(f"{os.fspath(path)}.pub")
+    key = ed25519.Ed25519PrivateKey.generate()
+    hidden = serialization.NoEncryption()
+    if passphrase:
+        hidden = serialization.BestAvailableEncryption(passphrase.encode())
+    secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, hidden)
+    shown = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    for file in (private, public):
+        if os.path.lexists(file):
+            raise FileExistsError(17, "exists and is never overwritten: choose another name", str(file))
+    private.parent.mkdir(parents=True, exist_ok=True)
+    made: list[Path] = []
+    try:
+        for file, content, mode in ((private, secret, 0o600), (public, shown, 0o644)):
+            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            made.append(file)
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content)
+    except BaseException:  # half a key is none
+        for file in made:
+            file.unlink(missing_ok=True)
+        raise
+    return private, public
+
+
+def key_fingerprint(key: Ed25519PublicKey) -> str:
+    """The first 32 hexadecimal digits of the SHA-256 of a public key's 32 bytes: its name in messages."""
+    import hashlib
+
+    return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:32]
+
+
+def sign(artefact: str | os.PathLike[str], signing_key: str | os.PathLike[str]) -> Path:
+    """Sign the manifest of an artefact; a signature that is there is replaced.
+
+    Args:
+        artefact: the artefact's directory, whole: verify it first, a signature says that you did.
+        signing_key: PEM file of an Ed25519 private key, as `defended keygen` makes it.
+
+    Returns:
+        The signature's file, `manifest.json.sig` in the artefact.
+
+    Raises:
+        ValueError: the file is no such key, or its passphrase is missing or wrong.
+        ImportError: the extra is not installed: `pip install 'keras-defended[signing]'`.
+    """
+    key = read_signing_key(signing_key)
+    content = (Path(artefact) / MANIFEST).read_bytes()
+    return atomic_write_text(Path(artefact) / SIGNATURE, signature_of(content, key))
+
+
+def signature_of(manifest: bytes, key: Ed25519PrivateKey) -> str:
+    """The content of the signature's file, for a manifest's bytes."""
+    return canonical_json(
+        {
+            "algorithm": "ed25519",
+            "key": key_fingerprint(key.public_key()),
+            "signature": base64.b64encode(key.sign(_CONTEXT + manifest)).decode(),
+        }
+    )
+
+
+def verify_signature(directory: Path, manifest: bytes, public_key: str | os.PathLike[str]) -> None:
+    """See that the manifest's bytes were signed by the owner of a key.
+
+    Args:
+        directory: the artefact's.
+        manifest: the bytes that were read of its manifest.
+        public_key: PEM file of an Ed25519 public key, kept apart from the artefact.
+
+    Raises:
+        SignatureError: they were not, or there is no signature.
+        ValueError: the file is no such key.
+    """
+    from cryptography.exceptions import InvalidSignature
+
+    key = read_public_key(public_key)
+    path = directory / SIGNATURE
+    try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
+            raise ValueError("it is no small regular file")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        signature = base64.b64decode(content["signature"], validate=True)
+        named = str(content["key"])
+    except FileNotFoundError:
+        raise SignatureError(
+            f"{directory} is not signed: it has no {SIGNATURE}. Have it signed by whoever exported it (`defended "
+            "sign`), or load it without `public_key`."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, binascii.Error) as error:
+        raise SignatureError(f"{path} is no signature ({error}). Fetch the artefact again.") from error
+    try:
+        key.verify(signature, _CONTEXT + manifest)
+    except InvalidSignature:
+        own = key_fingerprint(key)
+        why = (
+            f"it names the key {named[:64]}, you gave {own}" if named != own else "the manifest was changed afterwards"
+        )
+        raise SignatureError(
+            f"{path} does not hold for this manifest and key: {why}. Do not serve it; fetch the artefact again."
+        ) from None
+
+
+def read_signing_key(path: str | os.PathLike[str]) -> Ed25519PrivateKey:
+    """Read an Ed25519 private key from a PEM file.
+
+    Raises:
+        ValueError: it is none, or its passphrase is missing or wrong.
+    """
+    serialization, ed25519 = _cryptography()
+    passphrase = os.environ.get(PASSPHRASE)
+    try:
+        content = Path(path).read_bytes()
+        encrypted = b"ENCRYPTED" in content
+        key = serialization.load_pem_private_key(content, passphrase.encode() if passphrase and encrypted else None)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"`signing_key` must be a PEM file of an Ed25519 private key, as `defended keygen` makes it, its "
+            f"passphrase, if it has one, in {PASSPHRASE}. {os.fspath(path)}: {error}"
+        ) from error
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
+        raise ValueError(f"`signing_key` must be an Ed25519 key. {os.fspath(path)} holds a {type(key).__name__}.")
+    return key
+
+
+def read_public_key(path: str | os.PathLike[str]) -> Ed25519PublicKey:
+    """Read an Ed25519 public key from a PEM file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    serialization, ed25519 = _cryptography()
+    try:
+        key = serialization.load_pem_public_key(Path(path).read_bytes())
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"`public_key` must be a PEM file of an Ed25519 public key, the `.pub` that `defended keygen` makes. "
+            f"{os.fspath(path)}: {error}"
+        ) from error
+    if not isinstance(key, ed25519.Ed25519PublicKey):
+        raise ValueError(f"`public_key` must be an Ed25519 key. {os.fspath(path)} holds a {type(key).__name__}.")
+    return key
+
+
+def _cryptography() -> tuple[Any, Any]:
+    try:
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ImportError as error:
+        raise ImportError(
+            "Signatures need cryptography. Install it with `pip install 'keras-defended[signing]'`."
+        ) from error
+    return serialization, ed25519

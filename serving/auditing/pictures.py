@@ -1,0 +1,171 @@
+"""The pictures of an audit report, drawn with matplotlib: PNG for files, SVG for the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from defended.attacks.measurement.plots import (
+    COLOURS,
+    GRID,
+    INK,
+    MUTED,
+    NORMS,
+    PAPER,
+    STYLE,
+    as_picture,
+    draw_pairs,
+    strongest_channel,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from defended.serving.auditing.report import AuditReport
+
+# Colours on paper, and the page's variable for each: inside the page the figures follow its light or dark scheme.
+_VRA, _FPR = COLOURS[:2]
+_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--card", _VRA: "--vra", _FPR: "--fpr"}
+
+
+def draw_radius_curves(report: AuditReport, narrow: bool = False) -> Figure | None:
+    """VRA, and the upper bound on the false positive rate, at every radius that the model could be deployed at.
+
+    None where no radii are known; `narrow` for screens as wide as a hand.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    curves, epsilon = report.curves, report.subject.epsilon
+    if curves is None or epsilon is None:
+        return None
+    radius = np.asarray(curves.radius)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(4.4, 4.0) if narrow else (8.6, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        ends = []
+        for values, colour, name in ((curves.vra, _VRA, "VRA"), (curves.fpr_upper, _FPR, "FPR, at most")):
+            percent = 100 * np.array([np.nan if value is None else value for value in values])
+            axes.plot(radius, percent, color=colour, linewidth=2.2)
+            known = np.flatnonzero(np.isfinite(percent))
+            if known.size:
+                ends.append((percent[known[-1]], radius[known[-1]], name, colour))
+        ends.sort()
+        crowded = len(ends) == 2 and ends[1][0] - ends[0][0] < 6
+        for (height, end, name, colour), shift in zip(ends, (-7, 7), strict=False):
+            axes.annotate(
+                name, (end, height), xytext=(6, shift if crowded else 0), textcoords="offset points",
+                color=colour, va="center", fontweight="bold", annotation_clip=False,
+            )  # fmt: skip
+        for multiple, label in ((1, "ε"), (2, "2ε")):
+            axes.axvline(multiple * epsilon, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+            axes.annotate(
+                label, (multiple * epsilon, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 4),
+                textcoords="offset points", ha="center", color=MUTED,
+            )  # fmt: skip
+        lower, upper = report.best_fpr_lower, report.fpr_upper
+        if lower is not None and upper is not None and upper.total:
+            low, high = 100 * lower, 100 * upper
+            axes.plot([epsilon, epsilon], [low, high], color=_FPR, linewidth=5, alpha=0.35, solid_capstyle="butt")
+            axes.plot([epsilon], [low], color=_FPR, marker="D", markersize=6)
+            axes.annotate(
+                f"forced: {low:.1f} %", (epsilon, low), xytext=(10, 14 if low < 8 else 0),
+                textcoords="offset points", color=_FPR, va="center", fontsize=9,
+                bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.5},
+            )  # fmt: skip
+        axes.set(
+            xlim=(0, radius[-1]),
+            ylim=(0, 100),
+            xlabel=f"radius ({NORMS[report.subject.norm]}, input units)"
+            if report.subject.norm
+            else "radius (input units)",
+            ylabel="% of inputs (VRA) · % of answers (FPR)",
+        )
+        axes.grid(color=GRID, linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(length=0)
+    return figure
+
+
+def draw_degraded_pairs(report: AuditReport) -> Figure | None:
+    """Inputs that were answered, the same perturbed and rejected, and the differences; None where none were found."""
+    pairs = report.pairs
+    if not pairs:
+        return None
+    return draw_pairs(
+        [pair.original for pair in pairs],
+        [pair.perturbed for pair in pairs],
+        [f"answers {pair.label}" for pair in pairs],
+        [f"‖δ‖ = {pair.size:.3g}" for pair in pairs],
+    )
+
+
+def difference_scale(report: AuditReport) -> str:
+    """The largest change of an entry in the pairs that are shown, as text."""
+    largest = max((float(np.abs(pair.perturbed - pair.original).max()) for pair in report.pairs), default=0.0)
+    return f"{largest:.2g}"
+
+
+def pair_images(report: AuditReport) -> list[dict[str, Any]]:
+    """For each degraded pair its `index`, `label` and `size`, and three pictures as `data:` addresses."""
+    pairs = report.pairs
+    if not pairs:
+        return []
+    images = [image for pair in pairs for image in (pair.original, pair.perturbed)]
+    low, high = min(float(image.min()) for image in images), max(float(image.max()) for image in images)
+    scale = max(float(np.abs(pair.perturbed - pair.original).max()) for pair in pairs)
+    return [
+        {
+            "index": pair.index,
+            "label": pair.label,
+            "size": f"{pair.size:.3g}",
+            "original": _image(pair.original, low, high, "gray"),
+            "perturbed": _image(pair.perturbed, low, high, "gray"),
+            "difference": _image(strongest_channel(pair.perturbed - pair.original), -scale, scale, "RdBu_r"),
+        }
+        for pair in pairs
+    ]
+
+
+def _image(values: np.ndarray, low: float, high: float, colours: str) -> str:
+    from matplotlib.image import imsave
+
+    picture = as_picture(values)
+    if picture.ndim == 3:
+        picture = np.clip((picture - low) / max(high - low, 1e-12), 0, 1)
+    buffer = io.BytesIO()
+    imsave(buffer, picture, cmap=colours, vmin=low, vmax=high, format="png", metadata={"Software": ""})
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def to_png(figure: Figure) -> bytes:
+    """Return the figure on white, at 160 dots an inch."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def to_svg(figure: Figure, title: str, description: str) -> str:
+    """Return an SVG element for a page: transparent, coloured by the page's variables, described for screen readers."""
+    import matplotlib as mpl
+    from markupsafe import escape
+
+    buffer = io.StringIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(
+            buffer, format="svg", transparent=True,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )  # fmt: skip
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    # Identifiers are unique in a figure, and a page has several.
+    prefix = re.sub(r"\W+", "-", title.lower())
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+    labels = f"<title>{escape(title)}</title><desc>{escape(description)}</desc>"
+    return re.sub(r"<svg([^>]*)>", lambda match: f'<svg role="img"{match[1]}>{labels}', svg, count=1)

@@ -1,0 +1,116 @@
+"""The arguments of an export, checked before anything is written."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from defended._io import canonical_json
+from defended.serving.artefacts.manifest import MAX_VERSION, NAME, DataRecord
+from defended.serving.exporting.agreement import BOTTOM
+
+if TYPE_CHECKING:
+    from defended.defended_model import DefendedModel
+
+
+def check_version(model: DefendedModel, name: str, version: int) -> int:
+    """The version as an int, after a look at the model's type and its name.
+
+    Raises:
+        TypeError, ValueError: one of them does not fit.
+    """
+    from defended.defended_model import DefendedModel
+
+    if not isinstance(model, DefendedModel):
+        raise TypeError(
+            "`model` must be a defended model, such as `GloroNet(network, epsilon=0.3)`. "
+            f"Received: {type(model).__name__}."
+        )
+    if not isinstance(name, str) or NAME.fullmatch(name) is None:
+        raise ValueError(
+            "`name` must be 1 to 128 letters, digits, '.', '_' or '-' and begin with a letter or digit, as it becomes "
+            f"a folder and a part of the server's routes. Received: {name!r}."
+        )
+    try:
+        number = operator.index(version)
+    except TypeError:
+        number = 0
+    if isinstance(version, (bool, np.bool_)) or not 1 <= number <= MAX_VERSION:
+        raise ValueError(f"`version` must be a positive integer, such as 1. Received: {version!r}.")
+    return number
+
+
+def check_labels(class_names: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
+    """The names of the classes, one for each and all different."""
+    if class_names is None:
+        return None
+    names = tuple(class_names)
+    fits = not isinstance(class_names, str) and all(isinstance(name, str) and name.strip() for name in names)
+    if not fits or len(names) != num_classes or len(set(names)) != num_classes or BOTTOM in names:
+        raise ValueError(
+            f"`class_names` must be {num_classes} different texts, none of them empty or {BOTTOM!r}, which stands for "
+            f"a rejection. Received: {class_names!r}."
+        )
+    return names
+
+
+def check_data(model: DefendedModel, given: Any) -> tuple[DataRecord, ...]:
+    """What the model was trained on: as given, or as its `fit` recorded."""
+    if given is None:
+        return tuple(DataRecord(**record) for record in model.training_data)
+    try:
+        items = [given] if isinstance(given, str | Mapping) else list(given)
+        return tuple(
+            DataRecord(sha256=item) if isinstance(item, str) else DataRecord.model_validate(dict(item))
+            for item in items
+        )
+    except (ValidationError, TypeError, ValueError) as error:
+        raise ValueError(
+            "`training_data` must be the SHA-256 of the data (64 hexadecimal digits, such as those of "
+            "`defended.provenance.data_digest(x, y)`), a mapping with `sha256` and perhaps `points` and `name`, or "
+            f"several of them. Received: {given!r}."
+        ) from error
+
+
+def check_mode(argument: str, value: Any) -> bool | str:
+    """True, False, or "require"."""
+    if value is True or value is False or value == "require":
+        return value
+    raise ValueError(f"`{argument}` must be True (where it can be made), False or 'require'. Received: {value!r}.")
+
+
+def figures_of(susceptibility: Any) -> dict[str, Any] | None:
+    """The figures of a measurement, ready for JSON."""
+    from defended.attacks.measurement.result import Susceptibility
+
+    if susceptibility is None:
+        return None
+    if isinstance(susceptibility, Susceptibility):
+        return check_json("susceptibility", susceptibility.summary())
+    if isinstance(susceptibility, Mapping):
+        return check_json("susceptibility", dict(susceptibility))
+    raise TypeError(
+        "`susceptibility` must be a mapping or the result of `defended.attacks.susceptibility`. "
+        f"Received: {type(susceptibility).__name__}."
+    )
+
+
+def check_json(argument: str, content: dict[str, Any]) -> dict[str, Any]:
+    """`content`, if JSON can hold it."""
+    try:
+        canonical_json(content)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`{argument}` must hold what JSON can: text, finite numbers, booleans, None, lists, dicts ({error})."
+        ) from error
+    return content
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message on one line, and not endless."""
+    return re.sub(r"\s+", " ", str(error))[:500]

@@ -1,0 +1,157 @@
+"""What TensorFlow Serving and its surroundings read, written beside the artefacts of a directory.
+
+The files are made from what is in the directory, for all of its models together, after every export. Each begins with a
+line that holds a hash of the rest. A file whose hash still holds is replaced; one that somebody edited is left alone,
+and what would have been written goes into a file beside it, `NAME.new`, with a warning that says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from defended._io import atomic_write_text
+from defended.serving.artefacts.manifest import MANIFEST, NAME
+from defended.serving.exporting.warm_up import BATCH_SIZES
+
+_LOCK = ".serving-files.lock"
+_HEAD = "# Written by defended, and again after every export while this line holds. sha256 of the rest: "
+
+TEMPLATES = {
+    "models.config": "models.config.j2",
+    "batching.config": "batching.config.j2",
+    "monitoring.config": "monitoring.config.j2",
+    "prometheus.yml": "prometheus.yml.j2",
+    "compose.yaml": "compose.yaml.j2",
+}
+
+
+class EditedFileWarning(UserWarning):
+    """A serving file was edited by hand, so the new one was written beside it."""
+
+
+class ServedModel(NamedTuple):
+    """A model of the directory."""
+
+    name: str
+    versions: tuple[int, ...]
+    """Ascending; TensorFlow Serving serves the largest."""
+
+    @property
+    def resource(self) -> str:
+        """The name as Kubernetes takes it: a DNS label."""
+        label = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")[:50].strip("-")
+        if label == self.name:
+            return label
+        # Two names must not become one.
+        return f"m-{label}-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}".replace("--", "-")
+
+
+def served_models(directory: str | os.PathLike[str]) -> tuple[ServedModel, ...]:
+    """The models of a directory that have an exported version, by name."""
+    found = []
+    for parent in sorted(Path(directory).iterdir()):
+        if NAME.fullmatch(parent.name) is None or parent.is_symlink() or not parent.is_dir():
+            continue
+        numbers = [path for path in parent.iterdir() if path.name.isascii() and path.name.isdecimal()]
+        versions = sorted(int(path.name) for path in numbers if (path / MANIFEST).is_file())
+        if versions:
+            found.append(ServedModel(parent.name, tuple(versions)))
+    return tuple(found)
+
+
+def write_serving_files(directory: str | os.PathLike[str]) -> dict[str, Path]:
+    """Write the files for TensorFlow Serving from what the directory holds.
+
+    `models.config` (all models), `batching.config`, `monitoring.config`, `prometheus.yml`, `compose.yaml`, and of each
+    model `kserve/NAME.yaml`. Each appears whole or not at all; of processes that do it at once, the last one sees all.
+
+    Args:
+        directory: the folder of all models.
+
+    Returns:
+        The files by their names, `NAME.new` where `NAME` was edited.
+
+    Warns:
+        EditedFileWarning: a file was edited by hand and stays as it is.
+
+    Raises:
+        OSError: the directory cannot be written; files that are there stay whole.
+    """
+    folder = Path(directory)
+    with _alone(folder):
+        models = served_models(folder)
+        written = {name: _write(folder / name, _render(template, models)) for name, template in TEMPLATES.items()}
+        for model in models:
+            name = f"kserve/{model.name}.yaml"
+            written[name] = _write(folder / name, _render("kserve.yaml.j2", (model,)))
+    return written
+
+
+def is_generated(text: str) -> bool:
+    """Whether a file is as it was written here."""
+    head, _, rest = text.partition("\n")
+    return head == _HEAD + hashlib.sha256(rest.encode()).hexdigest()
+
+
+def _write(path: Path, rest: str) -> Path:
+    text = f"{_HEAD}{hashlib.sha256(rest.encode()).hexdigest()}\n{rest}"
+    try:
+        found = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return path if _is_dangling(path) else atomic_write_text(path, text)
+    except (UnicodeDecodeError, IsADirectoryError):
+        found = ""
+    beside = path.with_name(f"{path.name}.new")
+    if found == text:
+        return path
+    if is_generated(found):
+        return atomic_write_text(path, text)
+    with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):
+        if beside.read_text(encoding="utf-8") == text:
+            return beside
+    warnings.warn(
+        f"{path} was edited, so it stays as it is. What belongs there now is in {beside.name}: merge it, or remove "
+        f"{path.name} to have it written again.",
+        EditedFileWarning,
+        stacklevel=3,
+    )
+    return atomic_write_text(beside, text)
+
+
+def _is_dangling(path: Path) -> bool:
+    # A link to nowhere is somebody's; it is neither followed nor replaced.
+    return os.path.lexists(path)
+
+
+def _render(template: str, models: tuple[ServedModel, ...]) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # noqa: S701  (names are letters, digits, '.', '_' and '-')
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    batching: dict[str, Any] = {"sizes": BATCH_SIZES, "timeout_micros": 1000, "waiting": 100}
+    return environment.get_template(template).render(models=models, batching=batching)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time: who comes later sees the artefacts of who came before."""
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

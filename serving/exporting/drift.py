@@ -1,0 +1,116 @@
+"""How far evaluations of one network lie apart, and what the certificate says to that.
+
+Keras, the C++ loader and onnxruntime add the same numbers in different orders, so their logits differ. A certificate
+computed by one of them must hold for what the others answer. Two ways, one interface (`DefendedModel`):
+
+- **Paid for.** `covered_drift(x)` is what the certificate allows two evaluations of a margin to differ by: GloRo's
+  rounding budget is proven for float32 sums in any order. What is measured must lie inside it; more is no rounding of
+  float32, and the export is refused.
+- **Folded.** Where it is None, `FOLDED` times the largest difference measured is taken off every margin, in the
+  exported graphs and in the Keras model (`evaluation_drift`): once for the logits or bounds that decide, once for the
+  logits at the perturbed input, and both twice, since inputs that were not measured may drift more. This is a
+  measurement and no proof; the manifest's assumptions say so.
+
+Of random verdicts the certificate is about the network as it is evaluated; nothing is folded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from defended.serving.artefacts.manifest import DriftRecord
+from defended.serving.exporting.agreement import AgreementError
+
+if TYPE_CHECKING:
+    from defended.defended_model import DefendedModel
+
+FOLDED = 4.0
+
+Outputs = Mapping[str, np.ndarray]
+
+
+def keras_outputs(model: DefendedModel, x: np.ndarray, batch_size: int = 256) -> dict[str, np.ndarray]:
+    """What `model.deployed` gives for inputs `[n, ...]`, evaluated by Keras."""
+    import keras
+
+    batches = [x[first : first + batch_size] for first in range(0, len(x), batch_size)]
+    parts = [model.deployed(keras.ops.convert_to_tensor(batch)) for batch in batches]
+    return {name: np.concatenate([keras.ops.convert_to_numpy(part[name]) for part in parts]) for name in parts[0]}
+
+
+def measure_drift(model: DefendedModel, x: np.ndarray, evaluations: Mapping[str, Outputs]) -> DriftRecord:
+    """Compare evaluations of a final model, two by two.
+
+    Args:
+        model: a final model whose verdicts are not drawn at random.
+        x: float32 `[n, *input_shape]`, finite.
+        evaluations: the outputs `scores` `[n, m]` and `scores_with_bottom` of each, by its name.
+
+    Returns:
+        The largest difference of a margin (of the certified slack too, where the certificate pays for nothing), its
+        share of what is paid for, and what the model folds now.
+
+    Raises:
+        AgreementError: a difference exceeds what the certificate pays for, or is not a number.
+    """
+    covered = model.covered_drift(x)
+    largest, share = 0.0, 0.0
+    for (one, left), (other, right) in combinations(evaluations.items(), 2):
+        apart = margin_differences(left["scores"], right["scores"])
+        if covered is None:
+            slack = _slack(left) - _slack(right)
+            apart = np.concatenate([apart, np.abs(slack)[:, None]], axis=1)
+        else:
+            parts = np.where(apart == 0, 0.0, apart / np.maximum(covered, 1e-300))
+            share = float(np.maximum(share, parts.max()))
+        largest = float(np.maximum(largest, apart.max()))  # a NaN stays one
+        if not (np.isfinite(largest) and share <= 1):
+            raise AgreementError(
+                f"{one} and {other} differ by up to {largest:.3g} in a difference of two logits, {share:.3g} "
+                "times what the certificate's rounding budget allows two float32 evaluations. Are all of them "
+                "evaluated in IEEE float32, without TF32, bfloat16 or a fast convolution?"
+            )
+    return DriftRecord(
+        evaluators=tuple(evaluations),
+        largest=largest,
+        share_of_covered=None if covered is None else share,
+        folded=model.evaluation_drift,
+    )
+
+
+def margin_differences(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """`[n, m]`: by how much `y_j - y_i` differs between logits `[n, m]`, j the class of `left`'s largest; float64."""
+    difference = left.astype(np.float64) - right.astype(np.float64)
+    top = left.argmax(axis=1)
+    return np.abs(np.take_along_axis(difference, top[:, None], axis=1) - difference)
+
+
+def fold(model: DefendedModel, x: np.ndarray, drift: DriftRecord) -> bool:
+    """Make the model pay for a drift that its certificate does not cover; False where there is nothing to do.
+
+    Raises:
+        AgreementError: the model takes no notice of `evaluation_drift`.
+    """
+    if drift.share_of_covered is not None or FOLDED / 2 * drift.largest <= model.evaluation_drift:
+        return False
+    before, old = _slack(keras_outputs(model, x)), model.evaluation_drift
+    model.evaluation_drift = FOLDED * drift.largest
+    fallen = before - _slack(keras_outputs(model, x))
+    # Where a tie or a rejection lifts the score of ⊥ to just above the top, its slack says nothing.
+    told = before > 0
+    expected = (model.evaluation_drift - old) * 0.5
+    if told.any() and not (fallen[told] >= np.minimum(expected, before[told])).all():
+        raise AgreementError(
+            f"{type(model).__name__} neither pays for the drift of its logits (`covered_drift`) nor subtracts "
+            "`evaluation_drift` from its margins, so nobody can say what its certificate is worth elsewhere."
+        )
+    return True
+
+
+def _slack(outputs: Outputs) -> np.ndarray:
+    scores = outputs["scores_with_bottom"].astype(np.float64)
+    return scores[:, :-1].max(axis=1) - scores[:, -1]

@@ -1,0 +1,321 @@
+"""A defended model, exported as a directory that TensorFlow Serving loads as it is."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from defended._io import atomic_write_bytes, atomic_write_text, sha256_file
+from defended._version import __version__
+from defended.serving.artefacts.allowed_ops import check_ops, check_parsing, list_ops
+from defended.serving.artefacts.cpp_loader import CppSession, SignatureInfo
+from defended.serving.artefacts.manifest import (
+    MANIFEST,
+    SIGNATURE,
+    CheckRecord,
+    DriftRecord,
+    FileRecord,
+    Manifest,
+    OnnxRecord,
+    SamplingRecord,
+    WarmUpRecord,
+    files_below,
+)
+from defended.serving.artefacts.signing import read_signing_key, signature_of
+from defended.serving.exporting.agreement import (
+    SCORE_DRIFT_BOUND,
+    AgreementError,
+    require_agreement,
+    require_classification,
+    require_rejection,
+)
+from defended.serving.exporting.arguments import (
+    check_data,
+    check_json,
+    check_labels,
+    check_mode,
+    check_version,
+    figures_of,
+    one_line,
+)
+from defended.serving.exporting.deployment_files import write_serving_files
+from defended.serving.exporting.drift import fold, keras_outputs, measure_drift
+from defended.serving.exporting.model_card import MODEL_CARD, model_card, susceptibility_assumptions
+from defended.serving.exporting.sample import check_sample
+from defended.serving.exporting.saved_model import save_graph
+from defended.serving.exporting.staging import staged
+from defended.serving.exporting.warm_up import BATCH_SIZES, EXTRA, WARM_UP, MissingExtraError, write_warm_up
+
+if TYPE_CHECKING:
+    from defended.attacks.measurement.result import Susceptibility
+    from defended.defended_model import DefendedModel
+    from defended.serving.exporting.onnx_export import Converted
+
+ONNX_FILE = f"{EXTRA}/model.onnx"
+
+_BATCH = 256
+_CLASSIFIED = 16
+
+
+def export(
+    model: DefendedModel,
+    directory: str | os.PathLike[str],
+    name: str = "digits",
+    version: int = 1,
+    *,
+    sample: np.ndarray | None = None,
+    onnx: bool | Literal["require"] = True,
+    warm_up: bool | Literal["require"] = True,
+    class_names: Sequence[str] | None = None,
+    susceptibility: Susceptibility | Mapping[str, Any] | None = None,
+    training_data: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    signing_key: str | os.PathLike[str] | None = None,
+    serving_files: bool = True,
+) -> Path:
+    """Write a model as a SavedModel and ONNX with a manifest, compare them with the model, and rename them into place.
+
+    The artefact is `directory/name/version`. `serving_default` takes `image` (float32 `[batch, *input_shape]`), gives
+    `label` (int64, -1 where rejected), `rejected` (bool), `scores` (`[batch, m]`) and, of a defence that tells why it
+    rejects, `reason`; `audit` adds `certified_radius`, `availability_radius` and `scores_with_bottom`, which help
+    attackers and so are not in the default answer, and what else the defence tells of a verdict (`model.details`): a
+    smoothed model's `samples_used`, for one. `classify` takes `inputs`, serialized `tf.Example` records with the
+    feature `image`, and gives `classes` `[batch, 1]`, the answer's name or ⊥, and `scores` `[batch, 1]`, the largest
+    score. A smoothed model draws its noise in the graph, from the system's entropy at every run, whatever its `seed`.
+
+    The manifest holds what is guaranteed and on which assumptions, the operations, the packages, the training data's
+    digest and the hash of every file; `README.md` is a model card made from it. Beside the artefacts, in `directory`,
+    the files that TensorFlow Serving reads are brought up to date (`write_serving_files`).
+
+    Keras, TensorFlow's C++ loader and onnxruntime judge the sample: their labels must be equal, and their logits must
+    not drift further apart than the certificate pays for; where it pays for nothing, four times the largest drift is
+    taken off every margin, in the graphs and in `model` itself (`model.evaluation_drift`).
+    An artefact appears whole or not at all, and an existing one is never replaced.
+
+    Args:
+        model: a defended model; its bounds are proven where they are not, and what evaluates is compared with them.
+        directory: the folder of all models; made where it is missing.
+        name: the model's name in the server's routes: letters, digits, `.`, `_`, `-`, beginning with one of the former.
+        version: a positive integer; TensorFlow Serving serves the largest.
+        sample: float32 `[n, *input_shape]`, inputs on which the artefact is compared with the model; by default 64
+            random ones in [0, 1], of a smoothed model 4. Give real ones where there are any.
+        onnx: whether the artefact holds `assets.extra/model.onnx`: True where the extra `onnx` is installed and the
+            network can be written so (the manifest says why not), `"require"` to fail there.
+        warm_up: whether it holds warm-up records, of random inputs, for TensorFlow Serving: the same, with the extra
+            `serving`.
+        class_names: m different texts; the classes' numbers by default.
+        susceptibility: figures to keep in the manifest, a mapping or the result of `defended.attacks.susceptibility`.
+        training_data: SHA-256 of the data that the model was trained on, a mapping (`sha256`, `points`, `name`), or
+            several; by default what `fit` recorded.
+        metadata: anything else to keep there that JSON can hold.
+        signing_key: PEM file of an Ed25519 private key (`defended keygen`); signs the manifest. `defended sign` does it
+            later.
+        serving_files: whether to write the files for TensorFlow Serving beside the artefacts.
+
+    Returns:
+        The artefact's path.
+
+    Raises:
+        FileExistsError: the artefact exists, or appeared meanwhile; the message names the next free version.
+        NotADirectoryError, PermissionError, OSError: `directory` cannot be written, or its disk is full.
+        TypeError, ValueError: an argument does not fit, before anything is written.
+        ImportError: what is required is not installed.
+        ForbiddenOpError: the network holds an operation that an artefact may not hold.
+        AgreementError, CppLoaderError: an exported graph does not answer as the model does, or does not load.
+    """
+    version = check_version(model, name, version)
+    given = sample is not None
+    sample = check_sample(model, sample)
+    onnx_mode, warm_up_mode = check_mode("onnx", onnx), check_mode("warm_up", warm_up)
+    names = check_labels(class_names, model.num_classes)
+    figures, notes = figures_of(susceptibility), check_json("metadata", dict(metadata or {}))
+    data = check_data(model, training_data)
+    key = None if signing_key is None else read_signing_key(signing_key)
+    labels = names or tuple(map(str, range(model.num_classes)))
+    target = Path(directory) / name / str(version)
+    try:
+        with staged(target) as partial:
+            model.verify()
+            built = _build(model, partial, labels, sample, onnx_mode)
+            if built.drift is not None and fold(model, sample, built.drift):
+                built = _build(model, partial, labels, sample, onnx_mode)
+                if built.drift is not None and fold(model, sample, built.drift):
+                    raise AgreementError(
+                        f"The evaluations' drift grows with what is taken off for it: {built.drift.largest:.3g} now. "
+                        "Is one of them random, or in reduced precision?"
+                    )
+            manifest = Manifest(
+                name=name,
+                version=version,
+                created=datetime.now(UTC).replace(microsecond=0),
+                defence=type(model).__name__,
+                norm=model.norm,
+                epsilon=float(model.epsilon),
+                num_classes=int(model.num_classes),
+                certificate_method=model.certificate_method,
+                certificate_assumptions=(*model.certificate_assumptions, *_assumption(built.drift, len(sample))),
+                sampling=None if model.sampling is None else SamplingRecord(**model.sampling),
+                signatures=built.signatures,
+                ops=built.ops,
+                packages=_packages(),
+                check=CheckRecord(
+                    samples=len(sample),
+                    score_drift=built.score_drift,
+                    score_drift_bound=SCORE_DRIFT_BOUND,
+                    given=given,
+                    drift=built.drift,
+                ),
+                susceptibility=figures,
+                susceptibility_assumptions=() if figures is None else susceptibility_assumptions(figures),
+                class_names=names,
+                training_data=data,
+                onnx=built.onnx,
+                warm_up=_warm_up(model, partial, name, warm_up_mode),
+                metadata=notes,
+                files={},
+            )
+            atomic_write_text(partial / MODEL_CARD, model_card(manifest))
+            files = {
+                relative: FileRecord(sha256=sha256_file(path), size=path.stat().st_size)
+                for relative, path in files_below(partial).items()
+            }
+            text = manifest.model_copy(update={"files": files}).sealed().to_json()
+            atomic_write_text(partial / MANIFEST, text)
+            if key is not None:
+                atomic_write_text(partial / SIGNATURE, signature_of(text.encode(), key))
+    except FileExistsError as error:
+        if error.filename != str(target):
+            raise _unusable(directory, error) from error
+        raise FileExistsError(
+            error.errno, f"{error.strerror}: export version {next_version(directory, name)} instead", str(target)
+        ) from None
+    except (NotADirectoryError, PermissionError) as error:
+        raise _unusable(directory, error) from error
+    if serving_files:
+        _write_serving_files(directory, target)
+    return target
+
+
+def next_version(directory: str | os.PathLike[str], name: str) -> int:
+    """Return one more than the largest version of a model below `directory`, 1 where there is none."""
+    parent = Path(directory) / name
+    found = [int(path.name) for path in parent.glob("*") if path.name.isascii() and path.name.isdecimal()]
+    return 1 + max(found, default=0)
+
+
+class _Built(NamedTuple):
+    """The graphs of an artefact, and what was seen of them."""
+
+    ops: tuple[str, ...]
+    signatures: dict[str, SignatureInfo]
+    score_drift: float
+    drift: DriftRecord | None
+    onnx: OnnxRecord | None
+
+
+def _build(
+    model: DefendedModel, directory: Path, labels: Sequence[str], sample: np.ndarray, onnx: bool | str
+) -> _Built:
+    """Write the graphs into an empty directory, or over those of an earlier attempt, and compare them."""
+    for path in directory.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    save_graph(model, directory, labels)
+    ops, sampled = list_ops(directory), model.sampling is not None
+    check_ops(ops, sampled=sampled, parsing=True)
+    check_parsing(directory)
+    converted, record = _onnx(model, directory, sample, onnx)
+    with CppSession(directory) as session:
+        served = session.run_batches("audit", sample, _BATCH)
+        score_drift = require_agreement(model, sample, served)
+        require_rejection(session, sample[:1], sampled)
+        require_classification(session, sample[:_CLASSIFIED], labels, sampled)
+        signatures = dict(session.signatures)
+    drift = None
+    if not sampled:
+        evaluations: dict[str, Mapping[str, np.ndarray]] = {"keras": keras_outputs(model, sample), "tensorflow": served}
+        if converted is not None:
+            evaluations["onnxruntime"] = converted.outputs
+        drift = measure_drift(model, sample, evaluations)
+    return _Built(ops, signatures, score_drift, drift, record)
+
+
+def _onnx(
+    model: DefendedModel, directory: Path, sample: np.ndarray, mode: bool | str
+) -> tuple[Converted | None, OnnxRecord | None]:
+    if not mode:
+        return None, None
+    from defended.serving.exporting.onnx_export import OPSET, convert
+
+    try:
+        converted = convert(model, sample)
+    except AgreementError:
+        raise
+    except (ImportError, ValueError) as error:
+        if mode == "require":
+            raise
+        return None, OnnxRecord(file=None, opset=None, omitted=one_line(error))
+    atomic_write_bytes(directory / ONNX_FILE, converted.content)
+    return converted, OnnxRecord(file=ONNX_FILE, opset=OPSET, omitted=None)
+
+
+def _warm_up(model: DefendedModel, directory: Path, name: str, mode: bool | str) -> WarmUpRecord | None:
+    if not mode:
+        return None
+    # Random inputs: nobody's data goes into an artefact. A run of a smoothed model takes thousands of evaluations.
+    x = np.random.default_rng(0).uniform(size=(max(BATCH_SIZES), *model.input_shape[1:])).astype(np.float32)
+    try:
+        count = write_warm_up(directory, name, x, BATCH_SIZES if model.sampling is None else BATCH_SIZES[:1])
+    except MissingExtraError as error:
+        if mode == "require":
+            raise
+        return WarmUpRecord(file=None, requests=0, omitted=one_line(error))
+    return WarmUpRecord(file=WARM_UP, requests=count, omitted=None)
+
+
+def _assumption(drift: DriftRecord | None, samples: int) -> tuple[str, ...]:
+    if drift is None or not drift.folded:
+        return ()
+    return (
+        f"Two evaluations of the network differ by at most {drift.folded / 2:.3g} in a difference of logits. That is "
+        f"twice the largest that was measured, on {samples} inputs, and not proven for others.",
+    )
+
+
+def _packages() -> dict[str, str]:
+    found = {"python": platform.python_version(), "defended": __version__}
+    for name in ("tensorflow", "keras", "numpy", "onnx", "tf2onnx", "onnxruntime"):
+        try:
+            found[name] = package_version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _write_serving_files(directory: str | os.PathLike[str], target: Path) -> None:
+    try:
+        write_serving_files(directory)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{target} is whole, but the files for TensorFlow Serving beside it could not be written "
+            f"({error.strerror}). Make room, then call `defended.serving.write_serving_files` on that folder",
+            error.filename,
+        ) from error
+
+
+def _unusable(directory: str | os.PathLike[str], error: OSError) -> OSError:
+    kind = PermissionError if isinstance(error, PermissionError) else NotADirectoryError
+    return kind(
+        error.errno,
+        f"`directory` must be a folder that can be written ({error.strerror}). Received: {os.fspath(directory)!r}",
+        error.filename,
+    )

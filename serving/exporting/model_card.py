@@ -1,0 +1,90 @@
+"""The artefact's `README.md`: a model card in the shape that model hubs read, made from the manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from defended.serving.artefacts.manifest import Manifest
+
+MODEL_CARD = "README.md"
+
+# The figures of `Susceptibility.summary` and their names in the card.
+_METRICS = {
+    "clean_accuracy": "accuracy, ⊥ left aside",
+    "rejection_rate": "rejected without any attack",
+    "vra": "right and certified (VRA)",
+    "vra_2eps": "right, and not to be forced into ⊥ (VRA at 2ε)",
+    "vra_under_attack": "right and certified under attack",
+    "fpr_lower": "answers that the attack forced into ⊥ (false positive rate, at least)",
+    "fpr_upper": "answers not proven to hold out (false positive rate, at most)",
+}
+
+
+def model_card(manifest: Manifest) -> str:
+    """The card's text: Markdown with a YAML header."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # noqa: S701  (Markdown: `md` escapes what would be markup)
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"yaml": _as_yaml, "md": _as_text}
+    figures = manifest.susceptibility or {}
+    rates = {key: rate for key in _METRICS if (rate := _rate(figures.get(key))) is not None}
+    shape = manifest.signatures["serving_default"].inputs["image"].shape
+    drift = manifest.check.drift
+    return environment.get_template("model_card.md.j2").render(
+        manifest=manifest,
+        shape=f"[batch, {', '.join(map(str, shape[1:]))}]",
+        metrics=[(key, value, _METRICS[key]) for key, (value, _) in rates.items()],
+        intervals={key: interval for key, (_, interval) in rates.items()},
+        dataset=str(figures.get("data", "held-out data")),
+        evaluators=", ".join(drift.evaluators) if drift else "Keras and TensorFlow's C++ loader",
+    )
+
+
+def susceptibility_assumptions(figures: Mapping[str, Any]) -> tuple[str, ...]:
+    """What figures of `Susceptibility.summary` rest on, in words."""
+    attack = figures.get("attack")
+    name = attack.get("attack") if isinstance(attack, Mapping) else None
+    return (
+        f"The lower bounds are what {f'the attack {name}' if name else 'the attack'} found: a stronger attack may find "
+        "more, and none can exceed the upper bounds.",
+        "The upper bounds rest on the certificate's assumptions, and on its radius falling by at most one per unit of "
+        "distance.",
+        "Intervals (Clopper–Pearson) speak of the distribution that the measured points were drawn from independently; "
+        "service may meet another one.",
+        "The points measured were not chosen, and the model not trained or selected, by looking at their figures.",
+    )
+
+
+def _rate(figure: Any) -> tuple[float, str] | None:
+    """A figure's value and its interval in words, where it is a share."""
+    value = figure.get("value") if isinstance(figure, Mapping) else figure
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        low, high = (float(bound) for bound in figure["interval"])
+        return float(value), f" ({100 * low:.2f} to {100 * high:.2f}, {float(figure['confidence']):.0%})"
+    except (TypeError, KeyError, ValueError):
+        return float(value), ""
+
+
+def _as_yaml(text: str) -> str:
+    """A scalar that YAML reads as this text: JSON's strings are YAML's."""
+    return json.dumps(str(text), ensure_ascii=False)
+
+
+def _as_text(text: str) -> str:
+    """Text in which Markdown and HTML find no markup, on one line."""
+    line = " ".join(str(text).split())
+    for mark in "\\`*_[]<>|#":
+        line = line.replace(mark, f"\\{mark}" if mark != "<" else "&lt;")
+    return line

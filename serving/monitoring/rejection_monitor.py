@@ -1,0 +1,321 @@
+"""An alarm when a served model rejects more than its audit said, with a bound on false alarms that never expires."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from defended._io import atomic_write_text, canonical_json
+from defended.serving.auditing.profile import NOT_FINITE
+from defended.serving.auditing.record import AuditRecord, ProfileRecord, read_record
+from defended.serving.auditing.strata import margins
+from defended.serving.monitoring.evidence import Evidence, near_answered, weigh
+from defended.serving.monitoring.test_martingale import RaisedRateProcess
+from defended.statistics.intervals import Rate, clopper_pearson
+
+
+class StateError(ValueError):
+    """A monitor's state cannot be read, or is of another monitor."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """When the monitor was convinced.
+
+    Attributes:
+        observed: verdicts seen until then, by this monitor.
+        rejected: of them rejections.
+        since: the verdict, counted from 1, where the evidence seems to have begun.
+        log_value: logarithm of the capital.
+    """
+
+    observed: int
+    rejected: int
+    since: int
+    log_value: float
+
+
+class _Recent(BaseModel):
+    """The last verdicts: position, verdict, bins and class of each."""
+
+    model_config = ConfigDict(extra="forbid")
+    position: list[int] = []
+    rejected: list[bool] = []
+    not_finite: list[bool] = []
+    margin: list[int] = []
+    predicted: list[int] = []
+
+
+class _State(BaseModel):
+    """What a monitor needs to go on after a restart."""
+
+    model_config = ConfigDict(extra="forbid")
+    format: Literal["defended-monitor"] = "defended-monitor"
+    format_version: Literal[1] = 1
+    settings: str
+    observed: Annotated[int, Field(ge=0)]
+    rejected: Annotated[int, Field(ge=0)]
+    rounds: Annotated[int, Field(ge=0)]
+    log_stakes: list[float | None]
+    log_starts: list[float | None]
+    starts: list[tuple[int, int]]
+    alarm: tuple[int, int, int, float] | None
+    recent: _Recent
+    source: dict[str, Any] = {}
+
+
+class RejectionMonitor:
+    """Watches verdicts for a rejection rate above the audited one.
+
+    **What holds.** Suppose that the audit's inputs were drawn independently from a distribution in which a share p is
+    rejected, and that later each verdict is a rejection with probability at most p, given all before. Then the
+    probability that this monitor ever raises an alarm, however long it runs and whenever one looks, is at most
+    `false_alarm`.
+
+    *Why.* The audit's c rejections of n give the one-sided Clopper-Pearson limit L, which is below p with probability
+    at most `baseline_share * false_alarm`. Where it is not, the capital of `RaisedRateProcess(L)` reaches
+    `1 / ((1 - baseline_share) * false_alarm)` with at most the other part (Ville's inequality).
+    The sum is `false_alarm`.
+
+    What does not hold: verdicts of one client's repeated input, or of bursts of similar inputs, are not such draws; a
+    rise that such a burst brings is a rise to this monitor, too.
+
+    Args:
+        baseline: an audit, the path of its JSON, or its rejection rate.
+        false_alarm: bound on the probability of ever raising an alarm without a raised rate, in (0, 0.5].
+        baseline_share: part of it that pays for the audit's own uncertainty, in (0, 1).
+        window: verdicts kept for telling what is behind an alarm.
+
+    Attributes:
+        limit: the rejection rate that is tested, the audit's upper limit.
+        threshold: capital at which the alarm is raised.
+        observed: verdicts so far.
+        rejected: of them rejections.
+        alarm: the alarm, or None; it stays.
+
+    Raises:
+        ValueError: an argument is out of its range, or the baseline says too little: nothing was audited, or its limit
+            is so high that no rise can be seen.
+    """
+
+    def __init__(
+        self,
+        baseline: AuditRecord | Rate | str | os.PathLike[str],
+        *,
+        false_alarm: float = 0.01,
+        baseline_share: float = 0.5,
+        window: int = 4000,
+    ):
+        if not 0 < false_alarm <= 0.5:
+            raise ValueError(f"`false_alarm` must lie in (0, 0.5]. Received: {false_alarm!r}")
+        if not 0 < baseline_share < 1:
+            raise ValueError(f"`baseline_share` must lie strictly between 0 and 1. Received: {baseline_share!r}")
+        if window < 1:
+            raise ValueError(f"`window` must be a positive number of verdicts. Received: {window!r}")
+        record = None if isinstance(baseline, Rate) else baseline
+        if record is not None and not isinstance(record, AuditRecord):
+            record = read_record(record)
+        self.baseline = record
+        self.rate: Rate = baseline if isinstance(baseline, Rate) else _rejection_rate(record)
+        if self.rate.total == 0:
+            raise ValueError("`baseline` must be an audit of at least one input.")
+        self.false_alarm, self.baseline_share, self.window = float(false_alarm), float(baseline_share), int(window)
+        # Of a two-sided interval at confidence 1 - 2 a each end errs with probability at most a.
+        error = self.baseline_share * self.false_alarm
+        self.limit = clopper_pearson(self.rate.count, self.rate.total, 1 - 2 * error)[1]
+        self.threshold = 1 / (self.false_alarm - error)
+        self._process = RaisedRateProcess(self.limit)
+        self.observed = self.rejected = 0
+        self.alarm: Alarm | None = None
+        self._recent = _Recent()
+        # The verdict at which some rounds began, thinned out; tells where the evidence began.
+        self._starts: list[tuple[int, int]] = []
+        self._inputs: list[tuple[bool, np.ndarray]] = []
+
+    def count(self, total: int, rejected: int) -> Alarm | None:
+        """Take in verdicts of which only the numbers are known, as one round; returns the alarm, if there is one."""
+        if total:
+            self._round(rejected, total)
+        return self.alarm
+
+    def watch(self, outputs: Mapping[str, np.ndarray], inputs: np.ndarray | None = None) -> Alarm | None:
+        """Take in answers in their order, each verdict a round of its own; returns the alarm, if there is one.
+
+        Args:
+            outputs: `label` `[n]`, and where they are told `scores` `[n, m]` and `reason` `[n]`.
+            inputs: `[n, ...]`, where they are known.
+        """
+        label = np.asarray(outputs["label"])
+        rejected = label < 0
+        self._remember(rejected, outputs.get("scores"), outputs.get("reason"), inputs)
+        for verdict in rejected.tolist():
+            self._round(int(verdict), 1)
+        return self.alarm
+
+    @property
+    def log_value(self) -> float:
+        """Logarithm of the capital: above `log(threshold)` the alarm is raised."""
+        return self._process.log_value
+
+    def evidence(self) -> Evidence:
+        """What recent verdicts, since the rise seems to have begun, say for drift and for an attack."""
+        profile = None if self.baseline is None else self.baseline.profile
+        recent = self._since(self._began())
+        neighbours = None
+        subject = None if self.baseline is None else self.baseline.subject
+        if self._inputs and subject is not None and subject.epsilon is not None and subject.norm is not None:
+            hurt, answered = ([x for was, x in self._inputs if was is side] for side in (True, False))
+            if hurt and answered:
+                neighbours = near_answered(np.stack(hurt), np.stack(answered), subject.epsilon, subject.norm)
+        return weigh(profile, recent, neighbours)
+
+    def status(self) -> dict[str, Any]:
+        """Where the monitor stands, ready for JSON; with an alarm, also the evidence."""
+        status: dict[str, Any] = {
+            "observed": self.observed,
+            "rejected": self.rejected,
+            "rejection_rate": self.rejected / self.observed if self.observed else None,
+            "audited_rate": float(self.rate),
+            "limit": self.limit,
+            "false_alarm": self.false_alarm,
+            "e_value": math.exp(min(self.log_value, 700.0)),
+            "threshold": self.threshold,
+            "alarm": None if self.alarm is None else vars(self.alarm),
+        }
+        return status | ({} if self.alarm is None else {"evidence": self.evidence().to_dict()})
+
+    def save(self, path: str | os.PathLike[str], source: Mapping[str, Any] | None = None) -> Path:
+        """Write the state, whole or not at all; inputs are not part of it.
+
+        Args:
+            path: of the file.
+            source: what the source of the verdicts needs to go on.
+        """
+        process = self._process
+        state = _State(
+            settings=self._settings(),
+            observed=self.observed,
+            rejected=self.rejected,
+            rounds=process.rounds,
+            log_stakes=[_finite(value) for value in process.log_stakes],
+            log_starts=[_finite(value) for value in process.log_starts],
+            starts=self._starts,
+            alarm=None if self.alarm is None else tuple(vars(self.alarm).values()),
+            recent=self._recent,
+            source=dict(source or {}),
+        )
+        return atomic_write_text(path, canonical_json(state.model_dump(mode="json")))
+
+    def restore(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Go on from a saved state; returns the source's part of it.
+
+        Raises:
+            StateError: the file cannot be read, is no state, or is of a monitor with another baseline or settings.
+        """
+        try:
+            state = _State.model_validate_json(Path(path).read_bytes())
+        except OSError as error:
+            raise StateError(f"{path} cannot be read: {error.strerror}.") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise StateError(
+                f"{path} is no monitor's state: {where}: {first['msg']}. Remove it to begin anew."
+            ) from error
+        size = len(self._process.log_stakes)
+        if state.settings != self._settings() or len(state.log_stakes) != size or len(state.log_starts) != size:
+            raise StateError(
+                f"{path} is the state of a monitor with another baseline or other settings: its guarantee is not this "
+                "one's. Give the same ones, or begin anew with another file."
+            )
+        process = self._process
+        process.rounds = state.rounds
+        process.log_stakes = np.array([_infinite(value) for value in state.log_stakes])
+        process.log_starts = np.array([_infinite(value) for value in state.log_starts])
+        self.observed, self.rejected, self._starts = state.observed, state.rejected, state.starts
+        self.alarm = None if state.alarm is None else Alarm(*state.alarm)
+        self._recent = state.recent
+        return state.source
+
+    def _round(self, rejected: int, total: int) -> None:
+        self._starts.append((self._process.rounds + 1, self.observed + 1))
+        if len(self._starts) > 4096:
+            self._starts = self._starts[::2]
+        self._process.observe(rejected, total)
+        self.observed += total
+        self.rejected += rejected
+        if self.alarm is None and self.log_value >= math.log(self.threshold):
+            self.alarm = Alarm(self.observed, self.rejected, self._began(), self.log_value)
+
+    def _began(self) -> int:
+        if self.alarm is not None:
+            return self.alarm.since
+        start = self._process.start
+        return max((verdict for number, verdict in self._starts if number <= start), default=1)
+
+    def _remember(
+        self, rejected: np.ndarray, scores: np.ndarray | None, reason: np.ndarray | None, inputs: np.ndarray | None
+    ) -> None:
+        profile: ProfileRecord | None = None if self.baseline is None else self.baseline.profile
+        if scores is not None and profile is not None:
+            broken = ~np.isfinite(scores).all(axis=1)
+            if reason is not None:
+                broken |= np.asarray(reason) == NOT_FINITE
+            last = slice(-self.window, None)
+            recent = self._recent
+            recent.position += range(self.observed + 1, self.observed + 1 + len(rejected))
+            recent.rejected += rejected.tolist()
+            recent.not_finite += broken.tolist()
+            recent.margin += np.searchsorted(profile.margin_edges, margins(scores), side="right").tolist()
+            recent.predicted += np.where(broken, 0, np.nan_to_num(scores).argmax(axis=1)).tolist()
+            for name in _Recent.model_fields:
+                setattr(recent, name, getattr(recent, name)[last])
+        if inputs is not None and len(inputs) == len(rejected):
+            self._inputs += list(zip(rejected.tolist(), inputs, strict=True))
+            self._inputs = self._inputs[-self.window :]
+
+    def _since(self, position: int) -> dict[str, np.ndarray] | None:
+        recent = self._recent
+        if not recent.position:
+            return None
+        chosen = np.array(recent.position) >= position
+        return {
+            "rejected": np.array(recent.rejected)[chosen],
+            "not_finite": np.array(recent.not_finite)[chosen],
+            "margin": np.array(recent.margin)[chosen],
+            "class": np.array(recent.predicted)[chosen],
+        }
+
+    def _settings(self) -> str:
+        """A digest of everything that the guarantee is about."""
+        content = {
+            "baseline": None if self.baseline is None else self.baseline.model_dump(mode="json"),
+            "rate": self.rate.to_dict(),
+            "false_alarm": self.false_alarm,
+            "baseline_share": self.baseline_share,
+            "alternatives": self._process.up.tolist(),
+        }
+        return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def _rejection_rate(record: AuditRecord | None) -> Rate:
+    rate = None if record is None else record.rates.get("rejection_rate")
+    if rate is None:
+        raise ValueError("`baseline` must hold a `rejection_rate`; this audit has none.")
+    return rate.rate()
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isinf(value) else float(value)
+
+
+def _infinite(value: float | None) -> float:
+    return -math.inf if value is None else value

@@ -1,0 +1,397 @@
+"""Float32 errs by no more than was proven, however it is evaluated: against exact integer arithmetic."""
+
+import math
+import re
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from exact import BITS, LAYERS, exact_logits, exactly
+from keras import layers
+from nets import NETWORKS, SCALES, any_inputs, randomised, sequential, set_weights
+from scipy import special
+
+from defended import GloroNet
+from defended.gloro import layer_rules, rounding
+from defended.gloro.certificate import rounding_budget
+from defended.gloro.graph import Proof
+from defended.layers import LiResNetBlock, MinMax
+from defended.serving import export
+from defended.serving.artefacts.cpp_loader import CppSession
+
+U, TINY = 2.0**-24, 2.0**-126
+
+
+def largest_error(model, x, logits=None):
+    """The largest error of a difference of logits in units of its proven bound, on inputs that the proof reaches."""
+    proof = model._graph.prove()
+    norms = np.linalg.norm(x.reshape(len(x), -1).astype("float64"), axis=1) * (1 + 1e-12)
+    reached = norms <= proof.limit
+    if not reached.any():
+        return 0.0
+    logits = np.asarray(model._logits(x, training=False) if logits is None else logits)[reached]
+    assert np.isfinite(logits).all(), "what may overflow is beyond the limit"
+    error = differences(exactly(logits)) - differences(exact_logits(model.network, x[reached]))
+    bounds = proof.errors[0] + proof.errors[1] * norms[reached, None, None]
+    off_diagonal = ~np.eye(model.num_classes, dtype=bool) & np.isfinite(bounds)
+    return max(np.abs(error)[off_diagonal] / exactly(bounds[off_diagonal]), default=0.0)
+
+
+def differences(values):
+    return values[:, :, None] - values[:, None, :]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_evaluation_strays_further_than_proven(name):
+    """Weights and inputs of all scales, in one network and mixed: eagerly evaluated, and compiled by XLA."""
+    rng = np.random.default_rng(1)
+    network = NETWORKS[name]()
+    model = GloroNet(network, epsilon=0.1)
+    evaluations = [model._logits, tf.function(model._logits, autograph=False, jit_compile=True)]
+    worst = {}
+    for scale in (*SCALES, "mixed", "mixed", "mixed"):
+        randomised(network, rng, scale)
+        x = any_inputs(rng, model.input_shape[1:])
+        try:
+            worst[scale] = max(largest_error(model, x, evaluate(x, training=False)) for evaluate in evaluations)
+        except ValueError:  # products of its weights may overflow
+            assert scale != 1.0
+    assert max(worst.values()) <= 1
+    assert worst[1.0] > 1e-5, "a bound a hundred thousand times too large would not be worth a test"
+
+
+def hidden_flush():
+    """Products of 2^-127 are flushed one by one before normalisation enlarges their sum by 1e36."""
+    network = sequential((64,), layers.Dense(2, use_bias=False), layers.BatchNormalization(), layers.Dense(2))
+    kernel = np.zeros((64, 2))
+    kernel[:, 0], kernel[0, 1] = 2.0**-64, 2.0**-60
+    set_weights(network.layers[0], kernel)
+    set_weights(network.layers[1], [1e35, 1e35], [0, 0], [0, 0], [1, 1])
+    set_weights(network.layers[2], np.eye(2), [0, 0])
+    return network, np.full((1, 64), 2.0**-63)
+
+
+def hidden_flush_in_blocks():
+    """The sum of 4096 products, each of which is flushed."""
+    network = sequential((4096,), layers.Dense(2, use_bias=False), layers.Dense(2))
+    kernel = np.zeros((4096, 2))
+    kernel[:, 0], kernel[0, 1] = 2.0**-64, 2.0**-54
+    set_weights(network.layers[0], kernel)
+    set_weights(network.layers[1], np.eye(2), [0, 0])
+    return network, np.full((1, 4096), 2.0**-63)
+
+
+def hidden_overflow_before_normalisation():
+    """-inf times 1e-30 is -inf and vanishes in the ReLU; exactly, it is a large positive number."""
+    network = sequential(
+        (2,), layers.Dense(4, use_bias=False), layers.BatchNormalization(), layers.ReLU(), layers.Dense(2)
+    )
+    set_weights(network.layers[0], [[-1e30, 1, 1, 0], [1e30, 0, 0, 0]])
+    set_weights(network.layers[1], [1e-30, 1, 1, 1], [0] * 4, [0] * 4, [1] * 4)
+    set_weights(network.layers[3], [[1, 0], [0, 1e-3], [0, 0], [0, 0]], [0, 0])
+    return network, [[1e10, 1.1e10], [1e10, 2e10], [2e10, 1e10]]
+
+
+def hidden_overflow_in_an_average():
+    """The sum of the first branches overflows, the average of all does not: -inf vanishes in the ReLU."""
+    x = keras.Input((2,))
+    parts = [layers.Dense(2, use_bias=False)(x) for _ in range(32)]
+    network = keras.Model(x, layers.Dense(2)(layers.ReLU()(layers.Average()(parts))))
+    for i, layer in enumerate(layer for layer in network.layers[:-1] if isinstance(layer, layers.Dense)):
+        set_weights(layer, [[1.2e20 if i > 15 else -1e20, 0], [0, 1e20]])
+    set_weights(network.layers[-1], np.eye(2), [0, 1])
+    return network, [[3e17, 0.0], [-3e17, 1e16]]
+
+
+def hidden_overflow_in_a_window():
+    network = sequential(
+        (16, 16, 1),
+        layers.Conv2D(2, 1, use_bias=False),
+        layers.GlobalAveragePooling2D(),
+        layers.ReLU(),
+        layers.Dense(2),
+    )
+    set_weights(network.layers[0], [[[[-1e30, 1e10]]]])
+    set_weights(network.layers[3], np.eye(2), [1, 0])
+    return network, np.stack([np.full((16, 16, 1), 3e6), np.full((16, 16, 1), -3e6)])
+
+
+def flushed_factor(residual_scale, branch, affine):
+    """A product of three factors vanishes if the first two are multiplied first, and only then."""
+
+    def make():
+        network = sequential((1, 1, 2), LiResNetBlock(1, residual_scale), layers.Flatten(), layers.Dense(2))
+        set_weights(network.layers[0], [[[[0, branch], [branch, 0]]]], [affine, affine], [0, 0])
+        set_weights(network.layers[2], np.eye(2), [0, 0])
+        return network, [[[[1.0, 0.5]]], [[[0.5, 1.0]]]]
+
+    return make
+
+
+def flushed_normalisation():
+    """gamma / sqrt(variance) is subnormal, and the mean makes up for it."""
+    network = sequential((2,), layers.BatchNormalization(), layers.Dense(2))
+    set_weights(network.layers[0], [1e-30, 1e-30], [0, 0], [1e35, -1e35], [1e20, 1e20])
+    set_weights(network.layers[1], np.eye(2), [0, 0])
+    return network, [[1.0, 0.5]]
+
+
+def large_bias():
+    """All of the error is that of adding the bias, in a last layer with an activation."""
+    network = sequential((2,), layers.Dense(2, activation="relu"))
+    set_weights(network.layers[0], 1e-6 * np.eye(2), [2.0**20, 2.0**20])
+    return network, np.random.default_rng(5).uniform(1e4, 1e5, (50, 2))
+
+
+def long_before_short():
+    """The additions of the first layer all lose, and the later ones have none to speak of."""
+    short = [layers.ReLU(), layers.Dense(2, use_bias=False), layers.ReLU(), layers.Dense(2, use_bias=False)]
+    network = sequential((256,), layers.Dense(2, use_bias=False), *short)
+    set_weights(network.layers[0], np.stack([np.ones(256), np.zeros(256)], axis=1))
+    set_weights(network.layers[2], np.eye(2))
+    set_weights(network.layers[4], np.eye(2))
+    return network, np.full((1, 256), 1 + 2.0**-17 - 2.0**-23)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Shift(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs + 1e6
+
+    def lipschitz_bound(self):
+        return 1.0
+
+
+LAYERS[Shift] = lambda layer, value: value + 10**6 * (1 << BITS)
+
+
+def shifted():
+    """An activation of the user's own that is large at 0: x + 1e6 loses what x was."""
+    network = sequential((2,), layers.Dense(2, use_bias=False, activation=Shift()), layers.Dense(2))
+    set_weights(network.layers[0], np.eye(2))
+    set_weights(network.layers[1], [[1, -1], [-1, 1]], [0, 0])
+    return network, [[0.01, -0.011]]
+
+
+DEGENERATE = {
+    "flush": hidden_flush, "flush in blocks": hidden_flush_in_blocks,
+    "overflow before normalisation": hidden_overflow_before_normalisation,
+    "overflow in an average": hidden_overflow_in_an_average, "overflow in a window": hidden_overflow_in_a_window,
+    "flush of the first factors": flushed_factor(1e-20, 1e-20, 1e37),
+    "flush of the outer factors": flushed_factor(1e-20, 1e37, 1e-20),
+    "flush of a normalisation": flushed_normalisation, "shift": shifted, "large bias": large_bias,
+    "long before short": long_before_short,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_what_degenerate_weights_hide(name):
+    """Where a proof may forget something: most of these once had an error above the bound, some a wrong answer."""
+    network, x = DEGENERATE[name]()
+    x = np.asarray(x, "float32")
+    model = GloroNet(network, epsilon=1e-30)
+    model.finalize()
+    assert largest_error(model, x) <= 1
+    compiled = tf.function(lambda x: model._logits(x, training=False), autograph=False)
+    assert largest_error(model, x, compiled(x)) <= 1
+    verdicts = model.verdicts(x)
+    truth = np.argmax(exact_logits(network, x), axis=1)
+    assert np.array_equal(verdicts.label[~verdicts.rejected], truth[~verdicts.rejected])
+
+
+def test_weights_whose_products_overflow_are_refused():
+    network, _ = flushed_factor(1e25, 1e25, 1e-35)()
+    with pytest.raises(ValueError, match="may overflow"):
+        GloroNet(network, epsilon=0.1).finalize()
+
+
+def test_a_variance_that_float32_flushes_is_refused():
+    network = sequential((2,), layers.BatchNormalization(epsilon=0.0), layers.ReLU(max_value=3.0), layers.Dense(2))
+    set_weights(network.layers[0], [1e-20, 1e-20], [0, 0], [0, 0], [1e-40, 1e-40])
+    with pytest.raises(ValueError, match="the moving variance of"):
+        GloroNet(network, epsilon=0.1).finalize()
+
+
+def test_the_budget_covers_every_pair_on_every_norm():
+    """`K (t0 + t1 |x|) >= 2 (c0 + c1 |x|)` for the norm as float32 computes it, far smaller constants included."""
+    rng = np.random.default_rng(2)
+    off = ~np.eye(6, dtype=bool)
+    for size in (1, 784, 150528):
+        margins, c0, c1 = (10.0 ** rng.uniform(low, 0, (6, 6)) * off for low in (-8, -12, -12))
+        proof = Proof(1.0, margins, (c0, c1), 1e30)
+        constants, (t0, t1, growth, _) = (part.astype("float64") for part in rounding_budget(proof, size))
+        for norm in (0.0, 1e-10, 1.0, 1e10):
+            # The computed norm may be low by this much.
+            computed = norm / (1 + rounding.gamma(size + 2)) ** 0.5
+            assert np.all((constants * (t0 + t1 * computed))[off] >= (2 * (c0 + c1 * norm))[off])
+        assert np.all((constants * (growth - 1))[off] >= c1[off])
+        assert np.all(constants[off] >= margins[off])
+
+
+# The functions behind the assumption, in float64; the other activations are exact by their integers above.
+REFERENCES = {
+    "elu": lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0))),
+    "tanh": np.tanh,
+    "softplus": lambda z: np.logaddexp(0, z),
+    "sigmoid": special.expit,
+    "softsign": lambda z: z / (1 + np.abs(z)),
+    "hard_sigmoid": lambda z: np.clip(z / 6 + 0.5, 0, 1),
+    "soft_shrink": lambda z: z - np.clip(z, -0.5, 0.5),
+    "leaky_relu": lambda z: np.where(z > 0, z, 0.2 * z),
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_elementary_functions_keep_what_is_assumed_of_them(name):
+    """Every 2^13th float32, and closer around 0: eagerly, as a graph that merges it with a Dense layer, and by XLA."""
+    spread = np.arange(0, 2**32, 2**13, dtype="uint64").astype("uint32").view("float32")
+    z = np.concatenate([spread[np.isfinite(spread)], np.linspace(-30, 30, 2**16, dtype="float32")])
+    z = z[: len(z) // 8 * 8].reshape(-1, 8)
+    function, rule = keras.activations.get(name), layer_rules._ACTIVATIONS[name]
+    dense = sequential((8,), layers.Dense(8, activation=function))
+    set_weights(dense.layers[0], np.eye(8), np.zeros(8))
+    exact = REFERENCES[name](z.astype("float64"))
+    size = np.abs(z.astype("float64"))
+    allowed = rounding.gamma(rule.roundings) * (rule.factor * size + rule.at_zero + rule.absolute)
+    allowed = np.minimum(allowed, 16 * U * (1 + size)) + (rule.roundings + 1) * TINY
+    evaluations = [
+        function, tf.function(function, autograph=False), tf.function(function, autograph=False, jit_compile=True),
+        tf.function(dense, autograph=False),
+    ]  # fmt: skip
+    for evaluation in evaluations:
+        assert np.all(np.abs(np.asarray(evaluation(z)).astype("float64") - exact) <= allowed)
+
+
+@pytest.mark.parametrize("layer", [layers.Dense(2, use_bias=False), layers.Conv2D(2, 1, use_bias=False)])
+def test_a_long_sum_is_evaluated_in_blocks(layer):
+    """One chain of additions would break the bound; no compiler may turn the blocks into one."""
+    shape = (4096,) if isinstance(layer, layers.Dense) else (1, 1, 4096)
+    network = sequential(shape, layer, *([] if shape == (4096,) else [layers.Flatten()]))
+    kernel = np.stack([np.ones(4096), np.zeros(4096)], axis=1)
+    set_weights(layer, kernel.reshape(layer.kernel.shape))
+    # Above 2048, where float32 keeps multiples of 2^-12, each addition of such a number loses almost half of that.
+    x = np.full((3, 4096), 1 + 2.0**-13 - 2.0**-20, "float32")
+    x[1] *= -1
+    x[2, ::2] += 2.0**-12
+    chain = np.zeros(3, "float32")
+    for column in x.T:
+        chain += column
+    x = x.reshape(3, *shape)
+    model = GloroNet(network, epsilon=0.1)
+    assert largest_error(model, x, np.stack([chain, 0 * chain], axis=1)) > 1
+    compiled = tf.function(lambda x: model._logits(x, training=False), autograph=False, jit_compile=True)
+    for evaluation in (model._logits, tf.function(model._logits, autograph=False)):
+        assert largest_error(model, x, evaluation(x, training=False)) <= 1
+    assert largest_error(model, x, compiled(x)) <= 1
+    program = compiled.experimental_get_compiler_ir(x)(stage="optimized_hlo")
+    results = [
+        re.search(r"= f32\[([\d,]+)\]\S* (dot|convolution|custom-call)\(", line) for line in program.splitlines()
+    ]
+    sizes = [math.prod(map(int, found.group(1).split(","))) for found in results if found]
+    assert sum(sizes) == 32 * 3 * 2, "32 blocks, each with results of its own"
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """Two networks, inputs, and their logits and verdicts by every way of evaluating them."""
+    folder = tmp_path_factory.mktemp("evaluations")
+    found = {}
+    for name in ("normalisation folded", "blocks"):
+        rng = np.random.default_rng(3)
+        model = GloroNet(randomised(NETWORKS[name](), rng), epsilon=1e-3)
+        model.finalize()
+        x = rng.standard_normal((200, *model.input_shape[1:])).astype("float32")
+        x[100:] = x[:100] + 0.3 * (x[100:] - x[:100]) + 100
+        slug = name.replace(" ", "_")
+        model.save(folder / f"{slug}.keras")
+        np.save(folder / f"{slug}.npy", x)
+        found[slug] = model, x, evaluations(model, x, folder, slug)
+    for setting in "01":
+        subprocess.run(
+            [sys.executable, "-c", ELSEWHERE, str(folder), *found],
+            check=True,
+            env={**ENVIRONMENT, "TF_ENABLE_ONEDNN_OPTS": setting},
+        )
+        for slug, (_, _, ways) in found.items():
+            with np.load(folder / f"{slug}.npz") as outputs:
+                ways[f"TF_ENABLE_ONEDNN_OPTS={setting}"] = outputs["scores"], outputs["label"]
+    return found
+
+
+ENVIRONMENT = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "PATH": ""}
+ELSEWHERE = """
+import sys, keras, numpy as np, defended
+for name in sys.argv[2:]:
+    model = keras.models.load_model(f"{sys.argv[1]}/{name}.keras")
+    x = np.load(f"{sys.argv[1]}/{name}.npy")
+    np.savez(f"{sys.argv[1]}/{name}.npz", scores=model._logits(x, training=False), label=model.verdicts(x).label)
+"""
+
+
+def evaluations(model, x, folder, name):
+    found = {}
+    functions = {
+        "eager": model.deployed,
+        "graph": tf.function(model.deployed, autograph=False),
+        "XLA": tf.function(model.deployed, autograph=False, jit_compile=True),
+    }
+    for way, function in functions.items():
+        outputs = function(tf.constant(x))
+        found[way] = np.asarray(outputs["scores"]), np.asarray(outputs["label"])
+    one = [model.deployed(tf.constant(x[i : i + 1])) for i in range(8)]
+    rest = [np.asarray(part[8:]) for part in found["eager"]]
+    found["one by one"] = tuple(
+        np.concatenate([*(np.asarray(outputs[key]) for outputs in one), part])
+        for key, part in zip(("scores", "label"), rest, strict=True)
+    )
+    with CppSession(export(model, folder / "models", name, sample=x[:32], onnx=False)) as session:
+        outputs = session.run("audit", {"image": x})
+    found["C++ loader"] = outputs["scores"], outputs["label"]
+    return found
+
+
+@pytest.mark.parametrize("name", ["normalisation_folded", "blocks"])
+def test_evaluations_never_contradict_each_other(evaluated, name):
+    """Where two answer, they answer the same; and each is within the proven error of the exact logits."""
+    model, x, ways = evaluated[name]
+    assert len(ways) == 7
+    some = np.r_[0:8, 100:108]
+    labels = np.stack([label for _, label in ways.values()])
+    answered = labels >= 0
+    assert answered.any(axis=1).all()
+    assert np.all(np.where(answered, labels, labels.max(axis=0)) == labels.max(axis=0))
+    for scores, _ in ways.values():
+        assert largest_error(model, x[some], scores[some]) <= 1
+
+
+def test_biases_count_for_what_they_contribute(monkeypatch):
+    """A bias that the next layer takes away is not carried on by the layers after it; the bound stays one."""
+    rng = np.random.default_rng(6)
+    network = sequential((20,), *(part for _ in range(5) for part in (layers.Dense(20), MinMax())), layers.Dense(3))
+    randomised(network, rng)
+    for layer in network.layers[:-1:4]:
+        layer.bias.assign(1e4 * layer.bias)
+    for before, layer in zip(network.layers[:-1:4], network.layers[2:-1:4], strict=False):
+        after_minmax = np.sort(before.bias.numpy().reshape(-1, 2), axis=1).ravel()
+        layer.bias.assign(-after_minmax @ layer.kernel.numpy())
+    model = GloroNet(network, epsilon=0.1)
+    x = rng.standard_normal((50, 20)).astype("float32")
+    assert largest_error(model, x) <= 1
+    anchored = model._graph.prove().errors[0]
+    monkeypatch.setattr(rounding.Evaluated, "anchored", lambda self, at_zero, constant: self)
+    assert (model._graph.prove().errors[0] >= 3 * anchored).all()
+
+
+def test_integers_are_exact():
+    """The yardstick itself: numbers worked by hand, and a float64 evaluation of every network."""
+    assert exactly(0.75) == 3 << (BITS - 2)
+    assert exactly(np.float32(2.0**-149)) == 1 << (BITS - 149)
+    for name, make in NETWORKS.items():
+        rng = np.random.default_rng(4)
+        network = randomised(make(), rng)
+        x = rng.standard_normal((4, *network.input_shape[1:])).astype("float32")
+        values = exact_logits(network, x) / (1 << BITS)
+        np.testing.assert_allclose(values.astype("float64"), np.asarray(network(x)), rtol=1e-3, atol=1e-3, err_msg=name)
