@@ -13,6 +13,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from defended.exceptions import ForbiddenOpError
+
 # In groups: arithmetic; layers; their derivatives, which a membership guard follows; shapes and indices; control flow;
 # variables and their checkpoint, which is restored.
 ALLOWED_OPS = frozenset(
@@ -56,10 +58,6 @@ SAMPLING_OPS = frozenset(
 # The parser of tf.Example is more code than all arithmetic together, and reads what strangers send: it stays away from
 # the signatures that do not need it.
 CLASSIFY, PARSING_OPS = "classify", frozenset({"ParseExampleV2"})
-
-
-class ForbiddenOpError(ValueError):
-    """A graph holds an operation that an artefact may not hold."""
 
 
 def list_ops(directory: Path) -> tuple[str, ...]:

@@ -13,17 +13,14 @@ import numpy as np
 from pydantic import ValidationError
 
 from defended._io import sha256_file
+from defended.exceptions import ArtefactError, CppLoaderError
 from defended.serving.artefacts.allowed_ops import CLASSIFY, check_ops, check_parsing, list_ops
-from defended.serving.artefacts.cpp_loader import CppLoaderError, CppSession
+from defended.serving.artefacts.cpp_loader import CppSession
 from defended.serving.artefacts.manifest import MANIFEST, FileRecord, Manifest, files_below
 from defended.serving.artefacts.signing import verify_signature
 
 if TYPE_CHECKING:
     from defended.defended_model import Verdicts
-
-
-class ArtefactError(ValueError):
-    """An artefact is not what its manifest says: a file is missing, changed or extra, or the manifest is wrong."""
 
 
 def load(

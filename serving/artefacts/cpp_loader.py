@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from defended.exceptions import CppLoaderError
+
 # TF_DataType codes of the types a signature of ours may carry; text is bytes in arrays of objects.
 _TEXT = 7
 _DTYPES: dict[int, np.dtype[Any]] = {
@@ -32,10 +34,6 @@ _DTYPES: dict[int, np.dtype[Any]] = {
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _NAMES = {code: "string" if code == _TEXT else dtype.name for code, dtype in _DTYPES.items()}
 _TEXT_BYTES = 24  # sizeof(TF_TString)
-
-
-class CppLoaderError(RuntimeError):
-    """TensorFlow's C++ loader is missing, or it refused a model or a run; the message is the loader's own."""
 
 
 @dataclass(frozen=True)

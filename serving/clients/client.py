@@ -18,14 +18,9 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
+from defended.exceptions import ClientError
 from defended.serving.artefacts.cpp_loader import SignatureInfo
-from defended.serving.clients.transports import (
-    ClientError,
-    GrpcTransport,
-    RestTransport,
-    Transport,
-    is_loopback_address,
-)
+from defended.serving.clients.transports import GrpcTransport, RestTransport, Transport, is_loopback_address
 
 if TYPE_CHECKING:
     from defended.defended_model import Verdicts

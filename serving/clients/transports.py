@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from defended.exceptions import ClientError
 from defended.serving.artefacts.cpp_loader import SignatureInfo, TensorInfo
 
 _LARGEST_ANSWER = 2**28
@@ -22,20 +23,6 @@ _CODES = {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENI
           504: "DEADLINE_EXCEEDED"}  # fmt: skip
 _DTYPES = {"DT_FLOAT": "float32", "DT_DOUBLE": "float64", "DT_INT32": "int32", "DT_UINT8": "uint8",
            "DT_INT64": "int64", "DT_BOOL": "bool", "DT_STRING": "string"}  # fmt: skip
-
-
-class ClientError(RuntimeError):
-    """A server answered with an error, or not at all.
-
-    `code` is the canonical code's name, as both protocols have it: INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE (also where
-    no connection was had), DEADLINE_EXCEEDED, ...
-    """
-
-    def __init__(self, code: str, message: str, is_retryable: bool = False, wait: float = 0.0) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
-        self.is_retryable = is_retryable
-        self.wait = wait
 
 
 class Transport(Protocol):

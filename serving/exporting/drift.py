@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from defended.exceptions import AgreementError
 from defended.serving.artefacts.manifest import DriftRecord
-from defended.serving.exporting.agreement import AgreementError
 
 if TYPE_CHECKING:
     from defended.defended_model import DefendedModel

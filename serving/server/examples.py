@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from defended.exceptions import ServingError
 from defended.serving.artefacts.cpp_loader import SignatureInfo
-from defended.serving.server.errors import ServingError, invalid
+from defended.serving.server.errors import invalid
 from defended.serving.server.json_tensors import is_base64, shown, write_json
 
 INPUTS, CLASSES, SCORES = "inputs", "classes", "scores"

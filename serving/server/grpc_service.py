@@ -19,9 +19,10 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
+from defended.exceptions import Code, ServingError
 from defended.serving.server import examples
 from defended.serving.server.descriptions import metadata_message, status_message
-from defended.serving.server.errors import Code, ServingError, invalid
+from defended.serving.server.errors import invalid
 from defended.serving.server.inference import Call, Inference
 from defended.serving.server.models import DEFAULT_SIGNATURE, ModelVersion
 from defended.serving.server.security import bearer_is, grpc_credentials

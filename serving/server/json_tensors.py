@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import orjson
 
+from defended.exceptions import ServingError
 from defended.serving.artefacts.cpp_loader import TensorInfo
-from defended.serving.server.errors import ServingError, invalid
+from defended.serving.server.errors import invalid
 
 ROWS, COLUMNS = "instances", "inputs"
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from defended.exceptions import Code, CppLoaderError, ServingError
 from defended.serving.artefacts.artefact import Artefact
-from defended.serving.artefacts.cpp_loader import CppLoaderError, SignatureInfo, TensorInfo
+from defended.serving.artefacts.cpp_loader import SignatureInfo, TensorInfo
 from defended.serving.server.batching import Batcher
-from defended.serving.server.errors import Code, ServingError, invalid
+from defended.serving.server.errors import invalid
 from defended.serving.server.metrics import Metrics
 from defended.serving.server.settings import ServerSettings
 

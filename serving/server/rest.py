@@ -11,9 +11,10 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
+from defended.exceptions import Code, ServingError
 from defended.serving.server import examples, json_tensors
 from defended.serving.server.descriptions import metadata_json, status_json
-from defended.serving.server.errors import Code, ServingError, invalid
+from defended.serving.server.errors import invalid
 from defended.serving.server.inference import Call, Inference
 from defended.serving.server.metrics import CONTENT_TYPE
 from defended.serving.server.models import DEFAULT_SIGNATURE, ModelVersion
