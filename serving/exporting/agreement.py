@@ -103,7 +103,7 @@ def require_classification(session: CppSession, x: np.ndarray, labels: Sequence[
     Raises:
         AgreementError: it does not.
     """
-    from defended.serving.artefacts.examples import serialized_examples
+    from defended.serving.artefacts.tf_example import serialized_examples
 
     broken = np.concatenate([x, np.full_like(x[:1], np.nan)])
     found = session.run(CLASSIFY, {"inputs": serialized_examples(broken)})

@@ -18,7 +18,7 @@ from defended._io import atomic_write_bytes, atomic_write_text, sha256_file
 from defended._version import __version__
 from defended.exceptions import AgreementError, MissingExtraError
 from defended.serving.artefacts.allowed_ops import check_ops, check_parsing, list_ops
-from defended.serving.artefacts.cpp_loader import CppSession, SignatureInfo
+from defended.serving.artefacts.cpp_loader import CppSession
 from defended.serving.artefacts.manifest import (
     MANIFEST,
     SIGNATURE,
@@ -32,6 +32,7 @@ from defended.serving.artefacts.manifest import (
     files_below,
 )
 from defended.serving.artefacts.signing import read_signing_key, signature_of
+from defended.serving.artefacts.tensor_info import SignatureInfo
 from defended.serving.exporting.agreement import (
     SCORE_DRIFT_BOUND,
     require_agreement,

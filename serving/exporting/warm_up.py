@@ -13,7 +13,7 @@ import numpy as np
 
 from defended.exceptions import MissingExtraError
 from defended.serving.artefacts.allowed_ops import CLASSIFY
-from defended.serving.artefacts.examples import example_protos
+from defended.serving.artefacts.tf_example import example_protos
 
 EXTRA = "assets.extra"
 """The folder of a SavedModel that a server does not load, this file apart."""
