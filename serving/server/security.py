@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import ssl
 from pathlib import Path
 from typing import Any
 
+from defended.serving.clients.transports import is_loopback
+
 _SHORTEST_TOKEN = 16
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is reached from its own machine only; a name other than `localhost` may be anything."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def check_exposure(host: str, certificate: Path | None, key: Path | None, token: str | None) -> None:

@@ -10,12 +10,13 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from defended.exceptions import Code, ServingError
 from defended.serving.artefacts.artefact import load
 from defended.serving.artefacts.manifest import MAX_VERSION, NAME
-from defended.serving.server.errors import Code, ServingError, invalid
+from defended.serving.clients.transports import is_loopback
+from defended.serving.server.errors import invalid
 from defended.serving.server.metrics import Metrics
 from defended.serving.server.models import ModelVersion
-from defended.serving.server.security import is_loopback
 from defended.serving.server.settings import ServerSettings
 
 _LOG = logging.getLogger(__name__)
