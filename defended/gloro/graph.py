@@ -21,6 +21,7 @@ from defended.gloro.evaluation import Evaluation
 from defended.gloro.normalisation import fold_normalisation
 from defended.gloro.operators import LinearOperator, in_float64
 from defended.gloro.rules import LipschitzRule, rule_for
+from defended.numerics.float32 import SMALLEST_NORMAL, gamma
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -236,14 +237,14 @@ class LipschitzGraph:
         up = 1 + (size + 8) * 2.0**-53
         distances = np.ldexp(cdist(scaled, scaled) * up, exponent)
         sums = np.ldexp(cdist(np.abs(scaled), -np.abs(scaled)) * up, exponent)
-        gamma = rounding.gamma(self._head_roundings)
+        relative = gamma(self._head_roundings)
         computed = value.magnitude + value.error
         biases = bias[:, None] + bias[None, :]
         errors = []
         for part, (error, norm) in enumerate(zip(value.error, computed, strict=True)):
-            flushed = rounding.TINY * (2 * size**0.5 * norm + (1 - part) * (6 * (size + 1) + size**0.5 * sums))
+            flushed = SMALLEST_NORMAL * (2 * size**0.5 * norm + (1 - part) * (6 * (size + 1) + size**0.5 * sums))
             terms = sums * norm + (1 - part) * biases
-            errors.append((distances * error + gamma * terms + flushed) * (1 + 2.0**-48))
+            errors.append((distances * error + relative * terms + flushed) * (1 + 2.0**-48))
         # A single logit's terms are at most those of its pair with itself.
         diagonal = np.diag(sums).max()
         sums_of_logits = diagonal * computed + rounding.affine(2 * bias.max())

@@ -15,9 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-UNIT_ROUNDOFF = 2.0**-24
-TINY = 2.0**-126
-"""The smallest normal float32; kernels may flush smaller numbers to zero."""
+from defended.numerics.float32 import SMALLEST_NORMAL, gamma
 
 LARGEST = 2.0**112
 """No sum may pass this on any input that is answered. Averages, of up to 2^14 values or over windows of up to 2^28
@@ -40,12 +38,6 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 def affine(constant: float = 0.0, slope: float = 0.0) -> Array:
     """The bound `constant + slope * rho`."""
     return np.array([constant, slope])
-
-
-def gamma(roundings: float) -> float:
-    """`n u / (1 - n u)`; infinite where n u >= 1 proves nothing."""
-    product = roundings * UNIT_ROUNDOFF
-    return product / (1 - product) if product < 1 else float("inf")
 
 
 def blocks(channels: int, taps: int = 1) -> int:
@@ -92,7 +84,7 @@ class Evaluated(NamedTuple):
 def of_input(size: int) -> Evaluated:
     """The input itself: float32 numbers, of which kernels may flush the smallest to zero."""
     norm = affine(slope=1.0)
-    return Evaluated(norm, affine(TINY * size**0.5), norm)
+    return Evaluated(norm, affine(SMALLEST_NORMAL * size**0.5), norm)
 
 
 def merged(values: Sequence[Evaluated], merge: str) -> Evaluated:
@@ -133,7 +125,7 @@ def linear(
     """
     computed = value.magnitude + value.error
     terms = (norm_of_magnitudes * computed + affine(bias)) * _UP
-    flushed = TINY * (
+    flushed = SMALLEST_NORMAL * (
         sizes[1] ** 0.5 * affine(3.0 * (products + roundings + 1) * scale)
         + norm_of_magnitudes * affine(sizes[0] ** 0.5)
         + (sizes[0] * sizes[1]) ** 0.5 * scale * computed
@@ -155,7 +147,7 @@ def function(
     """
     argument = value.terms if of_terms else value.magnitude + value.error
     computed = (factor * argument + affine(offset + absolute)) * _UP
-    flushed = affine(TINY * roundings * size**0.5)
+    flushed = affine(SMALLEST_NORMAL * roundings * size**0.5)
     return Evaluated(
         (factor * value.magnitude + affine(offset)) * _UP,
         (factor * value.error + gamma(roundings) * computed + flushed) * _UP,
@@ -167,5 +159,5 @@ def largest_norm(terms: Sequence[Array]) -> float:
     """Up to which input norm no sum passes `LARGEST`; negative where none is safe."""
     limit = LARGEST
     for constant, slope in terms:
-        limit = min(limit, (LARGEST - constant) / max(slope, TINY)) if constant < LARGEST else -1.0
+        limit = min(limit, (LARGEST - constant) / max(slope, SMALLEST_NORMAL)) if constant < LARGEST else -1.0
     return limit if np.isfinite(limit) else -1.0

@@ -20,11 +20,10 @@ from defended.layers.gaussian_noise_augmentation import GaussianNoiseAugmentatio
 from defended.layers.invertible_downsampling import InvertibleDownsampling
 from defended.layers.liresnet_block import LiResNetBlock
 from defended.layers.minmax import MinMax
+from defended.numerics.float32 import SMALLEST_NORMAL, gamma
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_U = 2.0**-24
-_TINY = 2.0**-126
 _FLUSHED = 2.0**-100  # gamma of it, for any number of terms, outweighs the smallest normal number
 _FEW = 64  # more operations than any activation or normalisation takes for an entry
 
@@ -45,17 +44,12 @@ def exact_layer(layer: Any, inputs: Sequence[Array]) -> Exact | None:
     return None if rule is None else rule(layer, list(inputs))
 
 
-def gamma(terms: float) -> float:
-    """`n u / (1 - n u)` for float32."""
-    return terms * _U / (1 - terms * _U)
-
-
 def _float64(variable: Any) -> Array:
     return np.asarray(ops.convert_to_numpy(variable), np.float64)
 
 
 def _added_up(value: Array, magnitudes: Array, terms: int) -> Exact:
-    return Exact(value, gamma(terms + 16) * magnitudes + _TINY * (4 * terms + _FEW) * (1 + np.abs(value)))
+    return Exact(value, gamma(terms + 16) * magnitudes + SMALLEST_NORMAL * (4 * terms + _FEW) * (1 + np.abs(value)))
 
 
 # Linear maps.
@@ -237,7 +231,7 @@ def _activated(activation: Any, argument: Exact) -> Exact:
 def _elementwise(function: Callable[[Array], Array], z: Array) -> Exact:
     value = function(z)
     # exp, tanh and their kin are within a few units of roundoff relative to 1 + |z|.
-    return Exact(value, gamma(_FEW) * (np.abs(value) + np.minimum(np.abs(z), 1.0)) + _FEW * _TINY)
+    return Exact(value, gamma(_FEW) * (np.abs(value) + np.minimum(np.abs(z), 1.0)) + _FEW * SMALLEST_NORMAL)
 
 
 def _activation(layer: Any, inputs: list[Array]) -> Exact:

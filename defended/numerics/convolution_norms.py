@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from defended.numerics.eigenvalues import UNIT_ROUNDOFF, estimate_by_lanczos, gamma, is_verified, verified
+from defended.numerics.eigenvalues import estimate_by_lanczos, is_verified, verified
+from defended.numerics.float64 import UNIT_ROUNDOFF, gamma
 from defended.numerics.matrix_norms import bound_nonnegative_norm, normalised, scaled_root, scaled_square
 from defended.numerics.sliding_windows import Axis
 

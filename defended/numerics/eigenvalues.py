@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-UNIT_ROUNDOFF = 2.0**-53
+from defended.numerics.float64 import UNIT_ROUNDOFF, gamma
 
 EXACT_SIZE = 8192
 """Up to this side a dense matrix is factorised; beyond, Gram iteration bounds it."""
@@ -20,12 +20,6 @@ EXACT_SIZE = 8192
 _LANCZOS_FROM = 65  # smaller matrices are decomposed entirely in less time
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-def gamma(terms: float) -> float:
-    """`n u / (1 - n u)`, the relative error of an inner product of n terms."""
-    product = terms * UNIT_ROUNDOFF
-    return product / (1 - product)
 
 
 def bound_largest_eigenvalue(gram: Array, claimed: float | None = None) -> float:

@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from defended.numerics.eigenvalues import UNIT_ROUNDOFF, bound_largest_eigenvalue, gamma
+from defended.numerics import float32
+from defended.numerics.eigenvalues import bound_largest_eigenvalue
+from defended.numerics.float64 import UNIT_ROUNDOFF, gamma
 from defended.numerics.sliding_windows import Axis
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -82,7 +84,7 @@ def round_up_to_float32(values: Any) -> Array:
         rounded = values.astype(np.float32)
         rounded = np.where(rounded.astype(np.float64) < values, np.nextafter(rounded, np.float32(np.inf)), rounded)
     # Kernels may flush subnormal numbers to zero, which would turn a small constant into none.
-    return np.where(values > 0, np.maximum(rounded, np.finfo(np.float32).tiny), rounded).astype(np.float32)
+    return np.where(values > 0, np.maximum(rounded, float32.SMALLEST_NORMAL), rounded).astype(np.float32)
 
 
 def normalised(values: Array) -> tuple[Array, int]:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from defended.gloro.rounding import UNIT_ROUNDOFF
+from defended.numerics.float32 import UNIT_ROUNDOFF
 from defended.polytope.affine_maps import AffineMap, ReshapeMap, identity
 from defended.polytope.graph import Node, PolytopeGraph
 from defended.polytope.patches import Patches

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from defended.gloro.rounding import UNIT_ROUNDOFF
+from defended.numerics.float32 import UNIT_ROUNDOFF
 
 
 class Lines(NamedTuple):

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from defended.gloro.rounding import UNIT_ROUNDOFF, gamma
+from defended.numerics.float32 import UNIT_ROUNDOFF, gamma
 from defended.polytope.graph import PolytopeGraph
 from defended.polytope.reductions import Shape, roundings_of_sums
 
