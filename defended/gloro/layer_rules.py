@@ -13,10 +13,10 @@ from keras import layers, ops
 from defended.gloro import rounding
 from defended.gloro.operators import Conv2DOperator, DenseOperator, Kernel, LinearOperator, in_float64, without_overflow
 from defended.gloro.rules import LipschitzRule, Shape, exact_rule, lipschitz_rule, rule_for
-from defended.layers.gaussian_noise_augmentation import GaussianNoiseAugmentation
-from defended.layers.invertible_downsampling import InvertibleDownsampling
 from defended.layers.liresnet_block import LiResNetBlock
 from defended.layers.minmax import MinMax
+from defended.networks.checks import check_channels_last
+from defended.networks.layer_kinds import FRAMING, INERT, MOVING
 from defended.numerics.matrix_norms import average_pooling_norm, max_pooling_overlap
 
 _EXP: dict[str, Any] = {"roundings": rounding.ELEMENTARY, "absolute": 1.0}
@@ -53,22 +53,11 @@ def activation_rule(layer: Any) -> LipschitzRule | None:
     )
 
 
-def _channels_last(layer: Any) -> None:
-    if getattr(layer, "data_format", "channels_last") != "channels_last":
-        raise ValueError(
-            f"Layer {layer.name!r} ({type(layer).__name__}) uses data_format={layer.data_format!r}. "
-            f"Only 'channels_last' is supported: rebuild the network with it."
-        )
-
-
 def _does_not_expand(layer: Any, shape: Shape) -> LipschitzRule:
     return exact_rule()
 
 
-for _cls in (
-    layers.Identity, layers.Flatten, layers.Reshape, layers.Permute, layers.Dropout, layers.ZeroPadding2D,
-    layers.Cropping2D, GaussianNoiseAugmentation, MinMax, InvertibleDownsampling,
-):  # fmt: skip
+for _cls in (*INERT, *MOVING, *FRAMING, MinMax):
     lipschitz_rule(_cls)(_does_not_expand)
 
 
@@ -128,7 +117,7 @@ def _dense(layer: Any, shape: Shape) -> LipschitzRule:
 
 @lipschitz_rule(layers.Conv2D)
 def _conv2d(layer: Any, shape: Shape) -> LipschitzRule:
-    _channels_last(layer)
+    check_channels_last(layer)
     operator = Conv2DOperator(_kernel(layer), shape, layer.strides, layer.padding, layer.dilation_rate, layer.groups)
     height, width, channels, _ = layer.kernel.shape
     taps = height * width
@@ -156,7 +145,7 @@ def _liresnet_block(layer: Any, shape: Shape) -> LipschitzRule:
 
 @lipschitz_rule(layers.AveragePooling2D)
 def _average_pooling(layer: Any, shape: Shape) -> LipschitzRule:
-    _channels_last(layer)
+    check_channels_last(layer)
     sides = zip(shape[:2], layer.pool_size, layer.strides, strict=True)
     norm = math.prod(average_pooling_norm(*side, layer.padding) for side in sides) * (1 + 2.0**-51)
     return exact_rule(norm, roundings=math.prod(layer.pool_size) + 2)
@@ -164,14 +153,14 @@ def _average_pooling(layer: Any, shape: Shape) -> LipschitzRule:
 
 @lipschitz_rule(layers.GlobalAveragePooling2D)
 def _global_average_pooling(layer: Any, shape: Shape) -> LipschitzRule:
-    _channels_last(layer)
+    check_channels_last(layer)
     places = shape[0] * shape[1]
     return exact_rule(places**-0.5 * (1 + 2.0**-51), roundings=places + 2)
 
 
 @lipschitz_rule(layers.MaxPooling2D)
 def _max_pooling(layer: Any, shape: Shape) -> LipschitzRule:
-    _channels_last(layer)
+    check_channels_last(layer)
     sides = zip(shape[:2], layer.pool_size, layer.strides, strict=True)
     overlap = math.prod(max_pooling_overlap(*side, layer.padding) for side in sides)
     return exact_rule(math.sqrt(overlap) * (1 + 2.0**-51))

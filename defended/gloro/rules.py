@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -16,8 +17,7 @@ from keras import layers, ops
 
 from defended.gloro import rounding
 from defended.gloro.operators import LinearOperator
-
-Shape = tuple[int, ...]
+from defended.networks.tracing import Shape, Step
 
 
 class LipschitzRule:
@@ -157,6 +157,18 @@ _RULES: dict[type, Callable[[Any, Shape], LipschitzRule]] = {}
 def exact_rule(factor: Any = 1.0, **options: Any) -> LipschitzRule:
     """A rule without rounding and with value 0 at 0, unless the options say otherwise."""
     return LipschitzRule(factor, **{"offset": 0.0, "roundings": 0, **options})
+
+
+@dataclass
+class RuledStep(Step):
+    """One use of a layer, with what the layer does to distances."""
+
+    rule: LipschitzRule
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Entries of the (first) input and of the output."""
+        return math.prod(self.input_shapes[0]), math.prod(self.shape)
 
 
 def lipschitz_rule(

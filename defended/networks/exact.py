@@ -16,10 +16,10 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from defended.layers.gaussian_noise_augmentation import GaussianNoiseAugmentation
 from defended.layers.invertible_downsampling import InvertibleDownsampling
 from defended.layers.liresnet_block import LiResNetBlock
 from defended.layers.minmax import MinMax
+from defended.networks.layer_kinds import INERT
 from defended.numerics.float32 import SMALLEST_NORMAL, gamma
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -295,9 +295,7 @@ _RULES: dict[type, Rule] = {
     layers.ReLU: _relu,
     layers.LeakyReLU: lambda layer, inputs: _elementwise(_sloped(float(layer.negative_slope)), inputs[0]),
     layers.Activation: _activation,
-    layers.Identity: _same,
-    layers.Dropout: _same,
-    GaussianNoiseAugmentation: _same,
+    **dict.fromkeys(INERT, _same),
     layers.Flatten: lambda layer, inputs: Exact(inputs[0].reshape(len(inputs[0]), -1)),
     layers.Reshape: lambda layer, inputs: Exact(inputs[0].reshape(len(inputs[0]), *layer.target_shape)),
     layers.Permute: lambda layer, inputs: Exact(inputs[0].transpose(0, *layer.dims)),
