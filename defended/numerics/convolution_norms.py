@@ -10,7 +10,7 @@ import numpy as np
 from defended.numerics.eigenvalues import estimate_by_lanczos, is_verified, verified
 from defended.numerics.float64 import UNIT_ROUNDOFF, gamma
 from defended.numerics.matrix_norms import bound_nonnegative_norm, normalised, scaled_root, scaled_square
-from defended.numerics.sliding_windows import Axis
+from defended.numerics.sliding_windows import Axis, axes_of
 
 BAND_BYTES = 2.5e9
 """Memory that the banded Gram matrix of a convolution may take; factorising needs twice as much."""
@@ -74,11 +74,6 @@ def bound_nonnegative_conv2d_norm(kernel: Array, strides: tuple[int, int] = (1, 
     phases = [kernel[i :: strides[0], j :: strides[1]].sum(axis=(0, 1)) for i, j in np.ndindex(*strides)]
     taps = kernel.shape[0] * kernel.shape[1]
     return bound_nonnegative_norm(np.concatenate(phases)) * (1 + 2 * gamma(taps + 1))
-
-
-def axes_of(kernel_shape: Sequence[int], input_shape: Sequence[int], strides: Any, padding: str) -> list[Axis]:
-    """The geometry of a convolution along its two axes."""
-    return [Axis(*side, padding) for side in zip(kernel_shape[:2], input_shape, strides, strict=True)]
 
 
 class _Band(NamedTuple):
