@@ -87,7 +87,9 @@ def _activation(layer: Any, shape: Shape) -> LipschitzRule:
     return activation_rule(layer) or exact_rule()
 
 
-def linear_rule(operator: LinearOperator, bias: Callable[[], Any] | None, roundings: int, then: Any) -> LipschitzRule:
+def linear_rule(
+    operator: LinearOperator, bias: Callable[[], Any] | None, roundings: int, **options: Any
+) -> LipschitzRule:
     """The rule of a linear map with a bias `[channels]`, spread over all places of the output."""
 
     def offset() -> float:
@@ -96,7 +98,7 @@ def linear_rule(operator: LinearOperator, bias: Callable[[], Any] | None, roundi
         places = math.prod(operator.output_shape) / operator.output_shape[-1]
         return float(np.linalg.norm(bias()) * places**0.5) * (1 + 2.0**-40)
 
-    return exact_rule(operator=operator, offset=offset, roundings=roundings, then=then)
+    return exact_rule(operator=operator, offset=offset, roundings=roundings, **options)
 
 
 def _kernel(layer: Any) -> Kernel:
@@ -112,7 +114,7 @@ def _bias(layer: Any) -> Callable[[], Any] | None:
 def _dense(layer: Any, shape: Shape) -> LipschitzRule:
     operator = DenseOperator(_kernel(layer), shape[:-1])
     roundings = rounding.roundings_of_sum(operator.fan_in, parts=rounding.blocks(operator.fan_in))
-    return linear_rule(operator, _bias(layer), roundings, activation_rule(layer))
+    return linear_rule(operator, _bias(layer), roundings, then=activation_rule(layer))
 
 
 @lipschitz_rule(layers.Conv2D)
@@ -122,7 +124,8 @@ def _conv2d(layer: Any, shape: Shape) -> LipschitzRule:
     height, width, channels, _ = layer.kernel.shape
     taps = height * width
     parts = rounding.blocks(channels, taps) if layer.groups == 1 else 1
-    return linear_rule(operator, _bias(layer), rounding.roundings_of_sum(channels, taps, parts), activation_rule(layer))
+    roundings = rounding.roundings_of_sum(channels, taps, parts)
+    return linear_rule(operator, _bias(layer), roundings, then=activation_rule(layer))
 
 
 @lipschitz_rule(LiResNetBlock)
@@ -140,7 +143,7 @@ def _liresnet_block(layer: Any, shape: Shape) -> LipschitzRule:
 
     kernel = Kernel(lambda: layer.kernel, lambda: branch() + layer.identity, magnitude, roundings=4)
     operator = Conv2DOperator(kernel, shape, padding="same")
-    return linear_rule(operator, _bias(layer), rounding.roundings_of_sum(operator.fan_in) + kernel.roundings, None)
+    return linear_rule(operator, _bias(layer), rounding.roundings_of_sum(operator.fan_in) + kernel.roundings)
 
 
 @lipschitz_rule(layers.AveragePooling2D)

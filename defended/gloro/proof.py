@@ -106,10 +106,9 @@ def differences_of_logits(head: layers.Dense, roundings: int, constant: float, v
 
     - `|w_j - w_i| |z - x|`, what z errs by;
     - `gamma(roundings) * (sums |z| + |b_j| + |b_i|)`, the rounding of two inner products;
-    - numbers that are flushed to zero, each a change by less than t = 2^-126, all of them enlarged by at most
-      `1 + gamma(roundings)` on their way: entries of z, `t sqrt(n) sums`; weights, `2 t sqrt(n) |z|`, since
-      `|z|_1 <= sqrt(n) |z|`; and of each logit n products, at most n partial sums with the result, and the bias:
-      `2 (2 n + 1) t <= 6 (n + 1) t / 1.5`, so that 1.5 is left for their own enlargement.
+    - `1 + gamma(roundings)` times the numbers that are flushed to zero, each a change by less than t = 2^-126: entries
+      of z, `t sqrt(n) sums`; weights, `2 t sqrt(n) |z|`, since `|z|_1 <= sqrt(n) |z|`; and of each logit n products,
+      at most n partial sums, the result among them, and the bias: `2 (2 n + 1) t <= 6 (n + 1) t`.
 
     Raises:
         ValueError: when the weights are not all finite.
@@ -142,7 +141,7 @@ def differences_of_logits(head: layers.Dense, roundings: int, constant: float, v
         flushed = SMALLEST_NORMAL * (2 * size**0.5 * norm + constant_part * (6 * (size + 1) + size**0.5 * sums))
         terms = sums * norm + constant_part * biases
         # All terms are positive, and none goes through more than 16 roundings: 16 * 2^-53 < 2^-48.
-        errors.append((distances * error + relative * terms + flushed) * (1 + 2.0**-48))
+        errors.append((distances * error + relative * terms + (1 + relative) * flushed) * (1 + 2.0**-48))
     # A single logit's terms are at most those of its pair with itself.
     diagonal = np.diag(sums).max()
     sums_of_logits = diagonal * computed + affine(2 * bias.max())

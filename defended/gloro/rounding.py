@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from defended.numerics import float64
 from defended.numerics.float32 import SMALLEST_NORMAL, gamma
 
 LARGEST = 2.0**112
@@ -87,18 +88,28 @@ def of_input(size: int) -> Evaluated:
     return Evaluated(norm, affine(SMALLEST_NORMAL * size**0.5), norm)
 
 
-def merged(values: Sequence[Evaluated], merge: str) -> Evaluated:
-    """Several values added (`"sum"`), averaged (`"mean"`) or concatenated (`"hypot"`)."""
-    if len(values) == 1:
+def merged(values: Sequence[Evaluated], merge: str, size: int) -> Evaluated:
+    """Several values added (`"sum"`), averaged (`"mean"`) or concatenated (`"hypot"`).
+
+    Args:
+        values: bounds on each of them.
+        merge: how they are merged.
+        size: entries of the result.
+    """
+    count = len(values)
+    if count == 1:
         return values[0]
+    up = max(_UP, 1 + float64.gamma(count + 8))  # of many values, the sums here are long, too
     parts = [np.stack(part) for part in zip(*values, strict=True)]
     if merge == "hypot":
         # |(a + b rho, c + d rho)| <= |(a, c)| + |(b, d)| rho.
-        return Evaluated(*(np.sqrt(np.sum(part**2, axis=0)) * _UP for part in parts))
-    share = 1 / len(values) if merge == "mean" else 1.0
-    magnitude, error, _ = (np.sum(part, axis=0) * share * _UP for part in parts)
+        return Evaluated(*(np.sqrt(np.sum(part**2, axis=0)) * up for part in parts))
+    share = 1 / count if merge == "mean" else 1.0
+    magnitude, error, _ = (np.sum(part, axis=0) * share * up for part in parts)
     terms = magnitude + error
-    return Evaluated(magnitude, (error + gamma(len(values) + 1) * terms) * _UP, terms)
+    # count - 1 sums and a quotient make an entry: so many roundings, and so many numbers to be flushed.
+    relative, flushed = gamma(count + 1), affine(SMALLEST_NORMAL * count * size**0.5)
+    return Evaluated(magnitude, (error + relative * terms + (1 + relative) * flushed) * up, terms)
 
 
 def linear(
@@ -123,6 +134,7 @@ def linear(
         sizes: entries of the input and of the output.
         scale: at least 1 and at least the largest factor that the map holds and float32 applies only to its results.
     """
+    relative = gamma(roundings)
     computed = value.magnitude + value.error
     terms = (norm_of_magnitudes * computed + affine(bias)) * _UP
     flushed = SMALLEST_NORMAL * (
@@ -132,7 +144,7 @@ def linear(
     )
     return Evaluated(
         (norm * value.magnitude + affine(bias)) * _UP,
-        (norm * value.error + gamma(roundings) * terms + flushed) * _UP,
+        (norm * value.error + relative * terms + (1 + relative) * flushed) * _UP,
         terms,
     )
 
@@ -147,10 +159,10 @@ def function(
     """
     argument = value.terms if of_terms else value.magnitude + value.error
     computed = (factor * argument + affine(offset + absolute)) * _UP
-    flushed = affine(SMALLEST_NORMAL * roundings * size**0.5)
+    relative, flushed = gamma(roundings), affine(SMALLEST_NORMAL * roundings * size**0.5)
     return Evaluated(
         (factor * value.magnitude + affine(offset)) * _UP,
-        (factor * value.error + gamma(roundings) * computed + flushed) * _UP,
+        (factor * value.error + relative * computed + (1 + relative) * flushed) * _UP,
         computed,
     )
 

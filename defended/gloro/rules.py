@@ -133,7 +133,7 @@ class LipschitzRule:
             sizes: entries of the (first) input and of the output.
             norms: bounds on the norms of the operator and of that of the weights' magnitudes.
         """
-        value = rounding.merged(inputs, self.merge)
+        value = rounding.merged(inputs, self.merge, sizes[1])
         if self.operator is not None and norms is not None:
             products = self.operator.fan_in
             value = rounding.linear(value, *norms, self.offset, self.roundings, products, sizes, self._scale())

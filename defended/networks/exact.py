@@ -113,10 +113,11 @@ def _global_average_pooling(layer: Any, inputs: list[Array]) -> Exact:
 
 
 def _normalisation(layer: Any, inputs: list[Array]) -> Exact:
-    scale = 1 / np.sqrt(_float64(layer.moving_variance) + layer.epsilon)
-    scale = scale * _float64(layer.gamma) if layer.scale else scale
+    inverse = 1 / np.sqrt(_float64(layer.moving_variance) + layer.epsilon)
+    scale = inverse * _float64(layer.gamma) if layer.scale else inverse
     shift = -_float64(layer.moving_mean) * scale
-    size = np.maximum(np.abs(scale), _FLUSHED)  # a factor may be flushed to zero
+    # A factor may be flushed to zero, before it is multiplied or after.
+    size = np.maximum(np.abs(scale), _FLUSHED * np.maximum(inverse, 1.0))
     value = inputs[0] * scale + shift
     magnitudes = np.abs(inputs[0]) * size + np.maximum(np.abs(shift), np.abs(_float64(layer.moving_mean)) * size)
     if layer.center:
