@@ -61,6 +61,7 @@ class DualBounds:
         self._patches = {index: Patches(graph, chain, norm) for index, chain in chains.items() if chain is not None}
         shapes = [shape for patches in self._patches.values() for shape in patches.shapes]
         self.shares = Shares(graph, counted, shapes)
+        # The difference of logits is rounded twice, and what is spent four times.
         self._roundings = 4 * UNIT_ROUNDOFF if counted else 0.0
 
     def chains(self, inputs: Any, epsilon: Any, hidden: str = "dual") -> list[Chain]:
