@@ -10,15 +10,14 @@ import numpy as np
 from keras import layers
 
 from defended.gloro.gloro_net import GloroNet
-from defended.gloro.reparametrise.chain_layers import HOMOGENEOUS, LINEAR, is_homogeneous
+from defended.gloro.reparametrise.chain_layers import HOMOGENEOUS, is_homogeneous
 from defended.layers.minmax import MinMax
+from defended.networks.layer_kinds import AVERAGING, LINEAR, MOVING
 from defended.training.optimizers import BiasRateAdam
 
 _WEIGHTED = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
-_HOMOGENEOUS = (
-    MinMax, layers.Flatten, layers.Reshape, layers.Permute, layers.Dropout,
-    layers.AveragePooling2D, layers.MaxPooling2D, layers.GlobalAveragePooling2D,
-)  # fmt: skip
+# Noise of a given size, as `GaussianNoiseAugmentation` adds it while training, is not scaled along.
+_HOMOGENEOUS = (MinMax, layers.Identity, layers.Dropout, layers.MaxPooling2D, *MOVING, *AVERAGING)
 _OPTIMIZERS = (keras.optimizers.Adam, keras.optimizers.AdamW, BiasRateAdam)
 
 

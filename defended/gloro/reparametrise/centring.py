@@ -8,10 +8,11 @@ import numpy as np
 from keras import layers, ops
 
 from defended.gloro.gloro_net import GloroNet
-from defended.gloro.reparametrise.chain_layers import LINEAR, maps_channels
+from defended.gloro.reparametrise.chain_layers import maps_channels
 from defended.layers.minmax import MinMax
+from defended.networks.layer_kinds import INERT, LINEAR
 
-_PASSES_CHANNELS = (layers.Flatten, layers.Dropout, layers.Identity)
+_PASSES_CHANNELS = (layers.Flatten, *INERT)
 _BATCH = 256
 
 Array = np.ndarray[Any, np.dtype[Any]]

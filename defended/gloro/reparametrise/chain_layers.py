@@ -6,16 +6,15 @@ from typing import Any
 
 from keras import activations, layers
 
-LINEAR = (None, activations.linear)
+from defended.networks.layer_kinds import is_plain_convolution
+
 HOMOGENEOUS = (activations.relu, activations.leaky_relu)
 """Activations of single features through which a positive factor passes."""
 
 
 def maps_channels(layer: Any) -> bool:
     """Whether it is a Dense layer, or a convolution of one group, channels last: `activation(kernel x + bias)`."""
-    if type(layer) is layers.Conv2D:
-        return layer.groups == 1 and layer.data_format == "channels_last"
-    return type(layer) is layers.Dense
+    return is_plain_convolution(layer) or type(layer) is layers.Dense
 
 
 def is_homogeneous(layer: Any) -> bool:

@@ -12,13 +12,13 @@ from keras import layers
 
 from defended.gloro.gloro_net import GloroNet
 from defended.gloro.operators import Conv2DOperator, in_float64
-from defended.gloro.reparametrise.chain_layers import HOMOGENEOUS, LINEAR, is_homogeneous, maps_channels
+from defended.gloro.reparametrise.chain_layers import HOMOGENEOUS, is_homogeneous, maps_channels
 from defended.layers.minmax import MinMax
-from defended.numerics.convolution_norms import axes_of, torus_blocks
+from defended.networks.layer_kinds import AVERAGING, INERT, LINEAR
+from defended.numerics.convolution_norms import torus_blocks
+from defended.numerics.sliding_windows import axes_of
 
-_ACTS_WITHIN_CHANNELS = (
-    layers.Flatten, layers.Dropout, layers.Identity, layers.AveragePooling2D, layers.GlobalAveragePooling2D,
-)  # fmt: skip
+_ACTS_WITHIN_CHANNELS = (layers.Flatten, *INERT, *AVERAGING)
 _TEMPERATURES = (0.01, 0.004, 0.0015, 0.0006, 0.0003, 0.0001)
 _MEMORY = 30
 _SMALLEST = 1e-9
