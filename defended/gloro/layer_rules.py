@@ -17,7 +17,7 @@ from defended.layers.liresnet_block import LiResNetBlock
 from defended.layers.minmax import MinMax
 from defended.networks.checks import check_channels_last
 from defended.networks.layer_kinds import FRAMING, INERT, MOVING
-from defended.numerics.matrix_norms import average_pooling_norm, max_pooling_overlap
+from defended.numerics.matrix_norms import average_pooling_norm, bound_norm, max_pooling_overlap
 
 _EXP: dict[str, Any] = {"roundings": rounding.ELEMENTARY, "absolute": 1.0}
 _ACTIVATIONS: dict[str, LipschitzRule | None] = {
@@ -96,7 +96,7 @@ def linear_rule(
         if bias is None:
             return 0.0
         places = math.prod(operator.output_shape) / operator.output_shape[-1]
-        return float(np.linalg.norm(bias()) * places**0.5) * (1 + 2.0**-40)
+        return bound_norm(bias(), places)
 
     return exact_rule(operator=operator, offset=offset, roundings=roundings, **options)
 

@@ -13,6 +13,7 @@ from defended.gloro import rounding
 from defended.gloro.layer_rules import linear_rule
 from defended.gloro.operators import ChannelScale, Conv2DOperator, DenseOperator, Kernel, in_float64, without_overflow
 from defended.gloro.rules import LipschitzRule, Shape, exact_rule, lipschitz_rule
+from defended.numerics.matrix_norms import bound_norm
 
 
 @lipschitz_rule(layers.BatchNormalization)
@@ -91,7 +92,7 @@ def fold_normalisation(rule: LipschitzRule, layer: Any, shape: Shape) -> tuple[L
     )
     places = math.prod(shape) / shape[-1]
     second = exact_rule(
-        offset=lambda: float(np.linalg.norm(normalisation_shift(layer)) * places**0.5) * (1 + 2.0**-40),
+        offset=lambda: bound_norm(normalisation_shift(layer), places),
         roundings=rounding.NORMALISATION,
         of_terms=True,
     )

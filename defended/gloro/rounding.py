@@ -31,7 +31,7 @@ ELEMENTARY = 16
 NORMALISATION = 20
 """Roundings of batch normalisation at inference, the reciprocal root and its merging into a kernel included."""
 
-_UP = 1 + 2.0**-44
+_UP = 1 + 2.0**-44  # more than 2^8 roundings of positive float64 numbers make of a bound: gamma(2^8) < 2^-44
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -77,6 +77,7 @@ class Evaluated(NamedTuple):
             at_zero: the norm of the value as computed at 0, in float64.
             constant: a Lipschitz constant of the value.
         """
+        # The norm of n squares, added up in float64, is within gamma(n / 2 + 2) < 2^-30 for n < 2^24.
         anchor = affine(at_zero * (1 + 2.0**-30) + self.error[0], constant) * _UP
         smaller = anchor[0] < self.magnitude[0] and anchor[1] <= self.magnitude[1] * (1 + 2.0**-30)
         return self._replace(magnitude=anchor) if smaller else self
@@ -124,6 +125,16 @@ def linear(
 ) -> Evaluated:
     """A linear map and its bias, evaluated as inner products.
 
+    With W the map, x the exact and z the computed input, and g = gamma(roundings), the output is off by at most
+
+    - `|W| |z - x|`, what z errs by;
+    - `g (||W|| |z| + |b|)`, with `||W||` the norm of the map of magnitudes: the rounding of the inner products;
+    - `1 + g` times what is flushed to zero, each a change by less than t = 2^-126: entries of z, `t ||W|| sqrt(n)`;
+      weights, in each output at most `t |z|_1 <= t sqrt(n) |z|`; and in each output k products, at most k partial sums,
+      the result among them, and the bias: `(2 k + 1) t`. The rest of `3 (k + roundings + 1)` is for numbers on the way
+      to a weight that is computed, and in a normalisation that is merged into the map. What is flushed before a factor
+      is applied is multiplied by it.
+
     Args:
         value: the input.
         norm: bound on the map's norm.
@@ -168,7 +179,11 @@ def function(
 
 
 def largest_norm(terms: Sequence[Array]) -> float:
-    """Up to which input norm no sum passes `LARGEST`; negative where none is safe."""
+    """Up to which input norm no sum passes `LARGEST`; negative where none is safe.
+
+    Rounding here, and what computed sums and norms exceed exact ones by, is far less than the factor of two that is
+    left between averages' `2^14 * LARGEST` and the largest float32.
+    """
     limit = LARGEST
     for constant, slope in terms:
         limit = min(limit, (LARGEST - constant) / max(slope, SMALLEST_NORMAL)) if constant < LARGEST else -1.0

@@ -96,7 +96,7 @@ class LipschitzRule:
 
             def offset() -> float:
                 value = ops.convert_to_numpy(layer(zeros if len(zeros) > 1 else zeros[0])).astype(np.float64)
-                return float(np.linalg.norm(value)) * 1.01  # by far more than its evaluation errs
+                return float(np.linalg.norm(value)) * 1.01  # by far more than 8 roundings, which it may take, err
 
             self._offset = offset
         if self.then is not None:
@@ -117,7 +117,7 @@ class LipschitzRule:
     def bound(self, inputs: Sequence[float], norm: float | None = None) -> float:
         """The proven constant of the output, rounded upwards; `norm` is a bound on the operator's."""
         result = self._merged(inputs, math.sqrt) * self.factor * (1.0 if norm is None else norm)
-        result *= 1 + 2.0**-52 * (len(inputs) + 4)
+        result *= 1 + 2.0**-52 * (len(inputs) + 4)  # n roundings to merge, two products and this one, 2^-53 each
         return result if self.then is None else self.then.bound([result])
 
     def evaluated(
