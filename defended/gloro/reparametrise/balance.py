@@ -38,7 +38,7 @@ class BalanceLayers(keras.callbacks.Callback):
             rows, relative to the others; None: all alike. The product of the norms is left as it is.
 
     Raises:
-        TypeError: the model is no `GloroNet`, or its optimizer, when training begins, neither Adam nor AdamW.
+        TypeError: the model is not a `GloroNet`, or its optimizer, when training begins, is neither Adam nor AdamW.
         ValueError: the network is not such a chain, or has another number of kernels.
     """
 

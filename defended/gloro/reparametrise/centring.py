@@ -42,8 +42,8 @@ def centre_biases(model: GloroNet, images: Any = None, *, padded: bool = False, 
             one, or less; in [0, 0.5).
 
     Raises:
-        TypeError: the model is no `GloroNet`.
-        ValueError: the network is no chain, `images` have another shape than its inputs, or `exceptions` are too many.
+        TypeError: the model is not a `GloroNet`.
+        ValueError: the network is not a chain, `images` do not have its inputs' shape, or `exceptions` are too many.
     """
     if not isinstance(model, GloroNet):
         raise TypeError(f"`centre_biases` works on a `GloroNet`. Received: {type(model).__name__}")

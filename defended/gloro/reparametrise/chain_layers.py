@@ -1,8 +1,6 @@
-"""Which layers of a chain let changes of their features through; what balancing, centring and sharpening rest on."""
+"""Layers that let changes of their features through, on which balancing, centring and sharpening rest."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from keras import activations, layers
 
@@ -12,11 +10,11 @@ HOMOGENEOUS = (activations.relu, activations.leaky_relu)
 """Activations of single features through which a positive factor passes."""
 
 
-def maps_channels(layer: Any) -> bool:
-    """Whether it is a Dense layer, or a convolution of one group, channels last: `activation(kernel x + bias)`."""
+def maps_channels(layer: layers.Layer) -> bool:
+    """Whether the layer is `activation(kernel x + bias)`: Dense, or a convolution of one group, channels last."""
     return is_plain_convolution(layer) or type(layer) is layers.Dense
 
 
-def is_homogeneous(layer: Any) -> bool:
-    """Whether it is a ReLU or leaky ReLU through which positive factors pass: one that is not capped."""
+def is_homogeneous(layer: layers.Layer) -> bool:
+    """Whether the layer is a ReLU or leaky ReLU through which positive factors pass: one that is not capped."""
     return type(layer) is layers.LeakyReLU or (type(layer) is layers.ReLU and layer.max_value is None)

@@ -57,8 +57,8 @@ def sharpen_bounds(model: GloroNet, *, steps: int = 25) -> float:
         The geometric mean over pairs of classes of K_ij now over K_ij before; 1.0 where nothing was gained.
 
     Raises:
-        TypeError: the model is no `GloroNet`.
-        ValueError: the network is no chain, its weights are not finite, or `steps` is below 1.
+        TypeError: the model is not a `GloroNet`.
+        ValueError: the network is not a chain, its weights are not finite, or `steps` is below 1.
     """
     from scipy.optimize import minimize
     from threadpoolctl import threadpool_limits
