@@ -75,9 +75,9 @@ MOVED = {
     "defended.serving.transports": "defended.serving.clients.transports",
     "defended.serving.warm_up": "defended.serving.exporting.warm_up",
     "defended.training.balance": "defended.gloro.reparametrise.balance",
-    "defended.training.centring": "defended.gloro.reparametrise.centring",
-    "defended.training.chain_layers": "defended.gloro.reparametrise.chain_layers",
-    "defended.training.sharpening": "defended.gloro.reparametrise.sharpening",
+    "defended.training.centring": "defended.gloro.reparametrise.centre",
+    "defended.training.chain_layers": "defended.gloro.reparametrise.chain",
+    "defended.training.sharpening": "defended.gloro.reparametrise.sharpen",
 }
 """Modules by their earlier name."""
 

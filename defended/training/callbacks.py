@@ -219,7 +219,7 @@ class SharpenBounds(keras.callbacks.Callback):
         self.every, self.steps = int(every), int(steps)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        from defended.gloro.reparametrise.sharpening import sharpen_bounds
+        from defended.gloro.reparametrise.sharpen import sharpen_bounds
 
         # At an epoch's beginning, so that a run that resumes there does what the one that was killed would have done.
         if epoch == 0 or epoch % self.every or sharpen_bounds(self.model, steps=self.steps) == 1.0:

@@ -20,7 +20,7 @@ from defended import datasets, zoo
 from defended._io import atomic_write_text
 from defended.defended_model import DefendedModel
 from defended.gloro.gloro_net import GloroNet
-from defended.gloro.reparametrise.sharpening import sharpen_bounds
+from defended.gloro.reparametrise.sharpen import sharpen_bounds
 from defended.training import callbacks
 from defended.training.augmentation import RandomAffine, RandomElastic, RandomExposure
 from defended.training.optimizers import BiasRateAdam
