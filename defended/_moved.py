@@ -68,6 +68,7 @@ MOVED = {
     "defended.serving.request_log": "defended.serving.clients.request_log",
     "defended.serving.sample": "defended.serving.exporting.sample",
     "defended.serving.saved_model": "defended.serving.exporting.saved_model",
+    "defended.serving.server.settings": "defended_settings.server",
     "defended.serving.serving_files": "defended.serving.exporting.deployment_files",
     "defended.serving.signing": "defended.serving.artefacts.signing",
     "defended.serving.staging": "defended.serving.exporting.staging",

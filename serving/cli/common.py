@@ -9,9 +9,12 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
+
+from defended_cli.options import option_for
+from defended_settings.training import TrainingSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,13 +23,7 @@ if TYPE_CHECKING:
 
 TOKEN = "DEFENDED_TOKEN"  # noqa: S105  (the name of the variable that holds a server's token)
 
-Data = Annotated[
-    str,
-    typer.Option(
-        help="digits (8x8, from scikit-learn), mnist, fashion_mnist, or a file with x_train, y_train, x_test, y_test.",
-        metavar="NAME|FILE.npz",
-    ),
-]
+Data: TypeAlias = option_for(TrainingSettings, "data")  # type: ignore[valid-type]
 Limit = Annotated[int, typer.Option(min=0, help="Use the first so many test points; 0 means all.")]
 ModelFile = Annotated[
     Path, typer.Argument(metavar="MODEL.keras", help="A defended model, as `defended train` writes it.")
@@ -34,9 +31,9 @@ ModelFile = Annotated[
 
 
 def open_model(path: Path) -> DefendedModel:
-    """Load a defended model, or say why the file is none."""
+    """Load a defended model, or say why the file does not hold one."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file. `defended train --out DIR` writes DIR/model.keras.")
+        raise FileNotFoundError(f"{path} is not a file. `defended train --out DIR` writes DIR/model.keras.")
     load_tensorflow()
     import keras
 

@@ -17,7 +17,7 @@ from defended.serving.artefacts.cpp_loader import CppLoaderError, SignatureInfo,
 from defended.serving.server.batching import Batcher
 from defended.serving.server.errors import Code, ServingError, invalid
 from defended.serving.server.metrics import Metrics
-from defended.serving.server.settings import ServerSettings
+from defended_settings.server import ServerSettings
 
 DEFAULT_SIGNATURE = "serving_default"
 

@@ -15,8 +15,7 @@ from defended.serving.artefacts.manifest import MAX_VERSION, NAME
 from defended.serving.server.errors import Code, ServingError, invalid
 from defended.serving.server.metrics import Metrics
 from defended.serving.server.models import ModelVersion
-from defended.serving.server.security import is_loopback
-from defended.serving.server.settings import ServerSettings
+from defended_settings.server import ServerSettings, is_loopback
 
 _LOG = logging.getLogger(__name__)
 _VERSION = re.compile(r"[0-9]{1,19}")
