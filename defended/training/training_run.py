@@ -20,7 +20,7 @@ from defended.gloro.gloro_net import GloroNet
 from defended.gloro.reparametrise.chain import chain_of
 from defended.gloro.reparametrise.sharpen import sharpen_bounds
 from defended.training import callbacks
-from defended.training.bfloat16 import BFloat16Training
+from defended.training.bfloat16 import BFloat16Training, bfloat16_or_warning
 from defended.training.optimizers import BiasRateAdam
 from defended.training.training_data import training_data
 from defended_settings.training import TrainingSettings
@@ -80,7 +80,7 @@ def train(
         steps_per_execution=_STEPS_PER_EXECUTION,
     )
     unfinished = directory / _UNFINISHED
-    bfloat16 = settings.bfloat16
+    bfloat16 = settings.bfloat16 and bfloat16_or_warning()
     steering = [*_steering(settings, unfinished), *([BFloat16Training()] if bfloat16 else [])]
     if settings.sharpen or settings.sharpen_every:
         chain_of(model, "sharpen")  # which refuses a network that is not one

@@ -9,7 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -59,16 +59,20 @@ def test_points(data: str, limit: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @contextlib.contextmanager
-def shown_warnings() -> Iterator[None]:
-    """Print the block's warnings that are meant for users as single lines on stderr."""
-    with warnings.catch_warnings(record=True) as caught:
+def shown_warnings(others: bool) -> Iterator[None]:
+    """Print the block's warnings of `defended` as single lines on stderr; `others` are shown as ever, or not at all."""
+    with warnings.catch_warnings():
+        as_ever = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if category.__module__.startswith("defended"):
+                typer.echo(f"note: {message}", err=True)
+            elif others:
+                as_ever(message, category, *place, **more)
+
         warnings.simplefilter("always", UserWarning)
-        try:
-            yield
-        finally:
-            for item in caught:
-                if item.category.__module__.startswith("defended"):
-                    typer.echo(f"note: {item.message}", err=True)
+        warnings.showwarning = show
+        yield
 
 
 def load_tensorflow() -> None:

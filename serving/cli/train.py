@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from defended_cli.app import EXIT_INTERRUPTED
-from defended_cli.common import load_tensorflow
+from defended_cli.common import load_tensorflow, shown_warnings
 from defended_cli.config import Config
 from defended_cli.options import sets
 from defended_settings.training import TrainingSettings
@@ -39,7 +39,8 @@ def train(
     from defended.training.training_run import train as run_training
 
     try:
-        run = run_training(chosen, out)
+        with shown_warnings(others=True):
+            run = run_training(chosen, out)
     except KeyboardInterrupt:
         typer.echo(f"Interrupted. The same command continues the run in {out}.", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
