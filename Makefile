@@ -41,7 +41,7 @@ build/installed: FORCE | $(VENV)/.installed-dev
 	$(BIN)/pip install -qq --no-deps --target build/installed .
 
 types: build/installed
-	cd build/installed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p defended -p defended_cli
+	cd build/installed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p defended -p defended_cli -p defended_settings
 
 notebooks: $(VENV)/.installed-dev
 	$(BIN)/python notebooks/run.py --check

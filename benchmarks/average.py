@@ -15,7 +15,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from defended.gloro.reparametrise.sharpening import sharpen_bounds
+from defended.gloro.reparametrise.sharpen import sharpen_bounds
 from defended.training.training_run import save
 
 

@@ -22,8 +22,8 @@ import numpy as np
 
 from defended import DefendedModel, datasets
 from defended._io import atomic_write_bytes
-from defended.gloro.reparametrise.centring import centre_biases
-from defended.gloro.reparametrise.sharpening import sharpen_bounds
+from defended.gloro.reparametrise.centre import centre_biases
+from defended.gloro.reparametrise.sharpen import sharpen_bounds
 
 IMAGES = 3000
 

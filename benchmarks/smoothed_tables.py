@@ -36,8 +36,9 @@ import tensorflow as tf
 import defended
 from defended._io import atomic_write_bytes, atomic_write_text
 from defended.attacks import CertificateDescent, DegradationAttack, Rate, SmoothedPGD, Susceptibility, susceptibility
+from defended.figure_style import to_png
 from defended.smoothing import CertificationLog, NoisyTrainer, SmoothedNet, read_log, write_log
-from defended.smoothing.figures import Panel, draw_certification, to_png
+from defended.smoothing.figures import Panel, draw_certification
 
 RADII = {0.25: (0.25,), 0.5: (0.25, 0.5)}
 ALPHA = 0.001

@@ -28,7 +28,7 @@ import tensorflow as tf
 
 import defended
 from defended.gloro import rounding
-from defended.gloro.reparametrise.sharpening import sharpen_bounds
+from defended.gloro.reparametrise.sharpen import sharpen_bounds
 
 
 def vra(network: Any, epsilon: float, data: Any, **options: Any) -> float:

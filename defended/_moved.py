@@ -68,6 +68,7 @@ MOVED = {
     "defended.serving.request_log": "defended.serving.clients.request_log",
     "defended.serving.sample": "defended.serving.exporting.sample",
     "defended.serving.saved_model": "defended.serving.exporting.saved_model",
+    "defended.serving.server.settings": "defended_settings.server",
     "defended.serving.serving_files": "defended.serving.exporting.deployment_files",
     "defended.serving.server.examples": "defended.serving.server.classification",
     "defended.serving.signing": "defended.serving.artefacts.signing",
@@ -76,9 +77,9 @@ MOVED = {
     "defended.serving.transports": "defended.serving.clients.transports",
     "defended.serving.warm_up": "defended.serving.exporting.warm_up",
     "defended.training.balance": "defended.gloro.reparametrise.balance",
-    "defended.training.centring": "defended.gloro.reparametrise.centring",
-    "defended.training.chain_layers": "defended.gloro.reparametrise.chain_layers",
-    "defended.training.sharpening": "defended.gloro.reparametrise.sharpening",
+    "defended.training.centring": "defended.gloro.reparametrise.centre",
+    "defended.training.chain_layers": "defended.gloro.reparametrise.chain",
+    "defended.training.sharpening": "defended.gloro.reparametrise.sharpen",
 }
 """Modules by their earlier name."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -24,37 +25,15 @@ def cnn_2c2f(
     input_shape: tuple[int, int, int] = (28, 28, 1), num_classes: int = 10, activation: str = "minmax"
 ) -> keras.Model:
     """Two convolutions (16 and 32 filters, 4x4, stride 2) and two dense layers (100, m): 2C2F of Leino et al. 2021."""
-    return keras.Sequential(
-        [
-            keras.Input(input_shape),
-            _conv(16, 4, 2), _activation(activation),
-            _conv(32, 4, 2), _activation(activation),
-            layers.Flatten(),
-            _dense(100), _activation(activation),
-            _dense(num_classes),
-        ],
-        name="cnn_2c2f",
-    )  # fmt: skip
+    return _network("cnn_2c2f", input_shape, num_classes, activation, [(16, 4, 2), (32, 4, 2)], [100])
 
 
 def cnn_4c3f(
     input_shape: tuple[int, int, int] = (28, 28, 1), num_classes: int = 10, activation: str = "minmax"
 ) -> keras.Model:
     """Four convolutions (32, 32, 64, 64) and three dense layers (512, 512, m): 4C3F of Leino et al. 2021."""
-    return keras.Sequential(
-        [
-            keras.Input(input_shape),
-            _conv(32, 3, 1), _activation(activation),
-            _conv(32, 4, 2), _activation(activation),
-            _conv(64, 3, 1), _activation(activation),
-            _conv(64, 4, 2), _activation(activation),
-            layers.Flatten(),
-            _dense(512), _activation(activation),
-            _dense(512), _activation(activation),
-            _dense(num_classes),
-        ],
-        name="cnn_4c3f",
-    )  # fmt: skip
+    convolutions = [(32, 3, 1), (32, 4, 2), (64, 3, 1), (64, 4, 2)]
+    return _network("cnn_4c3f", input_shape, num_classes, activation, convolutions, [512, 512])
 
 
 def cnn_6c2f(
@@ -65,37 +44,15 @@ def cnn_6c2f(
     Every second convolution is 4x4 with stride 2, the others 3x3. In the code published with the paper only the third
     and the sixth have a stride, which makes that net three times as large.
     """
-    return keras.Sequential(
-        [
-            keras.Input(input_shape),
-            _conv(32, 3, 1), _activation(activation),
-            _conv(32, 4, 2), _activation(activation),
-            _conv(64, 3, 1), _activation(activation),
-            _conv(64, 4, 2), _activation(activation),
-            _conv(64, 3, 1), _activation(activation),
-            _conv(64, 4, 2), _activation(activation),
-            layers.Flatten(),
-            _dense(512), _activation(activation),
-            _dense(num_classes),
-        ],
-        name="cnn_6c2f",
-    )  # fmt: skip
+    convolutions = [(32, 3, 1), (32, 4, 2), (64, 3, 1), (64, 4, 2), (64, 3, 1), (64, 4, 2)]
+    return _network("cnn_6c2f", input_shape, num_classes, activation, convolutions, [512])
 
 
 def dense_small(
     input_shape: tuple[int, ...] = (8, 8, 1), num_classes: int = 10, activation: str = "minmax", units: int = 64
 ) -> keras.Model:
     """Two hidden dense layers, for small images such as scikit-learn's digits."""
-    return keras.Sequential(
-        [
-            keras.Input(input_shape),
-            layers.Flatten(),
-            _dense(units), _activation(activation),
-            _dense(units), _activation(activation),
-            _dense(num_classes),
-        ],
-        name="dense_small",
-    )  # fmt: skip
+    return _network("dense_small", input_shape, num_classes, activation, [], [units, units])
 
 
 def liresnet(
@@ -119,27 +76,37 @@ def liresnet(
     blocks = []
     for _ in range(depth):
         blocks += [LiResNetBlock(3, residual_scale=depth**-0.5), _activation(activation)]
-    return keras.Sequential(
-        [
-            keras.Input(input_shape),
-            _conv(width, 5, 2), _activation(activation),
-            *blocks,
-            _conv(2 * width, 4, 4), _activation(activation),
-            layers.Flatten(),
-            _dense(units), _activation(activation),
-            _dense(num_classes),
-        ],
-        name="liresnet",
-    )  # fmt: skip
+    # The blocks are made first: the numbers in their layers' names, and initial weights, are those of saved networks.
+    body = [_conv(width, 5, 2), _activation(activation), *blocks]
+    return _network("liresnet", input_shape, num_classes, activation, [(2 * width, 4, 4)], [units], body)
 
 
-def _conv(filters: int, size: int, stride: int) -> Any:
+def _network(
+    name: str,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    activation: str,
+    convolutions: Sequence[tuple[int, int, int]],
+    hidden: Sequence[int],
+    body: Sequence[keras.Layer] = (),
+) -> keras.Model:
+    """Return `body`, convolutions (filters, size, stride), dense layers of `hidden` units, and the logits, in a row."""
+    parts: list[Any] = [keras.Input(input_shape), *body]
+    for filters, size, stride in convolutions:
+        parts += [_conv(filters, size, stride), _activation(activation)]
+    parts.append(layers.Flatten())
+    for units in hidden:
+        parts += [_dense(units), _activation(activation)]
+    return keras.Sequential([*parts, _dense(num_classes)], name=name)
+
+
+def _conv(filters: int, size: int, stride: int) -> keras.Layer:
     return layers.Conv2D(filters, size, strides=stride, padding="same", kernel_initializer="orthogonal")
 
 
-def _dense(units: int) -> Any:
+def _dense(units: int) -> keras.Layer:
     return layers.Dense(units, kernel_initializer="orthogonal")
 
 
-def _activation(name: str) -> Any:
+def _activation(name: str) -> keras.Layer:
     return MinMax() if name == "minmax" else layers.Activation(name)

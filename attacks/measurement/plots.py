@@ -8,31 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from defended.attacks.core.checks import Array
+from defended.figure_style import COLOURS, GRID, INK, NORMS, STYLE, draw_bracket, draw_frame
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from defended.attacks.measurement.result import Susceptibility
-
-# Colours on paper; a page may replace them by its own.
-INK, MUTED, GRID, PAPER = "#1c2430", "#5b6676", "#d8dee6", "#fefefe"
-COLOURS = ("#0b62b8", "#c2410c", "#0f766e", "#7c3aed", "#a16207", "#be185d")
-
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "defended",
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "figure.dpi": 100,
-}
-
-NORMS = {"l2": "ℓ₂", "linf": "ℓ∞"}
 
 
 def plot_vra(results: Susceptibility | Mapping[str, Susceptibility], radii: Any = None) -> Figure:
@@ -49,7 +31,7 @@ def plot_vra(results: Susceptibility | Mapping[str, Susceptibility], radii: Any 
         records = result.records
         right = np.equal(records.label, records.predicted)
         axes.plot(radii, 100 * _share_above(records.radius[right], radii, len(right)), color=colour, label=name, lw=2.2)
-        _bar(axes, result.epsilon, 100 * result.vra_under_attack, 100 * result.vra, colour)
+        draw_bracket(axes, result.epsilon, 100 * result.vra_under_attack, 100 * result.vra, colour)
     return _finished(figure, axes, named)
 
 
@@ -63,7 +45,7 @@ def plot_fpr(results: Susceptibility | Mapping[str, Susceptibility], radii: Any 
     figure, axes, radii, named = _axes(results, radii, "FPR, % of answers, at most")
     for colour, (name, result) in zip(COLOURS * len(named), named.items(), strict=False):
         axes.plot(radii, 100 * fpr_upper_curve(result.records.radius, radii), color=colour, label=name, lw=2.2)
-        _bar(axes, result.epsilon, 100 * result.fpr_lower, 100 * result.fpr_upper, colour)
+        draw_bracket(axes, result.epsilon, 100 * result.fpr_lower, 100 * result.fpr_upper, colour)
     return _finished(figure, axes, named)
 
 
@@ -135,9 +117,7 @@ def _axes(results: Any, radii: Any, label: str) -> tuple[Figure, Axes, Array, di
         figure = Figure(figsize=(7.6, 4.0), layout="constrained")
         axes = figure.add_subplot()
     axes.set(xlim=(0, radii[-1]), ylim=(0, 100), xlabel=f"radius ε ({NORMS[norms.pop()]}, input units)", ylabel=label)
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(length=0)
+    draw_frame(axes)
     return figure, axes, radii, named
 
 
@@ -145,11 +125,6 @@ def _finished(figure: Figure, axes: Axes, named: Mapping[str, Any]) -> Figure:
     if list(named) != [""]:
         axes.legend(frameon=False)
     return figure
-
-
-def _bar(axes: Axes, epsilon: float, low: float, high: float, colour: str) -> None:
-    axes.plot([epsilon, epsilon], [low, high], color=colour, linewidth=5, alpha=0.35, solid_capstyle="butt")
-    axes.plot([epsilon], [low], color=colour, marker="D", markersize=6)
 
 
 def _share_above(radius: Array, radii: Array, among: int) -> Array:

@@ -16,6 +16,7 @@ from defended.attacks.measurement.plots import fpr_upper_curve, plot_pairs
 from defended.attacks.paper.reproduction import Finding, Reproduction
 from defended.attacks.paper.settings import Settings, open_net
 from defended.exceptions import NotHereError
+from defended.figure_style import COLOURS, MUTED, draw_frame, to_png
 from defended.statistics.intervals import Rate
 
 POINTS = 2000
@@ -187,8 +188,6 @@ def _draw(series: dict[str, tuple[float, Any, Any]]) -> tuple[bytes | None, dict
         return None, {}
     from matplotlib.figure import Figure
 
-    from defended.smoothing.figures import to_png
-
     panels = sorted({name.split(",")[0] for name in series})
     figure = Figure(figsize=(4.4 * len(panels), 6.2), layout="constrained")
     grid = figure.subplots(2, len(panels), squeeze=False)
@@ -201,7 +200,7 @@ def _draw(series: dict[str, tuple[float, Any, Any]]) -> tuple[bytes | None, dict
         for name, (_, radius, right) in chosen.items():
             label = name.split(", ", 1)[1]
             style: dict[str, Any] = {
-                "ls": "-" if "ours" in name else "--", "color": "#0b6e99" if "2 eps" in name else "#b3541e",
+                "ls": "-" if "ours" in name else "--", "color": COLOURS[0] if "2 eps" in name else COLOURS[1],
             }  # fmt: skip
             ordered = np.sort(radius[right])
             vra = (len(ordered) - np.searchsorted(ordered, radii, side="right")) / len(radius)
@@ -213,18 +212,15 @@ def _draw(series: dict[str, tuple[float, Any, Any]]) -> tuple[bytes | None, dict
         grid[0, column].set_title(panel, loc="left", fontweight="bold", fontsize=10)
         for row, what in enumerate(("VRA, % of inputs", "FPR, % of answers, at most")):
             axes = grid[row, column]
-            axes.axvline(epsilon, color="#888888", lw=0.8, ls=":")
+            axes.axvline(epsilon, color=MUTED, lw=0.8, ls=":")
             axes.set(xlabel="radius ε (ℓ₂)", ylabel=what if column == 0 else "", xlim=(0, 3 * epsilon), ylim=(0, 102))
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(color="#e6e6e6", lw=0.7)
+            draw_frame(axes)
         grid[0, column].legend(frameon=False, fontsize=8, loc="lower left")
     return to_png(figure), curves
 
 
 def figure4(settings: Settings) -> Reproduction:
     """Inputs that were answered, and how they look once degraded."""
-    from defended.smoothing.figures import to_png
-
     try:
         x, y = settings.test_points("mnist", 1000)
         model = settings.net("mnist-0.3", "mnist-2c2f-0.3", 0.3)

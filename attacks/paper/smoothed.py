@@ -10,8 +10,9 @@ from defended.attacks.gradient.smoothed_pgd import SmoothedPGD
 from defended.attacks.paper.reproduction import Finding, Reproduction
 from defended.attacks.paper.settings import Settings
 from defended.exceptions import NotHereError
+from defended.figure_style import to_png
 from defended.smoothing.bounds import radius_ceiling
-from defended.smoothing.figures import Panel, curves, draw_certification, to_png
+from defended.smoothing.figures import Panel, curves, draw_certification
 from defended.smoothing.logs import read_log
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -42,11 +43,9 @@ class RandomAffine:
         seed: int | None = None,
     ):
         limits = {"turn": turn, "shear": shear, "zoom": zoom, "shift": shift, "share": share}
-        for name, value in limits.items():
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"`{name}` is a largest change, so at least 0, as 0.05. Received: {value}")
-        if zoom >= 1 or share > 1:
-            raise ValueError(f"`zoom` must be below 1, and `share` at most 1. Received: zoom={zoom}, share={share}")
+        _check_sizes(limits)
+        if zoom >= 1:
+            raise ValueError(f"`zoom` must be below 1. Received: {zoom}")
         self.turn, self.shear, self.zoom, self.shift, self.share = limits.values()
         self._seeds = keras.random.SeedGenerator(seed)
 
@@ -92,8 +91,7 @@ class RandomElastic(RandomAffine):
 
     def __init__(self, bend: float = 0.6, nodes: int = 5, **affine: Any):
         super().__init__(**affine)
-        if not (math.isfinite(bend) and bend >= 0):
-            raise ValueError(f"`bend` is a standard deviation in pixels, so at least 0, as 0.6. Received: {bend}")
+        _check_sizes({"bend": bend})
         if nodes < 2:
             raise ValueError(f"`nodes` must be 2 or more to a side. Received: {nodes}")
         self.bend, self.nodes = bend, nodes
@@ -140,11 +138,7 @@ class RandomExposure:
         seed: int | None = None,
     ):
         limits = {"brightness": brightness, "contrast": contrast, "blur": blur, "share": share}
-        for name, value in limits.items():
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"`{name}` is a largest change, so at least 0, as 0.1. Received: {value}")
-        if share > 1:
-            raise ValueError(f"`share` must be at most 1. Received: {share}")
+        _check_sizes(limits)
         self.brightness, self.contrast, self.blur, self.share = limits.values()
         self._seeds = keras.random.SeedGenerator(seed)
 
@@ -161,6 +155,15 @@ class RandomExposure:
         mean = ops.mean(images, axis=(1, 2, 3), keepdims=True)
         scale = ops.exp(within(-self.contrast, self.contrast))
         return ops.clip(mean + scale * (images - mean) + within(-self.brightness, self.brightness), 0.0, 1.0)
+
+
+def _check_sizes(sizes: Mapping[str, float]) -> None:
+    """Raise a ValueError for the size of a change that is negative or not finite, and for a share above 1."""
+    for name, value in sizes.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"`{name}` must be finite and at least 0, such as 0.1. Received: {value}")
+    if sizes.get("share", 0) > 1:
+        raise ValueError(f"`share` must be at most 1. Received: {sizes['share']}")
 
 
 def _centre(images: Any) -> tuple[float, float]:

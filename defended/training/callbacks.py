@@ -14,14 +14,25 @@ import numpy as np
 from defended._io import atomic_write_text
 from defended.defended_model import DefendedModel
 from defended.gloro.reparametrise.balance import BalanceLayers
+from defended.gloro.reparametrise.sharpen import sharpen_bounds
 from defended.training import metrics
 from defended.training.schedules import check_schedule, interpolate
 
 
 class _Scheduled(keras.callbacks.Callback):
-    """Sets a scalar of the model by the numbers of epoch and batch alone: so `fit` can resume."""
+    """Sets a scale of the model by the numbers of epoch and batch alone: so `fit` can resume."""
 
-    def __init__(self, schedule: str, start: float, end: float, ramp: float, by_batch: bool = False):
+    scale: str
+    """The model's variable; 1 after training."""
+
+    def __init__(
+        self,
+        schedule: str = "linear",
+        start: float = 0.0,
+        end: float = 1.0,
+        ramp: float = 0.5,
+        by_batch: bool = False,
+    ):
         super().__init__()
         check_schedule(schedule)
         if not 0 < ramp <= 1:
@@ -38,7 +49,7 @@ class _Scheduled(keras.callbacks.Callback):
         super().set_model(model)
 
     def value(self, epoch: int, epochs: int, done: float = 1.0) -> float:
-        """The value for an epoch, counted from 0, of which the share `done` has passed."""
+        """Return the value for an epoch, counted from 0, of which the share `done` has passed."""
         moving = max(self.ramp * epochs, 1.0)
         return interpolate(self.schedule, self.start, self.end, (epoch + done) / moving)
 
@@ -51,8 +62,11 @@ class _Scheduled(keras.callbacks.Callback):
         if self.by_batch and steps:
             self._assign(self.value(self._epoch, self.params.get("epochs") or 1, batch / steps))
 
+    def on_train_end(self, logs: Any = None) -> None:
+        self._assign(1.0)
+
     def _assign(self, value: float) -> None:
-        raise NotImplementedError
+        getattr(self.model, self.scale).assign(value)
 
 
 class EpsilonSchedule(_Scheduled):
@@ -66,21 +80,7 @@ class EpsilonSchedule(_Scheduled):
         by_batch: move with every batch, and not with every epoch: interval bounds, loose at first, need small steps.
     """
 
-    def __init__(
-        self,
-        schedule: str = "linear",
-        start: float = 0.0,
-        end: float = 1.0,
-        ramp: float = 0.5,
-        by_batch: bool = False,
-    ):
-        super().__init__(schedule, start, end, ramp, by_batch)
-
-    def _assign(self, value: float) -> None:
-        self.model.radius_scale.assign(value)
-
-    def on_train_end(self, logs: Any = None) -> None:
-        self.model.radius_scale.assign(1.0)
+    scale = "radius_scale"
 
 
 class TradesSchedule(_Scheduled):
@@ -89,21 +89,7 @@ class TradesSchedule(_Scheduled):
     Args: as for `EpsilonSchedule`.
     """
 
-    def __init__(
-        self,
-        schedule: str = "linear",
-        start: float = 0.0,
-        end: float = 1.0,
-        ramp: float = 0.5,
-        by_batch: bool = False,
-    ):
-        super().__init__(schedule, start, end, ramp, by_batch)
-
-    def _assign(self, value: float) -> None:
-        self.model.robust_weight_scale.assign(value)
-
-    def on_train_end(self, logs: Any = None) -> None:
-        self.model.robust_weight_scale.assign(1.0)
+    scale = "robust_weight_scale"
 
 
 class RadiusDoubling(EpsilonSchedule):
@@ -219,8 +205,6 @@ class SharpenBounds(keras.callbacks.Callback):
         self.every, self.steps = int(every), int(steps)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        from defended.gloro.reparametrise.sharpening import sharpen_bounds
-
         # At an epoch's beginning, so that a run that resumes there does what the one that was killed would have done.
         if epoch == 0 or epoch % self.every or sharpen_bounds(self.model, steps=self.steps) == 1.0:
             return

@@ -29,7 +29,7 @@ def check_labels(y: np.ndarray[Any, Any], num_classes: int) -> None:
 
 
 def checked_dataset(data: Any, num_classes: int) -> Any:
-    """A `tf.data.Dataset` of `(x, y, ...)` whose labels stop the run when they are out of range; other data unchanged.
+    """Return a `tf.data.Dataset` of `(x, y, ...)` whose labels stop the run when out of range; other data unchanged.
 
     The check runs in the input pipeline: XLA, which compiles the training step, drops assertions.
     """
@@ -52,12 +52,12 @@ def checked_dataset(data: Any, num_classes: int) -> Any:
 
 
 def is_dense(y_true: Any) -> bool:
-    """Whether labels are rows of probabilities `[batch, m]`, and not class numbers `[batch]` or `[batch, 1]`."""
+    """Return whether labels are rows of probabilities `[batch, m]`, and not class numbers `[batch]` or `[batch, 1]`."""
     return len(y_true.shape) == 2 and y_true.shape[-1] != 1
 
 
 def sparse_labels(y_true: Any, num_classes: int) -> tuple[Any, Any]:
-    """Class numbers `[batch]` int32, clipped to [0, m), and `[batch]` bool, whether each was in range."""
+    """Return class numbers `[batch]` int32, clipped to [0, m), and `[batch]` bool, whether each was in range."""
     if is_dense(y_true):
         if y_true.shape[-1] != num_classes:
             raise ValueError(
@@ -71,7 +71,7 @@ def sparse_labels(y_true: Any, num_classes: int) -> tuple[Any, Any]:
 
 
 def soft_labels(y_true: Any, num_classes: int) -> Any:
-    """Rows of probabilities `[batch, m]` float32; NaN for class numbers outside [0, m)."""
+    """Return rows of probabilities `[batch, m]` float32; NaN for class numbers outside [0, m)."""
     labels, valid = sparse_labels(y_true, num_classes)
     if is_dense(y_true):
         return ops.cast(y_true, "float32")

@@ -13,6 +13,34 @@ from defended.training.labels import soft_labels, sparse_labels
 _PACKAGE = "defended"
 
 
+class _ModelLoss(keras.losses.Loss):
+    """A loss that reads the model it is computed for, which `compile` attaches to it."""
+
+    reads: str
+    """The model's attribute."""
+    needs: str
+    """The models that have it, in words."""
+
+    def __init__(self, name: str, **kwargs: Any):
+        super().__init__(name=name, **kwargs)
+        self._model: Any = lambda: None
+
+    def attach(self, model: Any) -> None:
+        """Read `model` from now on; `compile` calls it."""
+        if not hasattr(model, self.reads):
+            raise ValueError(f"`{type(self).__name__}` needs a model {self.needs}. Received: {type(model).__name__}")
+        self._model = weakref.ref(model)  # Keras saves what an attribute holds
+
+    def model(self) -> Any:
+        """Return the model; a ValueError where none is attached."""
+        model = self._model()
+        if model is None:
+            raise ValueError(
+                f"`{type(self).__name__}` is not attached to a model. Pass it to `model.compile(loss=...)`."
+            )
+        return model
+
+
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class Crossentropy(keras.losses.Loss):
     """Cross-entropy of the softmax over the m classes and ⊥ (Leino et al. 2021, section 3.3)."""
@@ -25,7 +53,7 @@ class Crossentropy(keras.losses.Loss):
 
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
-class Trades(keras.losses.Loss):
+class Trades(_ModelLoss):
     """`CE(y, p) + weight * D(p, q)`, p the softmax without ⊥ and q with it (Leino et al. 2021, section 3.3).
 
     The first term asks for the right answer, the second for a certified one, right or wrong. For `divergence="kl"` it
@@ -37,6 +65,9 @@ class Trades(keras.losses.Loss):
         divergence: `"kl"` or `"crossentropy"`.
     """
 
+    reads = "robust_weight_scale"
+    needs = "with a weight of the robust term, a DefendedModel"
+
     def __init__(self, weight: float = 1.0, divergence: str = "kl", name: str = "trades", **kwargs: Any):
         super().__init__(name=name, **kwargs)
         if divergence not in ("kl", "crossentropy"):
@@ -45,11 +76,6 @@ class Trades(keras.losses.Loss):
             raise ValueError(f"`weight` must not be negative. Received: {weight}")
         self.weight = float(weight)
         self.divergence = divergence
-        self._model: Any = lambda: None
-
-    def attach(self, model: Any) -> None:
-        """Follow the model's `robust_weight_scale`; `compile` calls it."""
-        self._model = weakref.ref(model)  # Keras saves what an attribute holds
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         logits = y_pred[:, :-1]
@@ -68,7 +94,7 @@ class Trades(keras.losses.Loss):
 
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
-class EMMA(keras.losses.Loss):
+class EMMA(_ModelLoss):
     """Efficient margin maximisation (Hu et al. 2023, section 4): every rival gets the room it is nearly able to defend.
 
     Cross-entropy over `y_i + e_i * K_ti` for the true class t, with `e_i = clip((y_t - y_i) / K_ti, eps / 100, eps)`
@@ -78,20 +104,14 @@ class EMMA(keras.losses.Loss):
     It needs the model's Lipschitz constants for the *true* class: `compile` attaches it.
     """
 
+    reads = "lipschitz_rows"
+    needs = "with Lipschitz constants"
+
     def __init__(self, name: str = "emma", **kwargs: Any):
         super().__init__(name=name, **kwargs)
-        self._model: Any = lambda: None
-
-    def attach(self, model: Any) -> None:
-        """Read the Lipschitz constants of this model; `compile` calls it."""
-        if not hasattr(model, "lipschitz_rows"):
-            raise ValueError(f"`EMMA` needs a model with Lipschitz constants. Received: {type(model).__name__}")
-        self._model = weakref.ref(model)  # Keras saves what an attribute holds
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        model = self._model()
-        if model is None:
-            raise ValueError("`EMMA` is not attached to a model. Pass it to `model.compile(loss=...)`.")
+        model = self.model()
         logits = y_pred[:, :-1]
         labels, valid = sparse_labels(y_true, logits.shape[-1])
         epsilon = ops.convert_to_tensor(model.epsilon) * ops.convert_to_tensor(model.radius_scale)
@@ -106,7 +126,7 @@ class EMMA(keras.losses.Loss):
 
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
-class CertifiedCrossentropy(keras.losses.Loss):
+class CertifiedCrossentropy(_ModelLoss):
     """Cross-entropy of the worst logits that the bounds allow: the robust loss of Wong and Kolter 2018, equation 14.
 
     With `b_i` the lower bound on `y_t - y_i` over the ball, for the true class t, the worst case has logits `-b_i`, and
@@ -120,28 +140,17 @@ class CertifiedCrossentropy(keras.losses.Loss):
         weight: share of the worst case, in [0, 1]; `callbacks.TradesSchedule` moves it as a multiple of this.
     """
 
+    reads = "worst_case_logits"
+    needs = "that bounds differences of logits, such as PolytopeNet"
+
     def __init__(self, weight: float = 1.0, name: str = "certified_crossentropy", **kwargs: Any):
         super().__init__(name=name, **kwargs)
         if not 0 <= weight <= 1:
             raise ValueError(f"`weight` must lie in [0, 1]. Received: {weight}")
         self.weight = float(weight)
-        self._model: Any = lambda: None
-
-    def attach(self, model: Any) -> None:
-        """Read the bounds of this model; `compile` calls it."""
-        if not hasattr(model, "worst_case_logits"):
-            raise ValueError(
-                f"`CertifiedCrossentropy` needs a model that bounds differences of logits, such as PolytopeNet. "
-                f"Received: {type(model).__name__}"
-            )
-        self._model = weakref.ref(model)  # Keras saves what an attribute holds
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        model = self._model()
-        if model is None:
-            raise ValueError(
-                "`CertifiedCrossentropy` is not attached to a model. Pass it to `model.compile(loss=...)`."
-            )
+        model = self.model()
         m = y_pred.shape[-1] - 1
         targets = soft_labels(y_true, m)
         labels, _ = sparse_labels(y_true, m)
@@ -154,7 +163,7 @@ class CertifiedCrossentropy(keras.losses.Loss):
 
 
 def resolve_loss(loss: Any, model: Any) -> Any:
-    """A loss from its shorthand, attached to the model.
+    """Return a loss from its shorthand, attached to the model.
 
     `"crossentropy"`, `"trades_kl"`, `"trades_ce"`, `"emma"` and `"certified_crossentropy"`, each with an optional
     `"sparse_"` before it and, for TRADES, a weight behind it (`"trades_kl.1.5"`). Keras's own cross-entropy names

@@ -42,7 +42,7 @@ class _Rate(keras.metrics.Mean):
         raise NotImplementedError
 
     def certified(self, y_pred: Any, radius_scale: float | None = None) -> Any:
-        """`[batch]` bool: answered at `radius_scale * epsilon`."""
+        """Return `[batch]` bool, whether each input is answered at `radius_scale * epsilon`."""
         scale = self.radius_scale if radius_scale is None else radius_scale
         model = self._model()
         if model is None:
@@ -136,7 +136,7 @@ _BY_NAME: dict[str, Any] = {
 
 
 def resolve_metrics(metrics: Any, model: Any) -> Any:
-    """Metrics from their names, attached to the model; other names and objects are Keras's business."""
+    """Return metrics from their names, attached to the model; other names and objects are Keras's business."""
     if metrics is None:
         return None
     if isinstance(metrics, dict):

@@ -9,7 +9,7 @@ Schedule = Literal["fixed", "linear", "log"]
 
 
 def interpolate(schedule: str, start: float, end: float, progress: float) -> float:
-    """The value at `progress` in [0, 1]; beyond 1 it stays at `end`.
+    """Return the value at `progress` in [0, 1]; beyond 1 it stays at `end`.
 
     `"fixed"` is `end` from the first moment. `"linear"` is the straight line. `"log"` is
     `log(exp(start) + progress * (exp(end) - exp(start)))`, fast first and slow later, as in the GloRo paper's training.
@@ -29,6 +29,6 @@ def interpolate(schedule: str, start: float, end: float, progress: float) -> flo
 
 
 def check_schedule(schedule: str) -> None:
-    """Raises `ValueError` for a name that `interpolate` does not know."""
+    """Raise a ValueError for a name that `interpolate` does not know."""
     if schedule not in ("fixed", "linear", "log"):
         raise ValueError(f"`schedule` must be 'fixed', 'linear' or 'log'. Received: {schedule!r}")

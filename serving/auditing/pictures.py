@@ -9,27 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from defended.attacks.measurement.plots import (
-    COLOURS,
-    GRID,
-    INK,
-    MUTED,
-    NORMS,
-    PAPER,
-    STYLE,
-    as_picture,
-    draw_pairs,
-    strongest_channel,
-)
+from defended.attacks.measurement.plots import as_picture, draw_pairs, strongest_channel
+from defended.figure_style import FPR, GRID, INK, MUTED, NORMS, PAPER, STYLE, VRA, draw_bracket, draw_frame
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from defended.serving.auditing.report import AuditReport
 
-# Colours on paper, and the page's variable for each: inside the page the figures follow its light or dark scheme.
-_VRA, _FPR = COLOURS[:2]
-_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--card", _VRA: "--vra", _FPR: "--fpr"}
+# The page's variable for each colour: inside the page the figures follow its light or dark scheme.
+_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--card", VRA: "--vra", FPR: "--fpr"}
 
 
 def draw_radius_curves(report: AuditReport, narrow: bool = False) -> Figure | None:
@@ -48,7 +37,7 @@ def draw_radius_curves(report: AuditReport, narrow: bool = False) -> Figure | No
         figure = Figure(figsize=(4.4, 4.0) if narrow else (8.6, 4.2), layout="constrained")
         axes = figure.add_subplot()
         ends = []
-        for values, colour, name in ((curves.vra, _VRA, "VRA"), (curves.fpr_upper, _FPR, "FPR, at most")):
+        for values, colour, name in ((curves.vra, VRA, "VRA"), (curves.fpr_upper, FPR, "FPR, at most")):
             percent = 100 * np.array([np.nan if value is None else value for value in values])
             axes.plot(radius, percent, color=colour, linewidth=2.2)
             known = np.flatnonzero(np.isfinite(percent))
@@ -70,11 +59,10 @@ def draw_radius_curves(report: AuditReport, narrow: bool = False) -> Figure | No
         lower, upper = report.best_fpr_lower, report.fpr_upper
         if lower is not None and upper is not None and upper.total:
             low, high = 100 * lower, 100 * upper
-            axes.plot([epsilon, epsilon], [low, high], color=_FPR, linewidth=5, alpha=0.35, solid_capstyle="butt")
-            axes.plot([epsilon], [low], color=_FPR, marker="D", markersize=6)
+            draw_bracket(axes, epsilon, low, high, FPR)
             axes.annotate(
                 f"forced: {low:.1f} %", (epsilon, low), xytext=(10, 14 if low < 8 else 0),
-                textcoords="offset points", color=_FPR, va="center", fontsize=9,
+                textcoords="offset points", color=FPR, va="center", fontsize=9,
                 bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.5},
             )  # fmt: skip
         axes.set(
@@ -85,9 +73,7 @@ def draw_radius_curves(report: AuditReport, narrow: bool = False) -> Figure | No
             else "radius (input units)",
             ylabel="% of inputs (VRA) · % of answers (FPR)",
         )
-        axes.grid(color=GRID, linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(length=0)
+        draw_frame(axes)
     return figure
 
 
@@ -140,13 +126,6 @@ def _image(values: np.ndarray, low: float, high: float, colours: str) -> str:
     buffer = io.BytesIO()
     imsave(buffer, picture, cmap=colours, vmin=low, vmax=high, format="png", metadata={"Software": ""})
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def to_png(figure: Figure) -> bytes:
-    """Return the figure on white, at 160 dots an inch."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def to_svg(figure: Figure, title: str, description: str) -> str:

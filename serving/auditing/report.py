@@ -239,7 +239,8 @@ class AuditReport:
             The paths, by name: `audit.json`, `report.html`, `junit.xml`; `radius_curves.png` where there are radii, and
             `degraded_pairs.png` where an attack found any.
         """
-        from defended.serving.auditing.pictures import draw_degraded_pairs, draw_radius_curves, to_png
+        from defended.figure_style import to_png
+        from defended.serving.auditing.pictures import draw_degraded_pairs, draw_radius_curves
 
         folder = Path(directory)
         pictures = {"radius_curves.png": draw_radius_curves(self), "degraded_pairs.png": draw_degraded_pairs(self)}

@@ -9,9 +9,12 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
+
+from defended_cli.options import option_for
+from defended_settings.training import TrainingSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,13 +23,7 @@ if TYPE_CHECKING:
 
 TOKEN = "DEFENDED_TOKEN"  # noqa: S105  (the name of the variable that holds a server's token)
 
-Data = Annotated[
-    str,
-    typer.Option(
-        help="digits (8x8, from scikit-learn), mnist, fashion_mnist, or a file with x_train, y_train, x_test, y_test.",
-        metavar="NAME|FILE.npz",
-    ),
-]
+Data: TypeAlias = option_for(TrainingSettings, "data")  # type: ignore[valid-type]
 Limit = Annotated[int, typer.Option(min=0, help="Use the first so many test points; 0 means all.")]
 ModelFile = Annotated[
     Path, typer.Argument(metavar="MODEL.keras", help="A defended model, as `defended train` writes it.")
@@ -34,9 +31,9 @@ ModelFile = Annotated[
 
 
 def open_model(path: Path) -> DefendedModel:
-    """Load a defended model, or say why the file is none."""
+    """Load a defended model, or say why the file does not hold one."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file. `defended train --out DIR` writes DIR/model.keras.")
+        raise FileNotFoundError(f"{path} is not a file. `defended train --out DIR` writes DIR/model.keras.")
     load_tensorflow()
     import keras
 
@@ -62,16 +59,20 @@ def test_points(data: str, limit: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @contextlib.contextmanager
-def shown_warnings() -> Iterator[None]:
-    """Print the block's warnings that are meant for users as single lines on stderr."""
-    with warnings.catch_warnings(record=True) as caught:
+def shown_warnings(others: bool) -> Iterator[None]:
+    """Print the block's warnings of `defended` as single lines on stderr; `others` are shown as ever, or not at all."""
+    with warnings.catch_warnings():
+        as_ever = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if category.__module__.startswith("defended"):
+                typer.echo(f"note: {message}", err=True)
+            elif others:
+                as_ever(message, category, *place, **more)
+
         warnings.simplefilter("always", UserWarning)
-        try:
-            yield
-        finally:
-            for item in caught:
-                if item.category.__module__.startswith("defended"):
-                    typer.echo(f"note: {item.message}", err=True)
+        warnings.showwarning = show
+        yield
 
 
 def load_tensorflow() -> None:

@@ -68,7 +68,7 @@ def export(
     from defended import serving
 
     version = version or serving.next_version(to, name)
-    with shown_warnings():
+    with shown_warnings(others=False):
         path = serving.export(
             defended_model,
             to,

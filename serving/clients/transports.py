@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import time
 from collections.abc import Mapping
@@ -202,14 +201,6 @@ class GrpcTransport:
             code = error.code()
             busy = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
             raise ClientError(code.name, error.details() or "no details", is_retryable=code in busy) from error
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is on this machine; a name other than `localhost` may be anywhere."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _body(x: np.ndarray, signature: str) -> bytes:

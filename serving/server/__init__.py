@@ -7,6 +7,6 @@ with running("models") as server:
 """
 
 from defended.serving.server.app import Server, running, serve_until_told
-from defended.serving.server.settings import ServerSettings
+from defended_settings.server import ServerSettings
 
 __all__ = ["Server", "ServerSettings", "running", "serve_until_told"]

@@ -20,8 +20,8 @@ from defended.serving.server.inference import Inference
 from defended.serving.server.metrics import Metrics
 from defended.serving.server.rest import RestApi
 from defended.serving.server.security import tls_context
-from defended.serving.server.settings import ServerSettings
 from defended.serving.server.store import ModelStore
+from defended_settings.server import ServerSettings
 
 _LOG = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from defended.exceptions import Code, ServingError
 from defended.serving.clients.request_log import RequestLog
 from defended.serving.server.metrics import Metrics
 from defended.serving.server.models import ModelVersion
-from defended.serving.server.settings import ServerSettings
 from defended.serving.server.store import ModelStore
+from defended_settings.server import ServerSettings
 
 _LOG = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from defended.serving.artefacts.tensor_info import SignatureInfo, TensorInfo, wo
 from defended.serving.server.batching import Batcher
 from defended.serving.server.errors import invalid, wrong_shape, wrong_type
 from defended.serving.server.metrics import Metrics
-from defended.serving.server.settings import ServerSettings
+from defended_settings.server import ServerSettings
 
 DEFAULT_SIGNATURE = "serving_default"
 

@@ -1,4 +1,4 @@
-"""Who may reach a server: loopback by default, elsewhere only with TLS and a token."""
+"""The token that requests carry, and TLS."""
 
 from __future__ import annotations
 
@@ -6,31 +6,6 @@ import hmac
 import ssl
 from pathlib import Path
 from typing import Any
-
-from defended.serving.clients.transports import is_loopback
-
-_SHORTEST_TOKEN = 16
-
-
-def check_exposure(host: str, certificate: Path | None, key: Path | None, token: str | None) -> None:
-    """Refuse to listen where other machines connect without TLS and a token.
-
-    Raises:
-        ValueError: they are missing, or do not fit together.
-    """
-    if (certificate is None) != (key is None):
-        raise ValueError("TLS takes both files: give `certificate` and `key`, or neither.")
-    if token is not None and (len(token) < _SHORTEST_TOKEN or not token.isascii() or not token.isprintable()):
-        raise ValueError(
-            f"`token` must be at least {_SHORTEST_TOKEN} printable ASCII characters, drawn at random, such as the "
-            "output of: python -c 'import secrets; print(secrets.token_urlsafe(32))'."
-        )
-    missing = [name for name, value in (("certificate", certificate), ("key", key), ("token", token)) if value is None]
-    if missing and not is_loopback(host):
-        raise ValueError(
-            f"`host` {host!r} is reached from other machines, so TLS and a bearer token are needed; missing: "
-            f"{', '.join(missing)}. Give them, or listen on 127.0.0.1."
-        )
 
 
 def read_token(path: Path) -> str:

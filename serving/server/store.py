@@ -13,11 +13,11 @@ from pathlib import Path
 from defended.exceptions import Code, ServingError
 from defended.serving.artefacts.artefact import load
 from defended.serving.artefacts.manifest import MAX_VERSION, NAME
-from defended.serving.clients.transports import is_loopback
 from defended.serving.server.errors import invalid
 from defended.serving.server.metrics import Metrics
 from defended.serving.server.models import ModelVersion
-from defended.serving.server.settings import ServerSettings
+from defended_settings.addresses import is_loopback
+from defended_settings.server import ServerSettings
 
 _LOG = logging.getLogger(__name__)
 _VERSION = re.compile(r"[0-9]{1,19}")

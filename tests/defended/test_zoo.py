@@ -2,6 +2,7 @@
 
 import os
 
+import keras
 import numpy as np
 import pytest
 
@@ -26,6 +27,24 @@ def test_sizes_by_hand(build, parameters):
     network = build()
     assert network.count_params() == parameters
     assert GloroNet(network, epsilon=0.1).num_classes == 10
+
+
+def test_layers_have_the_names_and_order_of_saved_networks():
+    """A network's digest, and initial weights under a seed, hang on both."""
+    conv = lambda number: [f"conv2d{f'_{number}' if number else ''}", f"min_max{f'_{number}' if number else ''}"]  # noqa: E731
+    keras.backend.clear_session()
+    assert [layer.name for layer in zoo.cnn_4c3f().layers] == [
+        *conv(0), *conv(1), *conv(2), *conv(3), "flatten", "dense", "min_max_4", "dense_1", "min_max_5", "dense_2",
+    ]  # fmt: skip
+    keras.backend.clear_session()
+    assert [layer.name for layer in zoo.dense_small(units=4).layers] == [
+        "flatten", "dense", "min_max", "dense_1", "min_max_1", "dense_2",
+    ]  # fmt: skip
+    keras.backend.clear_session()
+    assert [layer.name for layer in zoo.liresnet(depth=2, width=4, units=8).layers] == [
+        "conv2d", "min_max_2", "li_res_net_block", "min_max", "li_res_net_block_1", "min_max_1",
+        "conv2d_1", "min_max_3", "flatten", "dense", "min_max_4", "dense_1",
+    ]  # fmt: skip
 
 
 def test_other_shapes_and_activations():

@@ -9,8 +9,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from defended.gloro.gloro_net import GloroNet
-from defended.gloro.reparametrise.chain_layers import HOMOGENEOUS, is_homogeneous
+from defended.gloro.reparametrise.chain import HOMOGENEOUS, chain_of, is_homogeneous
 from defended.layers.minmax import MinMax
 from defended.networks.layer_kinds import AVERAGING, LINEAR, MOVING
 from defended.training.optimizers import BiasRateAdam
@@ -22,7 +21,7 @@ _OPTIMIZERS = (keras.optimizers.Adam, keras.optimizers.AdamW, BiasRateAdam)
 
 
 class BalanceLayers(keras.callbacks.Callback):
-    """After each epoch, scale the layers of a chain into proportion; the function they compute stays the same.
+    """Scales the layers of a chain into proportion after each epoch; the function they compute stays the same.
 
     A GloRo Net's certificate depends on the product of its layers' norms. Adam moves every entry by about the learning
     rate: a small kernel by much of its norm, a large one by little. Over many epochs some layers shrink and others
@@ -38,7 +37,7 @@ class BalanceLayers(keras.callbacks.Callback):
             rows, relative to the others; None: all alike. The product of the norms is left as it is.
 
     Raises:
-        TypeError: the model is not a `GloroNet`, or its optimizer, when training begins, is neither Adam nor AdamW.
+        TypeError: the model is not a `GloroNet`, or its optimizer is neither Adam nor AdamW when training begins.
         ValueError: the network is not such a chain, or has another number of kernels.
     """
 
@@ -50,10 +49,8 @@ class BalanceLayers(keras.callbacks.Callback):
         self._layers: list[Any] = []
 
     def set_model(self, model: Any) -> None:
-        if not isinstance(model, GloroNet):
-            raise TypeError(f"`BalanceLayers` works on a `GloroNet`. Received: {type(model).__name__}")
+        self._layers = _weighted_layers(model)
         super().set_model(model)
-        self._layers = _chain(model)
         if self.proportions is not None and len(self.proportions) != len(self._layers):
             raise ValueError(
                 f"`proportions` needs a value for each layer with a kernel, which are "
@@ -100,10 +97,10 @@ class BalanceLayers(keras.callbacks.Callback):
             variables[index].assign(variables[index] * by)
 
 
-def _chain(model: GloroNet) -> list[Any]:
-    """The layers with a kernel of a network in which factors can move from one to the next."""
+def _weighted_layers(model: Any) -> list[Any]:
+    """Return the layers with a kernel of a network in which factors can move from one to the next."""
     found: list[Any] = []
-    for layer in model._graph.chain("BalanceLayers"):
+    for layer in chain_of(model, "BalanceLayers"):
         if type(layer) in _WEIGHTED and layer.activation in (*LINEAR, *HOMOGENEOUS):
             found.append(layer)
         elif not (type(layer) in _HOMOGENEOUS or is_homogeneous(layer)):

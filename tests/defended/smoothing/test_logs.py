@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from defended.figure_style import to_png
 from defended.smoothing import (
     CertificationLog,
     SmoothedNet,
@@ -15,7 +16,7 @@ from defended.smoothing import (
     read_log,
     write_log,
 )
-from defended.smoothing.figures import Panel, to_png
+from defended.smoothing.figures import Panel
 
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
 ROWS = (

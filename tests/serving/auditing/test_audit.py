@@ -12,8 +12,9 @@ from nets import overclaiming
 
 from defended import GloroNet
 from defended._io import canonical_json
+from defended.figure_style import to_png
 from defended.serving import AgreementError, ArtefactError, audit, export, load
-from defended.serving.auditing.pictures import draw_degraded_pairs, to_png
+from defended.serving.auditing.pictures import draw_degraded_pairs
 from defended.serving.auditing.report_page import percent
 from defended.statistics.intervals import clopper_pearson
 

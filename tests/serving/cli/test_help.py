@@ -160,7 +160,7 @@ def test_debug_shows_the_traceback(run, tmp_path):
     result = run("attack", tmp_path / "none.keras")
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
-    assert "none.keras is no file" in result.stderr
+    assert "none.keras is not a file" in result.stderr
 
 
 def test_an_error_of_many_lines_becomes_one(run, tmp_path):

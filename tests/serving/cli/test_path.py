@@ -109,7 +109,7 @@ def test_training_starts_from_a_network_of_ones_own_and_without_doubling(tmp_pat
     [
         (["--data", "nothing"], "Unknown data set 'nothing'"),
         (["--data", "nothing.npz"], "No data at nothing.npz"),
-        (["--network", "nothing.keras"], "nothing.keras is no file"),
+        (["--network", "nothing.keras"], "nothing.keras is not a file"),
         (["--loss", "trades_kl.x"], "trades_kl.1.5"),
     ],
 )

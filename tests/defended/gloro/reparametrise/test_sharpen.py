@@ -6,8 +6,8 @@ import pytest
 from keras import layers
 
 from defended import GloroNet
-from defended.gloro.reparametrise import sharpening
-from defended.gloro.reparametrise.sharpening import sharpen_bounds
+from defended.gloro.reparametrise import sharpen
+from defended.gloro.reparametrise.sharpen import sharpen_bounds
 from defended.layers import MinMax
 from defended.training.callbacks import SharpenBounds
 
@@ -82,7 +82,7 @@ def test_same_function_smaller_constants(network):
 
 
 def test_the_gradient_is_the_objectives():
-    chain = sharpening._Chain(GloroNet(minmax_net(2), epsilon=0.1))
+    chain = sharpen._Chain(GloroNet(minmax_net(2), epsilon=0.1))
     rng = np.random.default_rng(0)
     at = chain.start() + 0.1 * rng.standard_normal(chain.start().size)
     direction = rng.standard_normal(at.size)
@@ -96,7 +96,7 @@ def test_the_objective_is_the_certificates():
     dense = [keras.Input((6,)), layers.Dense(8), MinMax(), layers.Dense(6), MinMax(), layers.Dense(4)]
     for network, more in ((trained_like(keras.Sequential(dense)), 1e-3), (minmax_net(), 0.4)):
         model = GloroNet(network, epsilon=0.1)
-        chain = sharpening._Chain(model)
+        chain = sharpen._Chain(model)
         certified = np.mean(np.log(model._graph.prove().margins[np.triu_indices(4, 1)]))
         assert certified - 1e-6 < chain.objective(chain.start(), 1e-4)[0] < certified + more
 
@@ -108,7 +108,7 @@ def test_sums_mix_and_differences_do_not():
         [keras.Input((8,)), layers.Dense(8), MinMax(), layers.Dense(8), MinMax(), layers.Dense(3)]
     )
     tangled = np.eye(4) + np.triu(np.full((4, 4), 0.7), 1)
-    basis = sharpening._sums_and_differences(8)
+    basis = sharpen._sums_and_differences(8)
     change = np.eye(8)
     change[:4, :4] = tangled
     change = basis.T @ change @ basis
@@ -202,7 +202,7 @@ def test_sharpening_during_training_falls_between_epochs(monkeypatch):
     class Watch(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             moments = sum(float(np.abs(value).sum()) for value in map(np.asarray, momentums(model)))
-            seen.append((np.asarray(model.network(x)), sharpening._constants(model).mean(), moments))
+            seen.append((np.asarray(model.network(x)), sharpen._constants(model).mean(), moments))
 
     model.fit(x, y, epochs=5, batch_size=16, verbose=0, callbacks=[Watch(), SharpenBounds(every=2), Watch()])
     for epoch in range(5):

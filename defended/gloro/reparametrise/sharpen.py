@@ -12,7 +12,7 @@ from keras import layers
 
 from defended.gloro.gloro_net import GloroNet
 from defended.gloro.operators import Conv2DOperator, in_float64
-from defended.gloro.reparametrise.chain_layers import HOMOGENEOUS, is_homogeneous, maps_channels
+from defended.gloro.reparametrise.chain import HOMOGENEOUS, chain_of, is_homogeneous, maps_channels
 from defended.layers.minmax import MinMax
 from defended.networks.layer_kinds import AVERAGING, INERT, LINEAR
 from defended.numerics.convolution_norms import torus_blocks
@@ -63,8 +63,6 @@ def sharpen_bounds(model: GloroNet, *, steps: int = 25) -> float:
     from scipy.optimize import minimize
     from threadpoolctl import threadpool_limits
 
-    if not isinstance(model, GloroNet):
-        raise TypeError(f"`sharpen_bounds` works on a `GloroNet`. Received: {type(model).__name__}")
     if steps < 1:
         raise ValueError(f"`steps` must be at least 1. Received: {steps}")
     chain, was_final = _Chain(model), model.is_final
@@ -91,7 +89,7 @@ def sharpen_bounds(model: GloroNet, *, steps: int = 25) -> float:
 
 
 def _constants(model: GloroNet) -> Array:
-    """The proven K_ij of the pairs `i < j`; 0 where two classes always have one logit."""
+    """Return the proven K_ij of the pairs `i < j`; 0 where two classes always have one logit."""
     margins = model.margin_lipschitz if model.is_final else model._graph.prove().margins
     return margins[np.triu_indices(len(margins), 1)].astype(np.float64)
 
@@ -110,7 +108,7 @@ class _Junction:
         return self.mixed**2 + len(self.basis) - self.mixed
 
     def matrix(self, parameters: Array) -> Array:
-        """What the layer behind applies to its inputs, and the layer before takes off, in the basis."""
+        """Return what the layer behind applies to its inputs, and the layer before undoes, in the basis."""
         matrix = np.zeros_like(self.basis)
         matrix[: self.mixed, : self.mixed] = parameters[: self.mixed**2].reshape(self.mixed, self.mixed)
         rest = range(self.mixed, len(matrix))
@@ -121,7 +119,7 @@ class _Junction:
         return np.concatenate([np.eye(self.mixed).ravel(), np.zeros(len(self.basis) - self.mixed)])
 
     def gradient(self, matrix: Array, relative: Array) -> Array:
-        """The derivative by the parameters, from that by X in `(I + X) @ matrix`."""
+        """Return the derivative by the parameters, from that by X in `(I + X) @ matrix`."""
         mixing = relative[: self.mixed, : self.mixed] @ np.linalg.inv(matrix[: self.mixed, : self.mixed]).T
         return np.concatenate([mixing.ravel(), np.diag(relative)[self.mixed :]])
 
@@ -130,8 +128,7 @@ class _Chain:
     """The layers of a chain that have a kernel, and the junctions between them."""
 
     def __init__(self, model: GloroNet):
-        graph = model._graph
-        steps = graph.chain("sharpen_bounds")
+        steps, graph = chain_of(model, "sharpen_bounds"), model._graph
         self.layers = [layer for layer in steps if maps_channels(layer)]
         self.junctions = _junctions(steps)
         """By the index of the layer before; the next one is behind it."""
@@ -168,7 +165,7 @@ class _Chain:
         return {index: self.junctions[index].matrix(part) for index, part in zip(self.junctions, parts, strict=True)}
 
     def objective(self, parameters: Array, temperature: float) -> tuple[float, Array]:
-        """The sum of soft maxima, of logarithms, and its gradient."""
+        """Return the sum of the soft maxima of logarithms, and its gradient."""
         matrices = self.matrices(parameters)
         relative = {index: np.zeros_like(matrix) for index, matrix in matrices.items()}
         total = 0.0
@@ -188,7 +185,7 @@ class _Chain:
         return total, np.concatenate(gradients)
 
     def write(self, parameters: Array) -> None:
-        """Put the changes into the weights."""
+        """Write the changed weights into the layers."""
         kernels = [in_float64(layer.kernel) for layer in self.layers]
         biases = [in_float64(layer.bias) if layer.use_bias else None for layer in self.layers]
         for index, matrix in self.matrices(parameters).items():
@@ -205,13 +202,13 @@ class _Chain:
 
 
 def _on_inputs(matrix: Array, kernel: Array) -> Array:
-    """`matrix` applied to the channels of what a kernel `[..., places * channels, outputs]` reads, at each place."""
+    """Return a kernel `[..., places * channels, outputs]` with `matrix` applied to the channels that it reads."""
     places = kernel.reshape(-1, len(matrix), kernel.shape[-1])
     return (matrix @ places).reshape(kernel.shape)
 
 
 def _soft_norm(blocks: Array, temperature: float) -> tuple[float, Array, Array]:
-    """`t log sum exp(log s / t)` over the singular values s of blocks `[n, rows, columns]`.
+    """Return `t log sum exp(log s / t)` over the singular values s of blocks `[n, rows, columns]`.
 
     Returns:
         It, and its derivative by `log s` in the form of singular vectors, left and right, scaled by its root.
@@ -233,7 +230,7 @@ def _soft_norm(blocks: Array, temperature: float) -> tuple[float, Array, Array]:
 
 
 def _mean_length(blocks: Array) -> tuple[float, Array, Array]:
-    """The mean of the logarithms of the lengths of columns `[1, rows, columns]`, in the form of `_soft_norm`."""
+    """Return the mean logarithm of the lengths of columns `[1, rows, columns]`, in the form of `_soft_norm`."""
     lengths = np.linalg.norm(blocks, axis=1, keepdims=True)
     columns, lengths = blocks[:, :, lengths[0, 0] > 0], lengths[:, :, lengths[0, 0] > 0]
     left = columns / (lengths * max(lengths.size, 1) ** 0.5)
@@ -241,13 +238,13 @@ def _mean_length(blocks: Array) -> tuple[float, Array, Array]:
 
 
 def _density(vectors: Array, channels: int) -> Array:
-    """The sum over blocks and places of `v v^H`, real part, for vectors `[n, places * channels, count]`."""
+    """Return the sum over blocks and places of `v v^H`, real part, for vectors `[n, places * channels, count]`."""
     flat = np.swapaxes(vectors.reshape(-1, channels, vectors.shape[-1]), 0, 1).reshape(channels, -1)
     return (flat @ flat.conj().T).real
 
 
 def _junctions(steps: list[Any]) -> dict[int, _Junction]:
-    """Where two neighbours among the layers of a chain that map channels are separated by what a change passes."""
+    """Return the junctions: pairs of neighbours among the layers that map channels, with only what a change passes."""
     found = {}
     places = [index for index, layer in enumerate(steps) if maps_channels(layer)]
     for number, (first, last) in enumerate(itertools.pairwise(places)):

@@ -8,7 +8,7 @@ import numpy as np
 from keras import layers, ops
 
 from defended.gloro.gloro_net import GloroNet
-from defended.gloro.reparametrise.chain_layers import maps_channels
+from defended.gloro.reparametrise.chain import chain_of, maps_channels
 from defended.layers.minmax import MinMax
 from defended.networks.layer_kinds import INERT, LINEAR
 
@@ -43,13 +43,12 @@ def centre_biases(model: GloroNet, images: Any = None, *, padded: bool = False, 
 
     Raises:
         TypeError: the model is not a `GloroNet`.
-        ValueError: the network is not a chain, `images` do not have its inputs' shape, or `exceptions` are too many.
+        ValueError: the network is not a chain, `images` differ in shape from its inputs, or `exceptions` are too many.
     """
-    if not isinstance(model, GloroNet):
-        raise TypeError(f"`centre_biases` works on a `GloroNet`. Received: {type(model).__name__}")
+    steps = chain_of(model, "centre_biases")
     if not 0 <= exceptions < 0.5:
         raise ValueError(f"`exceptions` must lie in [0, 0.5). Received: {exceptions}")
-    steps, was_final = model._graph.chain("centre_biases"), model.is_final
+    was_final = model.is_final
     shape = tuple(model.network.inputs[0].shape[1:])
     values = [np.zeros((1, *shape), "float32")]
     if images is not None:
@@ -59,14 +58,14 @@ def centre_biases(model: GloroNet, images: Any = None, *, padded: bool = False, 
         values += np.split(images, range(_BATCH, len(images), _BATCH))
     for index, layer in enumerate(steps):
         values = [ops.convert_to_numpy(layer(value)) for value in values]
-        taker = _taker(steps[index:], padded)
-        if taker is not None:
+        receiver = _receiver(steps[index:], padded)
+        if receiver is not None:
             shift = _shift(values[0], values[1:], exceptions)
             layer.bias.assign(ops.convert_to_numpy(layer.bias) - shift)
             sorted_shift = np.sort(shift.astype(np.float64).reshape(-1, 2), axis=1).reshape(-1)
-            kernel = ops.convert_to_numpy(taker.kernel).astype(np.float64)
+            kernel = ops.convert_to_numpy(receiver.kernel).astype(np.float64)
             columns = kernel.reshape(-1, len(shift), kernel.shape[-1]).sum(axis=0)
-            taker.bias.assign(ops.convert_to_numpy(taker.bias) + sorted_shift @ columns)
+            receiver.bias.assign(ops.convert_to_numpy(receiver.bias) + sorted_shift @ columns)
             values = [value - shift for value in values]
     head = model._graph.head
     if head is not None:
@@ -78,7 +77,7 @@ def centre_biases(model: GloroNet, images: Any = None, *, padded: bool = False, 
 
 
 def _shift(at_zero: Array, values: list[Array], exceptions: float) -> Array:
-    """What to take off each channel, `[channels]` float32, from a layer's outputs at 0 and at images."""
+    """Return what to subtract from each channel, `[channels]` float32, given a layer's outputs at 0 and at images."""
     pairs = at_zero.shape[-1] // 2
     gap = np.zeros(pairs)
     if values:
@@ -89,8 +88,8 @@ def _shift(at_zero: Array, values: list[Array], exceptions: float) -> Array:
     return np.stack([means - gap / 2, means + gap / 2], axis=1).reshape(-1).astype("float32")
 
 
-def _taker(following: list[Any], padded: bool) -> Any:
-    """The layer to whose bias the first layer's constants can move; None where there is none."""
+def _receiver(following: list[Any], padded: bool) -> Any:
+    """Return the layer to whose bias the first layer's constants can move; None where there is none."""
     first, *others = following
     if not (_holds_constants(first) and others and type(others[0]) is MinMax):
         return None
@@ -102,4 +101,5 @@ def _taker(following: list[Any], padded: bool) -> Any:
 
 
 def _holds_constants(layer: Any) -> bool:
+    """Return whether a constant can be added to each of a layer's outputs through its bias."""
     return maps_channels(layer) and layer.use_bias and layer.activation in LINEAR

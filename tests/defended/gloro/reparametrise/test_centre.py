@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 from defended import GloroNet
-from defended.gloro.reparametrise.centring import centre_biases
+from defended.gloro.reparametrise.centre import centre_biases
 from defended.layers import MinMax
 
 

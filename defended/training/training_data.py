@@ -1,0 +1,47 @@
+"""The data of a training run: which images are trained on, which are held out, and how they are changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from defended.datasets import Array, Dataset
+from defended.training.augmentation import RandomAffine, RandomElastic, RandomExposure
+from defended_settings.training import TrainingSettings
+
+
+def training_data(settings: TrainingSettings, dataset: Dataset, trained_on: Array, held_out: Array) -> dict[str, Any]:
+    """Return the arguments of `fit` that hold the data: images to train on and images held out, by their indices."""
+    x, y = dataset.x_train[trained_on], dataset.y_train[trained_on]
+    validation = (dataset.x_train[held_out], dataset.y_train[held_out]) if len(held_out) else None
+    if settings.augment == "none":
+        return {"x": x, "y": y, "batch_size": settings.batch_size, "validation_data": validation}
+    changed = augmentation(settings.augment, settings.seed)
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=settings.seed)
+    batches = batches.batch(settings.batch_size).map(lambda images, labels: (changed(images), labels))
+    return {"x": batches.prefetch(tf.data.AUTOTUNE), "shuffle": False, "validation_data": validation}
+
+
+def augmentation(name: str, seed: int) -> Callable[[Any], Any]:
+    """Return what changes a batch of training images, by the name that the setting `augment` has for it.
+
+    `"affine"` turns, shears, scales and moves them a little (`RandomAffine`); `"elastic"` also bends them; `"photo"`
+    changes them as cameras do: turned and moved further, brighter or darker, of more or less contrast, blurred;
+    `"shift"` moves them by up to an eighth of their size, and `"flip-shift"` also mirrors them.
+    """
+    if name == "affine":
+        return RandomAffine(seed=seed)
+    if name == "elastic":
+        return RandomElastic(seed=seed)
+    if name == "photo":
+        warp = RandomAffine(turn=0.15, shear=0.1, zoom=0.15, shift=3.0, share=0.9, seed=seed)
+        exposure = RandomExposure(seed=seed + 1)
+        return lambda images: exposure(warp(images))
+    shift = keras.layers.RandomTranslation(0.125, 0.125, fill_mode="constant", seed=seed)
+    mirror = keras.layers.RandomFlip("horizontal", seed=seed)
+    if name == "shift":
+        return lambda images: shift(images, training=True)
+    return lambda images: mirror(shift(images, training=True), training=True)

@@ -1,0 +1,69 @@
+"""Settings of a training run."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ConfigDict
+
+from defended_settings.fields import Count, NaturalNumber, NotNegative, Placeholder, Positive
+
+
+class TrainingSettings(BaseModel):
+    """What decides a training run's result; each setting is an option of `defended train`.
+
+    Raises:
+        ValueError: an unknown setting, or a value outside of its limits.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Annotated[str, Placeholder("NAME|FILE.npz")] = "digits"
+    """digits (8x8, from scikit-learn), mnist, fashion_mnist, or a file with x_train, y_train, x_test, y_test."""
+    net: Literal["2c2f", "4c3f", "6c2f", "dense", "liresnet"] = "2c2f"
+    """The network: 2c2f (two convolutions), 4c3f, dense; 6c2f or liresnet for colour images."""
+    network: Annotated[str | None, Placeholder("FILE.keras")] = None
+    """Your own Keras classifier, logits out, in place of --net; its weights are the start."""
+    epsilon: Positive = 0.3
+    """The l2 radius to defend, in input units (pixels are in 0...1)."""
+    doubling: bool = True
+    """Train at twice the radius: costs clean accuracy, resists degradation."""
+    epochs: Count = 60
+    batch_size: Count = 128
+    learning_rate: Positive = 1e-3
+    """Adam's at the start; it falls over the run, see --decay."""
+    decay: Literal["linear", "exponential"] = "linear"
+    """How the learning rate falls: linearly to a thousandth, or exponentially to a hundredth."""
+    bias_rate: NotNegative = 1.0
+    """The learning rate of biases, as a multiple."""
+    balance: Annotated[tuple[Positive, ...], Placeholder("NORM")] = ()
+    """Keep kernels in proportion: the relative norm of each, the option once for every layer."""
+    sharpen: bool = False
+    """At the end rewrite the weights so that more is proven of the same function."""
+    sharpen_every: Annotated[NaturalNumber, Placeholder("EPOCHS")] = 0
+    """Sharpen during training too, after every so many epochs."""
+    bfloat16: bool = False
+    """Train in bfloat16 where oneDNN can; prove as ever."""
+    loss: str = "trades_kl.1.5"
+    """trades_kl.W, trades_ce.W (W the robust weight), crossentropy, or emma."""
+    schedule: Literal["fixed", "linear", "log"] = "linear"
+    """How the training radius reaches its value over the ramp."""
+    train_radius: Positive = 1.0
+    """Without doubling: the radius to train at, as a multiple of epsilon."""
+    start: NotNegative = 0.0
+    """Training radius of the first epoch, as a multiple of epsilon."""
+    ramp: Annotated[float, Gt(0), Le(1)] = 0.5
+    """Share of the epochs until the training radius has arrived."""
+    augment: Literal["none", "affine", "elastic", "photo", "shift", "flip-shift"] = "none"
+    """Turn, scale and move training images a little, and bend them; change them as cameras do (photo); or move and
+    mirror them."""
+    validation_split: Annotated[float, Ge(0), Lt(1)] = 0.1
+    """Share of the training data that chooses the best epoch of radius doubling."""
+    seed: NaturalNumber = 0
+
+    def to_toml(self) -> str:
+        """Return the settings as TOML; `defended train --config` reads it back."""
+        # JSON's strings, numbers and booleans are TOML's.
+        return "".join(f"{key} = {json.dumps(value)}\n" for key, value in self.model_dump(exclude_none=True).items())
