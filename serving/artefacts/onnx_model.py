@@ -77,6 +77,8 @@ class OnnxModel:
                 f"`x` must have the shape [batch, {', '.join(map(str, self.input_shape))}]. Received: {x.shape}"
             )
         judge = self._run if self.metadata["sampling"] is None else self._sample
+        if judge == self._sample:
+            batch_size = 1  # a step shares its noise among its inputs, and verdicts are to be independent draws
         parts = [judge(x[first : first + batch_size]) for first in range(0, max(len(x), 1), batch_size)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
