@@ -25,14 +25,14 @@ from defended.attacks.measurement.plots import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from defended.serving.auditing.report import AuditReport
+    from defended.serving.auditing.figures import AuditFigures
 
 # Colours on paper, and the page's variable for each: inside the page the figures follow its light or dark scheme.
 _VRA, _FPR = COLOURS[:2]
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--card", _VRA: "--vra", _FPR: "--fpr"}
 
 
-def draw_radius_curves(report: AuditReport, narrow: bool = False) -> Figure | None:
+def draw_radius_curves(report: AuditFigures, narrow: bool = False) -> Figure | None:
     """VRA, and the upper bound on the false positive rate, at every radius that the model could be deployed at.
 
     None where no radii are known; `narrow` for screens as wide as a hand.
@@ -91,7 +91,7 @@ def draw_radius_curves(report: AuditReport, narrow: bool = False) -> Figure | No
     return figure
 
 
-def draw_degraded_pairs(report: AuditReport) -> Figure | None:
+def draw_degraded_pairs(report: AuditFigures) -> Figure | None:
     """Inputs that were answered, the same perturbed and rejected, and the differences; None where none were found."""
     pairs = report.pairs
     if not pairs:
@@ -104,13 +104,13 @@ def draw_degraded_pairs(report: AuditReport) -> Figure | None:
     )
 
 
-def difference_scale(report: AuditReport) -> str:
+def difference_scale(report: AuditFigures) -> str:
     """The largest change of an entry in the pairs that are shown, as text."""
     largest = max((float(np.abs(pair.perturbed - pair.original).max()) for pair in report.pairs), default=0.0)
     return f"{largest:.2g}"
 
 
-def pair_images(report: AuditReport) -> list[dict[str, Any]]:
+def pair_images(report: AuditFigures) -> list[dict[str, Any]]:
     """For each degraded pair its `index`, `label` and `size`, and three pictures as `data:` addresses."""
     pairs = report.pairs
     if not pairs:
