@@ -10,9 +10,10 @@ from defended.attacks.black_box.decision import DecisionAttack
 from defended.attacks.black_box.score_descent import ScoreDescent
 from defended.attacks.black_box.score_search import Asked
 from defended.attacks.core.balls import distances
+from defended.serving.auditing.answers import DEFAULT, Answers
 from defended.serving.auditing.replay import DegradedPair
 from defended.serving.auditing.strata import margins
-from defended.serving.auditing.targets import DEFAULT, Answers, Target
+from defended.serving.auditing.targets import Target
 from defended.statistics.intervals import Rate
 
 
