@@ -38,7 +38,8 @@ def source_files() -> list[tuple[str, str, Path]]:
     found = []
     for folder in (ROOT / "defended", ROOT / "attacks", ROOT / "serving"):
         for path in sorted(folder.rglob("*.py")):
-            owner = next(name for name, source in reversed(SOURCES.items()) if path.is_relative_to(source))
+            owners = [name for name, source in SOURCES.items() if path.is_relative_to(source)]
+            owner = max(owners, key=lambda name: len(SOURCES[name].parts))
             parts = path.relative_to(SOURCES[owner]).with_suffix("").parts
             found.append((owner, ".".join((owner, *(part for part in parts if part != "__init__"))), path))
     return found
