@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from defended._version import __version__
+from defended.arguments import positive_number, whole_number
 from defended.attacks.core import checks
 from defended.attacks.core.attack import describe, model_radius
 from defended.attacks.core.checks import Array
@@ -87,8 +88,8 @@ def susceptibility(
         raise TypeError(f"`attack` must be an attack, such as CertificateDescent(). Received: {attack!r}")
     if not 0 < confidence < 1:
         raise ValueError(f"`confidence` must lie strictly between 0 and 1, as 0.95. Received: {confidence}")
-    batch_size = checks.whole_number("batch_size", batch_size, 1)
-    budget = np.inf if time_budget is None else checks.positive("time_budget", time_budget)
+    batch_size = whole_number("batch_size", batch_size, 1)
+    budget = np.inf if time_budget is None else positive_number("time_budget", time_budget)
     x = checks.points(model, x, getattr(attack, "clip", None))
     label = checks.class_numbers(y, len(x), model.num_classes)
     epsilon = _radius(model, attack)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from defended._version import __version__
+from defended.arguments import whole_number
 from defended.attacks.core import checks
 from defended.attacks.core.checks import Array
 from defended.attacks.measurement.engine import Job, Settings
@@ -74,8 +75,8 @@ def certify(
         ValueError: an argument does not fit, or `out` holds another run, naming what differs.
         WorkerLostError: a worker died again and again.
     """
-    batch_size = checks.whole_number("batch_size", batch_size, 1)
-    shard_size = checks.whole_number("shard_size", shard_size, 1)
+    batch_size = whole_number("batch_size", batch_size, 1)
+    shard_size = whole_number("shard_size", shard_size, 1)
     if shard_size % batch_size:
         raise ValueError(
             f"`shard_size` must be a multiple of `batch_size`, so that batches do not depend on files. Received: "

@@ -7,7 +7,7 @@ import pytest
 from plane import ROOT, Plane, points
 
 from defended.attacks import ScoreDescent
-from defended.attacks.black_box.score_search import Asked, smooth_directions
+from defended.attacks.black_box.score_descent import Asked, smooth_directions
 from defended.serving import Attacked, BlackBox, EndpointError, audit
 from defended.serving.auditing.targets import Endpoint
 
