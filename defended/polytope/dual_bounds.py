@@ -125,9 +125,9 @@ class DualBounds:
             elif node.kind == "relu":
                 reference = self._relax(chain, index, column, others, dual)
             elif node.kind == "add":
-                reference = self._add(chain, index)
+                reference = self.add_branches(chain, index)
             else:
-                reference = self._step(chain, index, column)
+                reference = self.through_map(chain, index, column)
             if chain.centred:
                 chain.reference[index] = reference
 
@@ -151,7 +151,8 @@ class DualBounds:
         chain.reach[index] = ((made.lift + made.low_drop) / 2,) * 2
         return made.slope * argument + (made.lift - made.low_drop) / 2
 
-    def _add(self, chain: Chain, index: int) -> Any:
+    def add_branches(self, chain: Chain, index: int) -> Any:
+        """Bound a sum of branches, and what rounding costs in it; returns its reference if centred."""
         sources = self.graph.nodes[index].sources
         lower, upper = (_sum(bound[source] for source in sources) for bound in (chain.lower, chain.upper))
         if self.shares.counted:
@@ -163,8 +164,8 @@ class DualBounds:
         chain.bound(index, lower, upper)
         return _sum(chain.reference[source] for source in sources) if chain.centred else None
 
-    def _step(self, chain: Chain, index: int, column: Any) -> Any:
-        """Interval arithmetic over an affine map, and what rounding costs in it."""
+    def through_map(self, chain: Chain, index: int, column: Any) -> Any:
+        """Bound an affine map by interval arithmetic, rounding included; returns its reference if centred."""
         node = self.graph.nodes[index]
         affine, source = _map_of(node), node.sources[0]
         below, above = chain.lower[source], chain.upper[source]

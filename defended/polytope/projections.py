@@ -62,11 +62,11 @@ def projected_chain(bounds: DualBounds, inputs: Any, epsilon: Any, count: int, s
             ball[index] = ball[source] * made.slope[:, None]
             drawn[index] = drawn[source] * made.slope[:, None] + fresh
         elif node.kind == "add":
-            chain.reference[index] = bounds._add(chain, index)
+            chain.reference[index] = bounds.add_branches(chain, index)
             for parts in (ball, drawn):
                 parts[index] = functools.reduce(operator.add, (parts[source] for source in node.sources))
         else:
-            chain.reference[index] = bounds._step(chain, index, column)
+            chain.reference[index] = bounds.through_map(chain, index, column)
             for parts in (ball, drawn):
                 part = parts[node.sources[0]]
                 flat = ops.reshape(part, (-1, *graph.nodes[node.sources[0]].shape))
