@@ -26,6 +26,8 @@ RATES = (
     "fpr_upper_correct",
 )  # fmt: skip
 
+fingerprint = data_digest  # its earlier name
+
 # Grid of the curves: multiples of epsilon / 40, so that epsilon and 2 epsilon are on it exactly.
 _STEPS_PER_EPSILON = 40
 
