@@ -15,8 +15,8 @@ from defended.serving.auditing import strata
 from defended.serving.auditing.advice import Advice, advise
 from defended.serving.auditing.answers import Answers
 from defended.serving.auditing.contradictions import settled
-from defended.serving.auditing.draws import QUANTILES, Draws, draws
 from defended.serving.auditing.profile import Profile, near_answered, profile
+from defended.serving.auditing.sampling_cost import QUANTILES, Draws, draws
 from defended.serving.auditing.subject import Subject
 from defended.statistics.intervals import Rate
 from defended.statistics.rates import InputFacts, exceeds, fpr_upper_curve, vra_curve
@@ -25,6 +25,8 @@ RATES = (
     "clean_accuracy", "rejection_rate", "accuracy_on_answered", "vra", "vra_2eps", "always_answered", "fpr_upper",
     "fpr_upper_correct",
 )  # fmt: skip
+
+fingerprint = data_digest  # its earlier name
 
 # Grid of the curves: multiples of epsilon / 40, so that epsilon and 2 epsilon are on it exactly.
 _STEPS_PER_EPSILON = 40

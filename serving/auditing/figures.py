@@ -14,10 +14,10 @@ from defended.serving.auditing.black_box import BlackBoxFindings
 from defended.serving.auditing.clean import RATES, CleanFigures
 from defended.serving.auditing.conditions import Condition, Decision, Status, decide
 from defended.serving.auditing.contradictions import NAMES
-from defended.serving.auditing.draws import Draws, cost_ratio
 from defended.serving.auditing.record import AuditRecord
 from defended.serving.auditing.replay import RATES as ATTACK_RATES
 from defended.serving.auditing.replay import AttackFindings, DegradedPair
+from defended.serving.auditing.sampling_cost import Draws, cost_ratio
 from defended.serving.auditing.strata import worst_rejection
 from defended.statistics.intervals import Rate
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from defended.attacks.core.balls import distances, place_inside
 from defended.serving.auditing.answers import Answers
-from defended.serving.auditing.draws import Draws, draws
+from defended.serving.auditing.sampling_cost import Draws, draws
 from defended.serving.auditing.subject import ROUNDING
 from defended.serving.auditing.targets import Target
 from defended.statistics.intervals import Rate

@@ -14,8 +14,8 @@ from defended.serving import BlackBox, ConditionsError, RecordError, audit, read
 from defended.serving.auditing.advice import affordable, deployment
 from defended.serving.auditing.baseline import holm
 from defended.serving.auditing.conditions import Condition, decide, parse_conditions
-from defended.serving.auditing.draws import cost_ratio, draws
 from defended.serving.auditing.record import SCHEMA_FILE, schema
+from defended.serving.auditing.sampling_cost import cost_ratio, draws
 from defended.serving.auditing.strata import by_confidence, confidences, margins, worst_rejection
 from defended.statistics.intervals import Rate, clopper_pearson
 from defended.statistics.rates import InputFacts
