@@ -21,7 +21,6 @@ from defended.attacks.composed.ensemble import Ensemble
 from defended.attacks.composed.foolbox_adapter import FoolboxAttack, from_foolbox
 from defended.attacks.core.attack import Attack
 from defended.attacks.core.balls import project_l2, project_l2_box, project_linf, project_linf_box
-from defended.attacks.core.checks import CertificateViolation
 from defended.attacks.gradient.carlini_wagner import CarliniWagner
 from defended.attacks.gradient.certificate_descent import CertificateDescent
 from defended.attacks.gradient.evasive_descent import EvasiveDescent
@@ -33,6 +32,7 @@ from defended.attacks.measurement.records import DegradedInputs, Records
 from defended.attacks.measurement.result import Susceptibility
 from defended.attacks.measurement.susceptibility import susceptibility
 from defended.attacks.measurement.tables import Comparison, compare
+from defended.exceptions import CertificateViolation
 from defended.statistics.intervals import Rate, clopper_pearson
 
 __all__ = [

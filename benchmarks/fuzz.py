@@ -19,12 +19,12 @@ import atheris
 from google.protobuf.message import DecodeError
 
 with atheris.instrument_imports(include=["defended.serving.server"]):
-    from defended.serving.server import examples, json_tensors, tensors
+    from defended.serving.server import classification, json_tensors, tensors
     from defended.serving.server.errors import ServingError
 
 from tensorflow_serving.apis import predict_pb2
 
-from defended.serving.artefacts.cpp_loader import TensorInfo
+from defended.serving.artefacts.tensor_info import TensorInfo
 
 WANTED = {"image": TensorInfo("float32", (None, 2, 2))}
 MAX_ROWS = 8
@@ -45,7 +45,7 @@ def one_input(data: bytes) -> None:
             json_tensors.signature_name(document, "serving_default")
             array = json_tensors.read_tensors(document, WANTED)[1]["image"]
         elif kind < b"\xaa":
-            records = examples.examples_from_json(json_tensors.parse_json(body), "classify")
+            records = classification.examples_from_json(json_tensors.parse_json(body), "classify")
             assert all(isinstance(record, bytes) for record in records)
             return
         else:

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from defended import _moved, datasets, gloro, layers, membership, polytope, smoothing, zoo
+from defended import _moved, datasets, exceptions, gloro, layers, membership, polytope, smoothing, zoo
 from defended._version import __version__
 from defended.calibration import calibrate_epsilon
 from defended.defended_model import DefendedModel, Verdicts
@@ -25,6 +25,7 @@ __all__ = [
     "calibrate_epsilon",
     "callbacks",
     "datasets",
+    "exceptions",
     "gloro",
     "layers",
     "load_gloronet",

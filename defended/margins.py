@@ -16,11 +16,9 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-FLOAT_MAX = 3.4028234663852886e38
-"""Stands for "no finite radius": the largest finite float32."""
+from defended.numerics.float32 import FLOAT_MAX, MACHINE_EPSILON, SMALLEST_NORMAL, UNIT_ROUNDOFF
 
-_DOWN = 1.0 - 2.0**-20
-_TINY = 2.0**-126  # the smallest normal float32; smaller ones may be flushed to zero
+_DOWN = 1.0 - 16 * UNIT_ROUNDOFF
 
 
 class Leader(NamedTuple):
@@ -98,13 +96,13 @@ def radius_slack(logits: Any, lipschitz: Any, epsilon: Any, budget: Budget | Non
     smallest = ops.min(ops.where(first.rivals, radii, FLOAT_MAX), axis=-1)
     slack = ops.min(ops.where(first.rivals, (radii - epsilon) * constants, FLOAT_MAX), axis=-1)
     # A small difference times a small constant may vanish, and says on which side it was no more.
-    slack = ops.where(smallest > epsilon, ops.maximum(slack, _TINY), ops.minimum(slack, 0.0))
+    slack = ops.where(smallest > epsilon, ops.maximum(slack, SMALLEST_NORMAL), ops.minimum(slack, 0.0))
     return slack if budget is None else ops.where(budget.limit[:, 0] >= 0, slack, -1.0)
 
 
 def _constants(lipschitz: Any) -> Any:
     # A constant of 0 becomes the smallest normal number: a tie has radius 0, any distance an enormous one.
-    return ops.maximum(lipschitz, _TINY)
+    return ops.maximum(lipschitz, SMALLEST_NORMAL)
 
 
 def _radii(logits: Any, constants: Any, budget: Budget | None, first: Leader) -> Any:
@@ -132,7 +130,7 @@ def spent_radius(logits: Any, lipschitz: Any, slack: Any) -> Any:
     """`[batch]`, the c for which `slack` is `min over i != j of (y_j - y_i) - c * K_ij`, as in `certified_slack`."""
     first = leader(logits)
     left = competitor_margins(logits, first.top) - slack[:, None]
-    return ops.min(ops.where(first.rivals, left / ops.maximum(lipschitz, _TINY), FLOAT_MAX), axis=-1)
+    return ops.min(ops.where(first.rivals, left / ops.maximum(lipschitz, SMALLEST_NORMAL), FLOAT_MAX), axis=-1)
 
 
 def certified_slack(logits: Any, lipschitz: Any, epsilon: Any) -> Any:
@@ -152,7 +150,7 @@ def bottom_score(top: Any, slack: Any) -> Any:
     lower index, which would answer; so the score is lifted above `top` by two units in the last place. As far below it
     lies where a positive slack is too small to change `top`.
     """
-    bottom, step = top - slack, ops.maximum(ops.abs(top) * 2.0**-22, _TINY)
+    bottom, step = top - slack, ops.maximum(ops.abs(top) * (2 * MACHINE_EPSILON), SMALLEST_NORMAL)
     above = top + step
     return ops.where(slack > 0, ops.minimum(bottom, top - step), ops.where(bottom > above, bottom, above))
 

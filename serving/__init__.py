@@ -16,26 +16,36 @@ if __name__ != "defended.serving":
 from typing import Any
 
 from defended._moved import moved_attribute
-from defended.serving.artefacts.allowed_ops import ForbiddenOpError
-from defended.serving.artefacts.artefact import Artefact, ArtefactError, load, verify
-from defended.serving.artefacts.cpp_loader import CppLoaderError
+from defended.exceptions import (
+    AgreementError,
+    ArtefactError,
+    ClientError,
+    ConditionsError,
+    CppLoaderError,
+    EditedFileWarning,
+    EndpointError,
+    ForbiddenOpError,
+    RecordError,
+    RequestLogError,
+    SignatureError,
+    StateError,
+)
+from defended.serving.artefacts.artefact import Artefact, load, verify
 from defended.serving.artefacts.onnx_model import OnnxModel, load_onnx
-from defended.serving.artefacts.signing import SignatureError, generate_key, sign
+from defended.serving.artefacts.signing import generate_key, sign
 from defended.serving.auditing.audit import audit
 from defended.serving.auditing.black_box import BlackBox
-from defended.serving.auditing.conditions import Condition, ConditionsError, read_conditions
-from defended.serving.auditing.record import AuditRecord, RecordError, read_record
+from defended.serving.auditing.conditions import Condition, read_conditions
+from defended.serving.auditing.record import AuditRecord, read_record
 from defended.serving.auditing.replay import Attacked
 from defended.serving.auditing.report import AuditReport
-from defended.serving.auditing.targets import Endpoint, EndpointError
+from defended.serving.auditing.targets import Endpoint
 from defended.serving.clients.client import Client
-from defended.serving.clients.request_log import LoggedAnswer, RequestLog, RequestLogError, read_request_log
-from defended.serving.clients.transports import ClientError
-from defended.serving.exporting.agreement import AgreementError
-from defended.serving.exporting.deployment_files import EditedFileWarning, write_serving_files
+from defended.serving.clients.request_log import LoggedAnswer, RequestLog, read_request_log
+from defended.serving.exporting.deployment_files import write_serving_files
 from defended.serving.exporting.export import export, next_version
 from defended.serving.exporting.onnx_export import export_onnx
-from defended.serving.monitoring.rejection_monitor import Alarm, RejectionMonitor, StateError
+from defended.serving.monitoring.rejection_monitor import Alarm, RejectionMonitor
 
 __all__ = [
     "export",

@@ -98,7 +98,9 @@ def test_the_import_reader_sees_relative_and_nested_imports(tmp_path):
 
 @pytest.mark.parametrize("name", ["attacks", "serving"])
 def test_a_bare_import_says_what_to_write_instead(name):
-    run = subprocess.run([sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONSAFEPATH": ""}  # which would keep Python from looking here
+    command = [sys.executable, "-c", f"import {name}"]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode != 0
     assert "ImportError" in run.stderr
     assert f"defended.{name}" in run.stderr

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from defended.numerics.float32 import SMALLEST_NORMAL
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 # Projections aim at this share of the radius, which outweighs the rounding of a float32 norm.
@@ -22,13 +24,11 @@ _SHRINK = 1.0 - 2.0**-20
 # the other; stopped earlier it is still inside ball and box.
 _NEWTON_ROUNDS = 5
 
-_TINY = 2.0**-126  # the smallest normal float32: what is smaller may be flushed to 0
-
 
 def l2_norm(values: Any) -> Any:
     """Euclidean norm of each row, `[batch, 1, ..., 1]`; neither over- nor underflows before the norm itself does."""
     largest = tf.reduce_max(tf.abs(values), axis=_features(values), keepdims=True)
-    unit = tf.where(largest >= _TINY, largest, tf.ones_like(largest))
+    unit = tf.where(largest >= SMALLEST_NORMAL, largest, tf.ones_like(largest))
     return unit * tf.sqrt(tf.reduce_sum(tf.square(values / unit), axis=_features(values), keepdims=True))
 
 

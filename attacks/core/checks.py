@@ -8,29 +8,12 @@ from typing import Any
 import numpy as np
 
 from defended.attacks.core.balls import BALLS, distances, place_inside
+from defended.exceptions import CertificateViolation  # noqa: F401  (its place in earlier versions)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 # A perturbation may overshoot its radius by this share before it counts as wrong: rounding explains less.
 TOLERANCE = 1e-3
-
-
-class CertificateViolation(RuntimeError):  # noqa: N818  (it is the finding, not only an error)
-    """A point within eps of an accepted one was accepted with another label: the certificate is broken.
-
-    Attributes:
-        index: `[k]` int64, the examples concerned.
-        inputs: `[k, ...]` float32, the points that got another label.
-    """
-
-    def __init__(self, message: str, index: Array, inputs: Array):
-        super().__init__(message)
-        self.index = index
-        self.inputs = inputs
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Errors of other processes arrive pickled."""
-        return type(self), (str(self), self.index, self.inputs)
 
 
 def whole_number(name: str, value: Any, least: int) -> int:

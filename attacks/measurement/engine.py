@@ -16,8 +16,9 @@ from keras import ops
 from defended.attacks.core import checks
 from defended.attacks.core.attack import Attack
 from defended.attacks.core.balls import distances
-from defended.attacks.core.checks import Array, CertificateViolation
+from defended.attacks.core.checks import Array
 from defended.attacks.measurement.chunk_store import ChunkStore
+from defended.exceptions import CertificateViolation
 
 
 class Job(NamedTuple):

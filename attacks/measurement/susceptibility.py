@@ -15,13 +15,14 @@ import numpy as np
 from defended._version import __version__
 from defended.attacks.core import checks
 from defended.attacks.core.attack import describe, model_radius
-from defended.attacks.core.checks import Array, CertificateViolation
+from defended.attacks.core.checks import Array
 from defended.attacks.gradient.certificate_descent import CertificateDescent
 from defended.attacks.measurement.chunk_store import ChunkStore
 from defended.attacks.measurement.engine import Engine, InProcess, Job, Settings
 from defended.attacks.measurement.records import DegradedInputs, Records
 from defended.attacks.measurement.result import Susceptibility
 from defended.defended_model import DefendedModel
+from defended.exceptions import CertificateViolation
 
 # With a smaller probability, answers with another label are no longer chance.
 _UNEXPLAINED = 1e-6

@@ -14,7 +14,8 @@ from defended.attacks.gradient.certificate_descent import CertificateDescent
 from defended.attacks.gradient.pgd import EpsilonPGD
 from defended.attacks.measurement.plots import fpr_upper_curve, plot_pairs
 from defended.attacks.paper.reproduction import Finding, Reproduction
-from defended.attacks.paper.settings import NotHereError, Settings, open_net
+from defended.attacks.paper.settings import Settings, open_net
+from defended.exceptions import NotHereError
 from defended.figure_style import COLOURS, MUTED, draw_frame, to_png
 from defended.statistics.intervals import Rate
 

@@ -11,7 +11,8 @@ from defended import zoo
 from defended.attacks.composed.degradation_attack import DegradationAttack
 from defended.attacks.gradient.certificate_descent import CertificateDescent
 from defended.attacks.paper.reproduction import Finding, Reproduction
-from defended.attacks.paper.settings import NotHereError, Settings
+from defended.attacks.paper.settings import Settings
+from defended.exceptions import NotHereError
 from defended.polytope.polytope_net import PolytopeNet
 
 EPSILON = 0.1

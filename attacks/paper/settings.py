@@ -12,12 +12,9 @@ from defended import datasets, zoo
 from defended.attacks.measurement.result import Susceptibility
 from defended.attacks.measurement.susceptibility import susceptibility
 from defended.defended_model import DefendedModel
+from defended.exceptions import NotHereError
 from defended.gloro.gloro_net import GloroNet
 from defended.gloro.legacy.gloronet import load_gloronet
-
-
-class NotHereError(Exception):
-    """A net or a data set that an experiment would use is missing; the message says how to get it."""
 
 
 @dataclass(frozen=True)

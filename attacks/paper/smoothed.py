@@ -8,7 +8,8 @@ from defended.attacks.composed.degradation_attack import DegradationAttack
 from defended.attacks.gradient.certificate_descent import CertificateDescent
 from defended.attacks.gradient.smoothed_pgd import SmoothedPGD
 from defended.attacks.paper.reproduction import Finding, Reproduction
-from defended.attacks.paper.settings import NotHereError, Settings
+from defended.attacks.paper.settings import Settings
+from defended.exceptions import NotHereError
 from defended.figure_style import to_png
 from defended.smoothing.bounds import radius_ceiling
 from defended.smoothing.figures import Panel, curves, draw_certification

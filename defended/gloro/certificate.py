@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from defended.gloro import rounding
 from defended.gloro.graph import LayerBound, LipschitzGraph, Proof
-from defended.margins import FLOAT_MAX
+from defended.numerics.float32 import FLOAT_MAX, SMALLEST_NORMAL, UNIT_ROUNDOFF, gamma
 from defended.numerics.matrix_norms import round_up_to_float32
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -38,15 +37,17 @@ def rounding_budget(proof: Proof, input_size: int, counted: bool = True) -> tupl
     others = ~np.eye(m, dtype=bool)
     if not counted:
         return round_up_to_float32(proof.margins), NO_BUDGET
-    constants = np.where(others, np.maximum(proof.margins, rounding.TINY), 0.0)
+    constants = np.where(others, np.maximum(proof.margins, SMALLEST_NORMAL), 0.0)
     typical = others & (constants >= 2.0**-10 * constants.max())
     with np.errstate(over="ignore", invalid="ignore"):
         t0, t1 = (float(np.max(2 * part[typical] / constants[typical])) for part in proof.errors)
-        needed = np.maximum(*(2 * part / max(t, rounding.TINY) for part, t in zip(proof.errors, (t0, t1), strict=True)))
+        needed = np.maximum(
+            *(2 * part / max(t, SMALLEST_NORMAL) for part, t in zip(proof.errors, (t0, t1), strict=True))
+        )
         # The norm is computed in float32: n roundings, halved by the root; squares may be flushed to zero.
-        flushed = 2.0 * (input_size * rounding.TINY) ** 0.5
-        t1 *= 1 + rounding.gamma(input_size + 16)
-        budget = np.array([t0 + t1 * flushed, t1, 1 + t1 / 2]) * (1 + 16 * rounding.UNIT_ROUNDOFF)
+        flushed = 2.0 * (input_size * SMALLEST_NORMAL) ** 0.5
+        t1 *= 1 + gamma(input_size + 16)
+        budget = np.array([t0 + t1 * flushed, t1, 1 + t1 / 2]) * (1 + 16 * UNIT_ROUNDOFF)
     constants = np.where(others, np.maximum(constants, needed), 0.0)
     values = round_up_to_float32(budget)
     # Within the limit the input's norm, too, is found without overflow: its square stays below 2^125.

@@ -14,7 +14,7 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
@@ -22,9 +22,8 @@ from keras import layers, ops
 
 from defended.gloro import rounding
 from defended.layers.minmax import MinMax
-
-if TYPE_CHECKING:
-    from defended.gloro.graph import _Step
+from defended.networks.layer_kinds import LINEAR, is_plain_convolution
+from defended.networks.tracing import Step
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -37,7 +36,7 @@ class Evaluation:
         trains_faster: whether it is the faster one in training too.
     """
 
-    def __init__(self, steps: Sequence[_Step]):
+    def __init__(self, steps: Sequence[Step]):
         self._steps = steps
         self._in_halves = _in_halves(steps)
         self.is_rearranged = bool(self._in_halves) or any(_parts(step.layer) > 1 for step in steps)
@@ -91,7 +90,7 @@ class Evaluation:
         return values
 
 
-def _in_halves(steps: Sequence[_Step]) -> frozenset[int]:
+def _in_halves(steps: Sequence[Step]) -> frozenset[int]:
     """Slots before and after each MinMax that alone stands between two convolutions."""
     uses = Counter(slot for step in steps for slot in step.inputs)
     makers: dict[int, Any] = {step.output: step.layer for step in steps}
@@ -102,16 +101,12 @@ def _in_halves(steps: Sequence[_Step]) -> frozenset[int]:
         if (
             type(step.layer) is MinMax
             and uses[before] == uses[after] == 1
-            and _is_plain_convolution(makers.get(before))
-            and _is_plain_convolution(takers.get(after))
-            and makers[before].activation in (None, keras.activations.linear)
+            and is_plain_convolution(makers.get(before))
+            and is_plain_convolution(takers.get(after))
+            and makers[before].activation in LINEAR
         ):
             found |= {before, after}
     return frozenset(found)
-
-
-def _is_plain_convolution(layer: Any) -> bool:
-    return type(layer) is layers.Conv2D and layer.groups == 1 and layer.data_format == "channels_last"
 
 
 def _parts(layer: Any) -> int:

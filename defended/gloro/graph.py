@@ -7,10 +7,7 @@ anything but a chain. The last Dense layer is kept apart: its columns give each 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,55 +16,13 @@ from keras import layers, ops
 from defended.gloro import rounding
 from defended.gloro.evaluation import Evaluation
 from defended.gloro.normalisation import fold_normalisation
-from defended.gloro.operators import LinearOperator, in_float64
-from defended.gloro.rules import LipschitzRule, rule_for
+from defended.gloro.operators import LinearOperator
+from defended.gloro.proof import LayerBound, Proof, differences_of_entries, differences_of_logits
+from defended.gloro.rules import LipschitzRule, RuledStep, rule_for
+from defended.networks.checks import check_does_not_broadcast, check_plain_weights
+from defended.networks.tracing import Shape, trace
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@dataclass
-class _Step:
-    layer: Any
-    rule: LipschitzRule
-    inputs: tuple[int, ...]
-    output: int
-    sizes: tuple[int, int]
-    """Entries of the (first) input and of the output."""
-    shape: tuple[int, ...]
-    """Of the output, without the batch axis."""
-
-
-class LayerBound(NamedTuple):
-    """One line of the certificate: what was proven of a layer."""
-
-    layer: str
-    kind: str
-    """Class of the layer."""
-    method: str
-    bound: float
-    """Upper bound on its Lipschitz constant; of the last layer, on the largest distance between two columns."""
-    slack: float
-    """`bound / lower - 1`, with a lower estimate of the norm by float32 power iteration; 0 for known constants."""
-    roundings: int
-    error: float
-    """Bound on the l2 error of its output at an input of norm `at_norm`, all earlier layers included."""
-
-
-class Proof(NamedTuple):
-    """What holds of a network for its weights as they are, in float64."""
-
-    constant: float
-    """Lipschitz constant of the hidden layers."""
-    margins: Array
-    """`[m, m]`, Lipschitz constants of `y_j - y_i` in real arithmetic; 0 on the diagonal."""
-    errors: tuple[Array, Array]
-    """`[m, m]` c0 and c1: `y_j - y_i` is computed within `c0 + c1 * rho` on inputs of norm at most rho."""
-    limit: float
-    """Largest norm of an input on which nothing can overflow; negative where there is none."""
-    norms: Array = np.zeros(0)
-    """`[k]`, bounds on the norms of the hidden layers' linear maps, in the order of `LipschitzGraph.operators`."""
-    slot_errors: Mapping[int, Array] = MappingProxyType({})
-    """For each value that is evaluated as it was bounded, c0 and c1: it is computed within `c0 + c1 * rho`, in l2."""
 
 
 class LipschitzGraph:
@@ -81,23 +36,24 @@ class LipschitzGraph:
     """
 
     def __init__(self, network: keras.Model):
-        _check_is_graph(network)
-        self._steps: list[_Step] = []
-        self._shared: dict[tuple[int, tuple[int, ...]], LipschitzRule] = {}
         self._input_shape = tuple(network.inputs[0].shape[1:])
         self.input_size = math.prod(self._input_shape)
-        self._values = 1  # slot 0 is the input
-        self._output = self._trace(network, 0)
+        steps, self.output_slot = trace(network)
+        rules: dict[tuple[int, Shape], LipschitzRule] = {}  # a layer that is shared has one operator
+        self.all_steps: list[RuledStep] = []
+        """Every use of a layer in the order in which they run, the last one included."""
+        for step in steps:
+            check_does_not_broadcast(step.layer, step.input_shapes)
+            key = id(step.layer), step.input_shapes[0]
+            if key not in rules:
+                rules[key] = rule_for(step.layer, step.input_shapes[0]).settle(step.layer, step.input_shapes)
+            self.all_steps.append(RuledStep(**vars(step), rule=rules[key]))
         self.num_classes = int(network.outputs[0].shape[-1])
-        last = self._steps[-1] if self._steps else None
-        self.all_steps = list(self._steps)
-        """Every layer in the order in which they run, the last one included."""
-        self.output_slot = self._output
+        self._steps, self._output = list(self.all_steps), self.output_slot
         self.head: layers.Dense | None = None
-        if last is not None and type(last.layer) is layers.Dense and last.rule.then is None:
+        last = steps[-1] if steps else None
+        if last is not None and type(last.layer) is layers.Dense and self._steps[-1].rule.then is None:
             self.head = last.layer
-            self._head_operator = last.rule.operator
-            self._head_roundings = last.rule.roundings
             self._steps.pop()
             self._output = last.inputs[0]
         self._fold_normalisations()
@@ -173,7 +129,7 @@ class LipschitzGraph:
         values = {0: rounding.of_input(self.input_size)}
         sums = []
         for step in self.all_steps:
-            _check_is_plain(step.layer)
+            check_plain_weights(step.layer)
         at_zero = self.evaluate.norms(np.zeros((1, *self._input_shape), "float32"))
         for step in self._steps:
             operator, alone = step.rule.operator, step.rule.alone
@@ -195,59 +151,23 @@ class LipschitzGraph:
             if alone is None:  # a folded layer's value is another one here than on the way
                 values[step.output] = values[step.output].anchored(at_zero[step.output], constants[step.output])
             if report is not None:
-                report.append(_line(step, norm, values[step.output], at_norm))
+                report.append(LayerBound.of(step, norm, values[step.output], at_norm))
         constant, value = constants[self._output], values[self._output]
-        head = self.head
-        if head is None:
-            m = self.num_classes
-            margins = np.sqrt(2.0) * (1 - np.eye(m)) * (1 + 2.0**-51) * constant
-            errors = tuple(np.sqrt(2.0) * (1 + 2.0**-51) * part * np.ones((m, m)) for part in value.error)
-            terms: list[Array] = []
+        if self.head is None:
+            found = differences_of_entries(self.num_classes, constant, value)
         else:
-            margins, errors, terms = self._prove_head(head, constant, value)
+            roundings = self.all_steps[-1].rule.roundings
+            found = differences_of_logits(self.head, roundings, constant, value)
             if report is not None:
-                worst = max(float(np.max(errors[0] + errors[1] * at_norm)), 0.0)
-                distance = float(np.max(margins)) / constant if constant else 0.0
+                worst = max(float(np.max(found.errors[0] + found.errors[1] * at_norm)), 0.0)
+                distance = float(np.max(found.margins)) / constant if constant else 0.0
                 method = "distances of columns"
-                report.append(LayerBound(head.name, "Dense", method, distance, 0.0, self._head_roundings, worst))
-        limit = rounding.largest_norm([value.terms for value in values.values()] + sums + terms)
-        found = np.array([norms[id(operator)][0] for operator in operators])
+                report.append(LayerBound(self.head.name, "Dense", method, distance, 0.0, roundings, worst))
+        limit = rounding.largest_norm([value.terms for value in values.values()] + sums + found.terms)
+        proven = np.array([norms[id(operator)][0] for operator in operators])
         folded = {step.output for step in self._steps if step.rule.alone is not None}
         slot_errors = {slot: value.error for slot, value in values.items() if slot not in folded}
-        return Proof(constant, margins, (errors[0], errors[1]), limit, found, slot_errors)
-
-    def _prove_head(
-        self, head: Any, constant: float, value: rounding.Evaluated
-    ) -> tuple[Array, tuple[Array, Array], list[Array]]:
-        from scipy.spatial.distance import cdist
-
-        kernel = in_float64(head.kernel).T
-        bias = np.abs(in_float64(head.bias)) if head.use_bias else np.zeros(len(kernel))
-        largest = float(np.max(np.abs(kernel), initial=0.0))
-        if not np.isfinite(largest + bias.max()):
-            raise ValueError(
-                f"Layer {head.name!r} cannot be bounded: the weights are not all finite. "
-                f"Restore them from a checkpoint before certifying."
-            )
-        exponent = int(np.frexp(largest)[1]) if largest else 0
-        scaled = np.ldexp(kernel, -exponent)
-        size = kernel.shape[1]
-        # Differences of float32 numbers are exact or rounded once in float64, then squares are added.
-        up = 1 + (size + 8) * 2.0**-53
-        distances = np.ldexp(cdist(scaled, scaled) * up, exponent)
-        sums = np.ldexp(cdist(np.abs(scaled), -np.abs(scaled)) * up, exponent)
-        gamma = rounding.gamma(self._head_roundings)
-        computed = value.magnitude + value.error
-        biases = bias[:, None] + bias[None, :]
-        errors = []
-        for part, (error, norm) in enumerate(zip(value.error, computed, strict=True)):
-            flushed = rounding.TINY * (2 * size**0.5 * norm + (1 - part) * (6 * (size + 1) + size**0.5 * sums))
-            terms = sums * norm + (1 - part) * biases
-            errors.append((distances * error + gamma * terms + flushed) * (1 + 2.0**-48))
-        # A single logit's terms are at most those of its pair with itself.
-        diagonal = np.diag(sums).max()
-        sums_of_logits = diagonal * computed + rounding.affine(2 * bias.max())
-        return distances * constant * (1 + 2.0**-51), (errors[0], errors[1]), [sums_of_logits]
+        return Proof(constant, found.margins, found.errors, limit, proven, slot_errors)
 
     def estimate_rows(self, predicted: Any, training: bool) -> Any:
         """Rows K_j of the class-by-class matrix for predicted classes `[batch]`: `[batch, m]`, differentiable.
@@ -281,87 +201,3 @@ class LipschitzGraph:
             folded = fold_normalisation(maker.rule, step.layer, step.shape)
             if folded is not None:
                 maker.rule, step.rule = folded
-
-    def _trace(self, network: Any, source: int) -> int:
-        """Append the steps that compute `network`'s output from the value in slot `source`; the slot of the output."""
-        known = {id(network.inputs[0]): source}
-
-        def visit(tensor: Any) -> int:
-            if id(tensor) in known:
-                return known[id(tensor)]
-            operation, node_index, _ = tensor._keras_history
-            node = operation._inbound_nodes[node_index]
-            sources = node.input_tensors
-            if not sources:
-                raise ValueError(
-                    f"Layer {operation.name!r} brings an input of its own; a defended network has exactly one input."
-                )
-            inputs = tuple(visit(source) for source in sources)
-            if isinstance(operation, keras.Model):
-                _check_is_graph(operation)
-                if len(operation.outputs) != 1:
-                    raise ValueError(
-                        f"Model {operation.name!r} inside the network has {len(operation.outputs)} outputs; only "
-                        f"nested models with a single one are supported. Use its layers instead."
-                    )
-                result = self._trace(operation, inputs[0])
-            else:
-                shapes = [tuple(source.shape[1:]) for source in sources]
-                _check_does_not_broadcast(operation, shapes)
-                shape = shapes[0]
-                key = (id(operation), shape)
-                if key not in self._shared:
-                    rule = rule_for(operation, shape)
-                    self._shared[key] = rule.settle(operation, shapes)
-                result = self._values
-                self._values += 1
-                sizes = math.prod(shape), math.prod(tensor.shape[1:])
-                self._steps.append(_Step(operation, self._shared[key], inputs, result, sizes, tuple(tensor.shape[1:])))
-            known[id(tensor)] = result
-            return result
-
-        return visit(network.outputs[0])
-
-
-def _check_is_graph(network: Any) -> None:
-    """Refuse a model whose `call` may do something else than its graph of layers says."""
-    tensor = keras.Input((1,))
-    functional = type(keras.Model(tensor, layers.Identity()(tensor)))
-    if type(network).call not in (functional.call, keras.Sequential.call):
-        raise ValueError(
-            f"Model {network.name!r} ({type(network).__name__}) overrides `call`, so it may do more than its layers "
-            f"show. Build it with `keras.Sequential` or the functional API."
-        )
-
-
-def _check_does_not_broadcast(layer: Any, shapes: list[tuple[int, ...]]) -> None:
-    """Refuse sums of different shapes: an entry that is added to many others moves all of them."""
-    if isinstance(layer, layers.Add | layers.Subtract | layers.Average) and len(set(shapes)) > 1:
-        raise ValueError(
-            f"Layer {layer.name!r} ({type(layer).__name__}) broadcasts its inputs, of shapes {shapes}, which enlarges "
-            f"distances by an unknown factor. Bring them to one shape first."
-        )
-
-
-def _check_is_plain(layer: Any) -> None:
-    if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
-        raise ValueError(
-            f"Layer {layer.name!r} has low-rank or quantised weights; certificates are made for plain float32 kernels. "
-            f"Merge the low-rank weights, as saving and loading does, or defend the network that was not quantised."
-        )
-
-
-def _line(step: _Step, norm: float | None, value: rounding.Evaluated, at_norm: float) -> LayerBound:
-    rule, operator = step.rule, step.rule.operator
-    bound = rule.bound([1.0], norm) if len(step.inputs) == 1 else rule.factor
-    method, slack = "closed form", 0.0
-    if operator is not None:
-        method = operator.method
-        lower = operator.lower_estimate()
-        slack = max((norm or 0.0) / lower - 1, 0.0) if lower else 0.0
-    elif type(step.layer) is layers.BatchNormalization:
-        method = "folded into the layer before"
-    elif len(step.inputs) > 1:
-        method = {"sum": "branches add", "mean": "branches average", "hypot": "root of the sum of squares"}[rule.merge]
-    error = float(value.error[0] + value.error[1] * at_norm)
-    return LayerBound(step.layer.name, type(step.layer).__name__, method, bound, slack, rule.roundings, error)

@@ -13,11 +13,11 @@ from keras import layers, ops
 from defended.gloro import rounding
 from defended.gloro.operators import Conv2DOperator, DenseOperator, Kernel, LinearOperator, in_float64, without_overflow
 from defended.gloro.rules import LipschitzRule, Shape, exact_rule, lipschitz_rule, rule_for
-from defended.layers.gaussian_noise_augmentation import GaussianNoiseAugmentation
-from defended.layers.invertible_downsampling import InvertibleDownsampling
 from defended.layers.liresnet_block import LiResNetBlock
 from defended.layers.minmax import MinMax
-from defended.numerics.matrix_norms import average_pooling_norm, max_pooling_overlap
+from defended.networks.checks import check_channels_last
+from defended.networks.layer_kinds import FRAMING, INERT, MOVING
+from defended.numerics.matrix_norms import average_pooling_norm, bound_norm, max_pooling_overlap
 
 _EXP: dict[str, Any] = {"roundings": rounding.ELEMENTARY, "absolute": 1.0}
 _ACTIVATIONS: dict[str, LipschitzRule | None] = {
@@ -53,22 +53,11 @@ def activation_rule(layer: Any) -> LipschitzRule | None:
     )
 
 
-def _channels_last(layer: Any) -> None:
-    if getattr(layer, "data_format", "channels_last") != "channels_last":
-        raise ValueError(
-            f"Layer {layer.name!r} ({type(layer).__name__}) uses data_format={layer.data_format!r}. "
-            f"Only 'channels_last' is supported: rebuild the network with it."
-        )
-
-
 def _does_not_expand(layer: Any, shape: Shape) -> LipschitzRule:
     return exact_rule()
 
 
-for _cls in (
-    layers.Identity, layers.Flatten, layers.Reshape, layers.Permute, layers.Dropout, layers.ZeroPadding2D,
-    layers.Cropping2D, GaussianNoiseAugmentation, MinMax, InvertibleDownsampling,
-):  # fmt: skip
+for _cls in (*INERT, *MOVING, *FRAMING, MinMax):
     lipschitz_rule(_cls)(_does_not_expand)
 
 
@@ -98,16 +87,18 @@ def _activation(layer: Any, shape: Shape) -> LipschitzRule:
     return activation_rule(layer) or exact_rule()
 
 
-def linear_rule(operator: LinearOperator, bias: Callable[[], Any] | None, roundings: int, then: Any) -> LipschitzRule:
+def linear_rule(
+    operator: LinearOperator, bias: Callable[[], Any] | None, roundings: int, **options: Any
+) -> LipschitzRule:
     """The rule of a linear map with a bias `[channels]`, spread over all places of the output."""
 
     def offset() -> float:
         if bias is None:
             return 0.0
         places = math.prod(operator.output_shape) / operator.output_shape[-1]
-        return float(np.linalg.norm(bias()) * places**0.5) * (1 + 2.0**-40)
+        return bound_norm(bias(), places)
 
-    return exact_rule(operator=operator, offset=offset, roundings=roundings, then=then)
+    return exact_rule(operator=operator, offset=offset, roundings=roundings, **options)
 
 
 def _kernel(layer: Any) -> Kernel:
@@ -123,17 +114,18 @@ def _bias(layer: Any) -> Callable[[], Any] | None:
 def _dense(layer: Any, shape: Shape) -> LipschitzRule:
     operator = DenseOperator(_kernel(layer), shape[:-1])
     roundings = rounding.roundings_of_sum(operator.fan_in, parts=rounding.blocks(operator.fan_in))
-    return linear_rule(operator, _bias(layer), roundings, activation_rule(layer))
+    return linear_rule(operator, _bias(layer), roundings, then=activation_rule(layer))
 
 
 @lipschitz_rule(layers.Conv2D)
 def _conv2d(layer: Any, shape: Shape) -> LipschitzRule:
-    _channels_last(layer)
+    check_channels_last(layer)
     operator = Conv2DOperator(_kernel(layer), shape, layer.strides, layer.padding, layer.dilation_rate, layer.groups)
     height, width, channels, _ = layer.kernel.shape
     taps = height * width
     parts = rounding.blocks(channels, taps) if layer.groups == 1 else 1
-    return linear_rule(operator, _bias(layer), rounding.roundings_of_sum(channels, taps, parts), activation_rule(layer))
+    roundings = rounding.roundings_of_sum(channels, taps, parts)
+    return linear_rule(operator, _bias(layer), roundings, then=activation_rule(layer))
 
 
 @lipschitz_rule(LiResNetBlock)
@@ -151,12 +143,12 @@ def _liresnet_block(layer: Any, shape: Shape) -> LipschitzRule:
 
     kernel = Kernel(lambda: layer.kernel, lambda: branch() + layer.identity, magnitude, roundings=4)
     operator = Conv2DOperator(kernel, shape, padding="same")
-    return linear_rule(operator, _bias(layer), rounding.roundings_of_sum(operator.fan_in) + kernel.roundings, None)
+    return linear_rule(operator, _bias(layer), rounding.roundings_of_sum(operator.fan_in) + kernel.roundings)
 
 
 @lipschitz_rule(layers.AveragePooling2D)
 def _average_pooling(layer: Any, shape: Shape) -> LipschitzRule:
-    _channels_last(layer)
+    check_channels_last(layer)
     sides = zip(shape[:2], layer.pool_size, layer.strides, strict=True)
     norm = math.prod(average_pooling_norm(*side, layer.padding) for side in sides) * (1 + 2.0**-51)
     return exact_rule(norm, roundings=math.prod(layer.pool_size) + 2)
@@ -164,14 +156,14 @@ def _average_pooling(layer: Any, shape: Shape) -> LipschitzRule:
 
 @lipschitz_rule(layers.GlobalAveragePooling2D)
 def _global_average_pooling(layer: Any, shape: Shape) -> LipschitzRule:
-    _channels_last(layer)
+    check_channels_last(layer)
     places = shape[0] * shape[1]
     return exact_rule(places**-0.5 * (1 + 2.0**-51), roundings=places + 2)
 
 
 @lipschitz_rule(layers.MaxPooling2D)
 def _max_pooling(layer: Any, shape: Shape) -> LipschitzRule:
-    _channels_last(layer)
+    check_channels_last(layer)
     sides = zip(shape[:2], layer.pool_size, layer.strides, strict=True)
     overlap = math.prod(max_pooling_overlap(*side, layer.padding) for side in sides)
     return exact_rule(math.sqrt(overlap) * (1 + 2.0**-51))

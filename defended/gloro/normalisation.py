@@ -13,14 +13,20 @@ from defended.gloro import rounding
 from defended.gloro.layer_rules import linear_rule
 from defended.gloro.operators import ChannelScale, Conv2DOperator, DenseOperator, Kernel, in_float64, without_overflow
 from defended.gloro.rules import LipschitzRule, Shape, exact_rule, lipschitz_rule
+from defended.numerics.matrix_norms import bound_norm
 
 
 @lipschitz_rule(layers.BatchNormalization)
 def _batch_normalization(layer: Any, shape: Shape) -> LipschitzRule:
     """With the statistics of training, as at inference: `x -> s * x + t`, a factor and a shift for each channel."""
     _check_normalises_channels(layer, shape)
-    operator = ChannelScale(normalisation_scale(layer), shape)
-    return linear_rule(operator, lambda: normalisation_shift(layer), rounding.NORMALISATION, None)
+    scale = normalisation_scale(layer)
+    return linear_rule(
+        ChannelScale(scale, shape),
+        lambda: normalisation_shift(layer),
+        rounding.NORMALISATION,
+        scale=lambda: max(1.0, float(scale.magnitude().max())),  # which enlarges a mean that was flushed to zero
+    )
 
 
 def _check_normalises_channels(layer: Any, shape: Shape) -> None:
@@ -38,18 +44,23 @@ def normalisation_scale(layer: Any) -> Kernel:
         scale = ops.rsqrt(ops.convert_to_tensor(layer.moving_variance) + layer.epsilon)
         return scale * ops.convert_to_tensor(layer.gamma) if layer.scale else scale
 
-    def exact() -> Any:
+    def root() -> Any:
         variance = in_float64(layer.moving_variance) + layer.epsilon
         if not np.all((variance > 2.0**-100) & (variance < 2.0**126)):
             raise ValueError(
                 f"the moving variance of {layer.name!r} is not positive, or near the ends of float32's range. Restore "
                 f"it from a checkpoint before certifying, and leave `epsilon` at Keras's default."
             )
-        return (in_float64(layer.gamma) if layer.scale else 1.0) / np.sqrt(variance)
+        return np.sqrt(variance)
+
+    def exact() -> Any:
+        return (in_float64(layer.gamma) if layer.scale else 1.0) / root()
 
     def magnitude() -> Any:
-        # gamma(NORMALISATION) of the floor outweighs a factor that is flushed to zero.
-        return without_overflow(np.maximum(np.abs(exact()) * (1 + 2.0**-50), 2.0**-100))
+        # gamma(NORMALISATION) > 2^-20 of the floor outweighs a factor that is flushed to zero, 2^-126, and one that
+        # vanishes because `gamma` is, 2^-126 / root.
+        floor = np.maximum(2.0**-100, 2.0**-104 / root())
+        return without_overflow(np.maximum(np.abs(exact()) * (1 + 2.0**-50), floor))
 
     return Kernel(tensor, exact, magnitude)
 
@@ -81,7 +92,7 @@ def fold_normalisation(rule: LipschitzRule, layer: Any, shape: Shape) -> tuple[L
     )
     places = math.prod(shape) / shape[-1]
     second = exact_rule(
-        offset=lambda: float(np.linalg.norm(normalisation_shift(layer)) * places**0.5) * (1 + 2.0**-40),
+        offset=lambda: bound_norm(normalisation_shift(layer), places),
         roundings=rounding.NORMALISATION,
         of_terms=True,
     )

@@ -18,6 +18,7 @@ from keras import ops
 from defended.numerics.convolution_norms import bound_conv2d_norm, bound_nonnegative_conv2d_norm, conv2d_norm_method
 from defended.numerics.eigenvalues import EXACT_SIZE
 from defended.numerics.matrix_norms import bound_matrix_norm, bound_nonnegative_norm
+from defended.numerics.sliding_windows import Axis, axes_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -198,9 +199,11 @@ class Conv2DOperator(LinearOperator):
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        sides = zip(self.input_shape[:2], self.taps, self.strides, strict=True)
-        same = self.padding == "same"
-        return (*(-(-(n if same else n - taps + 1) // stride) for n, taps, stride in sides), self._channels)
+        return (*(axis.outputs for axis in self._axes), self._channels)
+
+    @property
+    def _axes(self) -> tuple[Axis, Axis]:
+        return axes_of(self.taps, self.input_shape[:2], self.strides, self.padding)
 
     def dense_kernel(self, kernel: Any, xp: Any) -> Any:
         """The equivalent dense kernel `[kh, kw, c_in, c_out]`; `xp` is `keras.ops` or NumPy."""
@@ -231,19 +234,13 @@ class Conv2DOperator(LinearOperator):
             padding="valid",
             data_format="channels_last",
         )
-        for axis in (1, 2):
-            size, taps, stride = self.input_shape[axis - 1], self.taps[axis - 1], self.strides[axis - 1]
-            count = int(outputs.shape[axis])
-            before = max((count - 1) * stride + taps - size, 0) // 2 if self.padding == "same" else 0
-            missing = max(before + size - int(full.shape[axis]), 0)
-            if missing:
-                full = ops.pad(full, [(0, missing) if a == axis else (0, 0) for a in range(4)])
-            full = (
-                ops.take(full, np.arange(before, before + size), axis=axis)
-                if before or full.shape[axis] > size
-                else full
-            )
-        return full
+        rows, columns = self._axes
+        missing = [
+            (0, max(axis.before + axis.size - int(length), 0))
+            for axis, length in zip(self._axes, full.shape[1:3], strict=True)
+        ]
+        full = ops.pad(full, [(0, 0), *missing, (0, 0)]) if any(after for _, after in missing) else full
+        return full[:, rows.before : rows.before + rows.size, columns.before : columns.before + columns.size]
 
     def bound(self, claimed: float | None = None) -> float:
         kernel, excess = self.dense_kernel(self.kernel.exact(), np), _excess(self)

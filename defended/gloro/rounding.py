@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-UNIT_ROUNDOFF = 2.0**-24
-TINY = 2.0**-126
-"""The smallest normal float32; kernels may flush smaller numbers to zero."""
+from defended.numerics import float64
+from defended.numerics.float32 import SMALLEST_NORMAL, gamma
 
 LARGEST = 2.0**112
 """No sum may pass this on any input that is answered. Averages, of up to 2^14 values or over windows of up to 2^28
@@ -32,7 +31,7 @@ ELEMENTARY = 16
 NORMALISATION = 20
 """Roundings of batch normalisation at inference, the reciprocal root and its merging into a kernel included."""
 
-_UP = 1 + 2.0**-44
+_UP = 1 + 2.0**-44  # more than 2^8 roundings of positive float64 numbers make of a bound: gamma(2^8) < 2^-44
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -40,12 +39,6 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 def affine(constant: float = 0.0, slope: float = 0.0) -> Array:
     """The bound `constant + slope * rho`."""
     return np.array([constant, slope])
-
-
-def gamma(roundings: float) -> float:
-    """`n u / (1 - n u)`; infinite where n u >= 1 proves nothing."""
-    product = roundings * UNIT_ROUNDOFF
-    return product / (1 - product) if product < 1 else float("inf")
 
 
 def blocks(channels: int, taps: int = 1) -> int:
@@ -84,6 +77,7 @@ class Evaluated(NamedTuple):
             at_zero: the norm of the value as computed at 0, in float64.
             constant: a Lipschitz constant of the value.
         """
+        # The norm of n squares, added up in float64, is within gamma(n / 2 + 2) < 2^-30 for n < 2^24.
         anchor = affine(at_zero * (1 + 2.0**-30) + self.error[0], constant) * _UP
         smaller = anchor[0] < self.magnitude[0] and anchor[1] <= self.magnitude[1] * (1 + 2.0**-30)
         return self._replace(magnitude=anchor) if smaller else self
@@ -92,21 +86,31 @@ class Evaluated(NamedTuple):
 def of_input(size: int) -> Evaluated:
     """The input itself: float32 numbers, of which kernels may flush the smallest to zero."""
     norm = affine(slope=1.0)
-    return Evaluated(norm, affine(TINY * size**0.5), norm)
+    return Evaluated(norm, affine(SMALLEST_NORMAL * size**0.5), norm)
 
 
-def merged(values: Sequence[Evaluated], merge: str) -> Evaluated:
-    """Several values added (`"sum"`), averaged (`"mean"`) or concatenated (`"hypot"`)."""
-    if len(values) == 1:
+def merged(values: Sequence[Evaluated], merge: str, size: int) -> Evaluated:
+    """Several values added (`"sum"`), averaged (`"mean"`) or concatenated (`"hypot"`).
+
+    Args:
+        values: bounds on each of them.
+        merge: how they are merged.
+        size: entries of the result.
+    """
+    count = len(values)
+    if count == 1:
         return values[0]
+    up = max(_UP, 1 + float64.gamma(count + 8))  # of many values, the sums here are long, too
     parts = [np.stack(part) for part in zip(*values, strict=True)]
     if merge == "hypot":
         # |(a + b rho, c + d rho)| <= |(a, c)| + |(b, d)| rho.
-        return Evaluated(*(np.sqrt(np.sum(part**2, axis=0)) * _UP for part in parts))
-    share = 1 / len(values) if merge == "mean" else 1.0
-    magnitude, error, _ = (np.sum(part, axis=0) * share * _UP for part in parts)
+        return Evaluated(*(np.sqrt(np.sum(part**2, axis=0)) * up for part in parts))
+    share = 1 / count if merge == "mean" else 1.0
+    magnitude, error, _ = (np.sum(part, axis=0) * share * up for part in parts)
     terms = magnitude + error
-    return Evaluated(magnitude, (error + gamma(len(values) + 1) * terms) * _UP, terms)
+    # count - 1 sums and a quotient make an entry: so many roundings, and so many numbers to be flushed.
+    relative, flushed = gamma(count + 1), affine(SMALLEST_NORMAL * count * size**0.5)
+    return Evaluated(magnitude, (error + relative * terms + (1 + relative) * flushed) * up, terms)
 
 
 def linear(
@@ -121,6 +125,16 @@ def linear(
 ) -> Evaluated:
     """A linear map and its bias, evaluated as inner products.
 
+    With W the map, x the exact and z the computed input, and g = gamma(roundings), the output is off by at most
+
+    - `|W| |z - x|`, what z errs by;
+    - `g (||W|| |z| + |b|)`, with `||W||` the norm of the map of magnitudes: the rounding of the inner products;
+    - `1 + g` times what is flushed to zero, each a change by less than t = 2^-126: entries of z, `t ||W|| sqrt(n)`;
+      weights, in each output at most `t |z|_1 <= t sqrt(n) |z|`; and in each output k products, at most k partial sums,
+      the result among them, and the bias: `(2 k + 1) t`. The rest of `3 (k + roundings + 1)` is for numbers on the way
+      to a weight that is computed, and in a normalisation that is merged into the map. What is flushed before a factor
+      is applied is multiplied by it.
+
     Args:
         value: the input.
         norm: bound on the map's norm.
@@ -131,16 +145,17 @@ def linear(
         sizes: entries of the input and of the output.
         scale: at least 1 and at least the largest factor that the map holds and float32 applies only to its results.
     """
+    relative = gamma(roundings)
     computed = value.magnitude + value.error
     terms = (norm_of_magnitudes * computed + affine(bias)) * _UP
-    flushed = TINY * (
+    flushed = SMALLEST_NORMAL * (
         sizes[1] ** 0.5 * affine(3.0 * (products + roundings + 1) * scale)
         + norm_of_magnitudes * affine(sizes[0] ** 0.5)
         + (sizes[0] * sizes[1]) ** 0.5 * scale * computed
     )
     return Evaluated(
         (norm * value.magnitude + affine(bias)) * _UP,
-        (norm * value.error + gamma(roundings) * terms + flushed) * _UP,
+        (norm * value.error + relative * terms + (1 + relative) * flushed) * _UP,
         terms,
     )
 
@@ -155,17 +170,21 @@ def function(
     """
     argument = value.terms if of_terms else value.magnitude + value.error
     computed = (factor * argument + affine(offset + absolute)) * _UP
-    flushed = affine(TINY * roundings * size**0.5)
+    relative, flushed = gamma(roundings), affine(SMALLEST_NORMAL * roundings * size**0.5)
     return Evaluated(
         (factor * value.magnitude + affine(offset)) * _UP,
-        (factor * value.error + gamma(roundings) * computed + flushed) * _UP,
+        (factor * value.error + relative * computed + (1 + relative) * flushed) * _UP,
         computed,
     )
 
 
 def largest_norm(terms: Sequence[Array]) -> float:
-    """Up to which input norm no sum passes `LARGEST`; negative where none is safe."""
+    """Up to which input norm no sum passes `LARGEST`; negative where none is safe.
+
+    Rounding here, and what computed sums and norms exceed exact ones by, is far less than the factor of two that is
+    left between averages' `2^14 * LARGEST` and the largest float32.
+    """
     limit = LARGEST
     for constant, slope in terms:
-        limit = min(limit, (LARGEST - constant) / max(slope, TINY)) if constant < LARGEST else -1.0
+        limit = min(limit, (LARGEST - constant) / max(slope, SMALLEST_NORMAL)) if constant < LARGEST else -1.0
     return limit if np.isfinite(limit) else -1.0

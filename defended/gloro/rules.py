@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -16,8 +17,7 @@ from keras import layers, ops
 
 from defended.gloro import rounding
 from defended.gloro.operators import LinearOperator
-
-Shape = tuple[int, ...]
+from defended.networks.tracing import Shape, Step
 
 
 class LipschitzRule:
@@ -96,7 +96,7 @@ class LipschitzRule:
 
             def offset() -> float:
                 value = ops.convert_to_numpy(layer(zeros if len(zeros) > 1 else zeros[0])).astype(np.float64)
-                return float(np.linalg.norm(value)) * 1.01  # by far more than its evaluation errs
+                return float(np.linalg.norm(value)) * 1.01  # by far more than 8 roundings, which it may take, err
 
             self._offset = offset
         if self.then is not None:
@@ -117,7 +117,7 @@ class LipschitzRule:
     def bound(self, inputs: Sequence[float], norm: float | None = None) -> float:
         """The proven constant of the output, rounded upwards; `norm` is a bound on the operator's."""
         result = self._merged(inputs, math.sqrt) * self.factor * (1.0 if norm is None else norm)
-        result *= 1 + 2.0**-52 * (len(inputs) + 4)
+        result *= 1 + 2.0**-52 * (len(inputs) + 4)  # n roundings to merge, two products and this one, 2^-53 each
         return result if self.then is None else self.then.bound([result])
 
     def evaluated(
@@ -133,7 +133,7 @@ class LipschitzRule:
             sizes: entries of the (first) input and of the output.
             norms: bounds on the norms of the operator and of that of the weights' magnitudes.
         """
-        value = rounding.merged(inputs, self.merge)
+        value = rounding.merged(inputs, self.merge, sizes[1])
         if self.operator is not None and norms is not None:
             products = self.operator.fan_in
             value = rounding.linear(value, *norms, self.offset, self.roundings, products, sizes, self._scale())
@@ -157,6 +157,18 @@ _RULES: dict[type, Callable[[Any, Shape], LipschitzRule]] = {}
 def exact_rule(factor: Any = 1.0, **options: Any) -> LipschitzRule:
     """A rule without rounding and with value 0 at 0, unless the options say otherwise."""
     return LipschitzRule(factor, **{"offset": 0.0, "roundings": 0, **options})
+
+
+@dataclass
+class RuledStep(Step):
+    """One use of a layer, with what the layer does to distances."""
+
+    rule: LipschitzRule
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Entries of the (first) input and of the output."""
+        return math.prod(self.input_shapes[0]), math.prod(self.shape)
 
 
 def lipschitz_rule(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from defended.membership.separation import measured
+from defended.numerics.float32 import SMALLEST_NORMAL, gamma
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -35,7 +36,7 @@ class FaissSearch:
             ) from None
         self.points, self.norm = points, norm
         n = points.shape[1]
-        self._slack = 4 * (n + 4) * 2.0**-24 / (1 - (n + 4) * 2.0**-24)
+        self._slack = 4 * gamma(n + 4)
         self._longest = float(np.square(points, dtype=np.float64).sum(axis=1).max())
         self._index = faiss.IndexFlatL2(n)
         self._index.add(points)
@@ -57,7 +58,7 @@ class FaissSearch:
                     best = np.flatnonzero(chosen)[np.argmin(distances[chosen])]
                     if distances[best] <= reach:
                         indices[row, kind], found[row, kind] = near[best], distances[best]
-        own, other = found[:, 0] * (1 + 2.0**-22) + 2.0**-126, found[:, 1] * (1 - 2.0**-22)
+        own, other = found[:, 0] * (1 + 2.0**-22) + SMALLEST_NORMAL, found[:, 1] * (1 - 2.0**-22)
         # Nothing within reach: whoever is, is farther than that.
         other = np.where(np.isinf(other), reach * (1 - 2.0**-22), other)
         return indices, own.astype(np.float32), other.astype(np.float32)

@@ -18,10 +18,12 @@ from typing import Any
 
 import tensorflow as tf
 
+from defended.numerics import float64
+from defended.numerics.float32 import SMALLEST_NORMAL
+
 _BLOCK = 8192  # points whose distances are there at a time
 _NUMBERS = 2**14  # coordinates of points that are subtracted at a time, for each input
 _WIDER, _NARROWER = 1.0 + 2.0**-22, 1.0 - 2.0**-22
-_TINY = 2.0**-126
 
 
 def nearest_points(inputs: Any, points: Any, labels: Any, predicted: Any, norm: str) -> tuple[Any, Any, Any]:
@@ -45,7 +47,7 @@ def nearest_points(inputs: Any, points: Any, labels: Any, predicted: Any, norm: 
     )  # lower bounds, float64 or float32
     exact = distance(tf.stop_gradient(inputs), tf.gather(points, indices[:, 0]), norm)
     own = tf.where(tf.math.is_inf(low_own), tf.fill(tf.shape(exact), tf.constant(float("inf"))), exact * _WIDER)
-    return indices, tf.stop_gradient(own + _TINY), tf.cast(low_other * _NARROWER, tf.float32)
+    return indices, tf.stop_gradient(own + SMALLEST_NORMAL), tf.cast(low_other * _NARROWER, tf.float32)
 
 
 def distance(inputs: Any, points: Any, norm: str) -> Any:
@@ -66,7 +68,7 @@ def with_gradient(bound: Any, inputs: Any, points: Any, norm: str) -> Any:
 
 def _nearest_l2(inputs: Any, points: Any, labels: Any, predicted: Any) -> tuple[Any, Any, Any]:
     count, n = points.shape
-    slack = 4 * (n + 4) * 2.0**-53 / (1 - (n + 4) * 2.0**-53)
+    slack = 4 * float64.gamma(n + 4)
     wide = tf.cast(inputs, tf.float64)
     square = tf.reduce_sum(tf.square(wide), axis=1, keepdims=True)
     best = _nothing(inputs, tf.float64)

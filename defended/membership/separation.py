@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from defended.numerics.float32 import gamma
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _ROWS, _COLUMNS = 512, 8192
@@ -71,7 +73,7 @@ class _L2Screen:
         self.points = points
         self.square = np.square(points.astype(np.float64)).sum(axis=1).astype(np.float32)
         n = points.shape[1]
-        self.slack = 4 * (n + 4) * 2.0**-24 / (1 - (n + 4) * 2.0**-24)
+        self.slack = 4 * gamma(n + 4)
 
     def __call__(self, rows: slice, columns: slice, limit: float) -> Array:
         both = self.square[rows][:, None] + self.square[columns][None]

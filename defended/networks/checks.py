@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
+from keras import layers
 
 
 def checked_radius(epsilon: Any) -> float:
@@ -78,6 +80,37 @@ def checked_network(model: Any) -> keras.Model:
                 f"Build the network under the dtype policy 'float32'."
             )
     return model
+
+
+def check_plain_weights(layer: Any) -> None:
+    """Refuse a layer whose kernel is not what it computes with.
+
+    Raises:
+        ValueError: for low-rank or quantised weights, naming the layer and the remedy.
+    """
+    if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
+        raise ValueError(
+            f"Layer {layer.name!r} has low-rank or quantised weights; certificates are made for plain float32 kernels. "
+            f"Merge the low-rank weights, as saving and loading does, or defend the network that was not quantised."
+        )
+
+
+def check_channels_last(layer: Any) -> None:
+    """Refuse a layer whose channels are not its last axis, naming it; `ValueError`."""
+    if getattr(layer, "data_format", "channels_last") != "channels_last":
+        raise ValueError(
+            f"Layer {layer.name!r} ({type(layer).__name__}) uses data_format={layer.data_format!r}. "
+            f"Only 'channels_last' is supported: rebuild the network with it."
+        )
+
+
+def check_does_not_broadcast(layer: Any, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Refuse a sum of different shapes, in which one entry is added to many others; `ValueError`."""
+    if isinstance(layer, layers.Add | layers.Subtract | layers.Average) and len(set(shapes)) > 1:
+        raise ValueError(
+            f"Layer {layer.name!r} ({type(layer).__name__}) broadcasts its inputs, of shapes {list(shapes)}, which "
+            f"enlarges distances by an unknown factor. Bring them to one shape first."
+        )
 
 
 def _refuse_probabilities(model: Any) -> None:

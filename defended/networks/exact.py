@@ -16,15 +16,13 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from defended.layers.gaussian_noise_augmentation import GaussianNoiseAugmentation
 from defended.layers.invertible_downsampling import InvertibleDownsampling
 from defended.layers.liresnet_block import LiResNetBlock
 from defended.layers.minmax import MinMax
+from defended.networks.exact_windows import Array, convolution, windows
+from defended.networks.layer_kinds import INERT
+from defended.numerics.float32 import SMALLEST_NORMAL, gamma
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
-_U = 2.0**-24
-_TINY = 2.0**-126
 _FLUSHED = 2.0**-100  # gamma of it, for any number of terms, outweighs the smallest normal number
 _FEW = 64  # more operations than any activation or normalisation takes for an entry
 
@@ -45,17 +43,12 @@ def exact_layer(layer: Any, inputs: Sequence[Array]) -> Exact | None:
     return None if rule is None else rule(layer, list(inputs))
 
 
-def gamma(terms: float) -> float:
-    """`n u / (1 - n u)` for float32."""
-    return terms * _U / (1 - terms * _U)
-
-
 def _float64(variable: Any) -> Array:
     return np.asarray(ops.convert_to_numpy(variable), np.float64)
 
 
 def _added_up(value: Array, magnitudes: Array, terms: int) -> Exact:
-    return Exact(value, gamma(terms + 16) * magnitudes + _TINY * (4 * terms + _FEW) * (1 + np.abs(value)))
+    return Exact(value, gamma(terms + 16) * magnitudes + SMALLEST_NORMAL * (4 * terms + _FEW) * (1 + np.abs(value)))
 
 
 # Linear maps.
@@ -101,77 +94,16 @@ def _with_bias(layer: Any, value: Array, magnitudes: Array, terms: int) -> Exact
     return added if activation is None else _activated(activation, added)
 
 
-def convolution(
-    inputs: Array,
-    kernel: Array,
-    strides: tuple[int, int],
-    padding: str,
-    dilation: tuple[int, int] = (1, 1),
-    groups: int = 1,
-) -> Array:
-    """A convolution `[n, h, w, c]` of inputs and a kernel `[kh, kw, c / groups, filters]`, as Keras defines it."""
-    inputs, counts = _padded(inputs, kernel.shape[:2], strides, padding, dilation)
-    per_in, per_out = kernel.shape[2], kernel.shape[3] // groups
-    result = np.zeros((len(inputs), *counts, kernel.shape[3]))
-    for tap in np.ndindex(*kernel.shape[:2]):
-        read = _read(inputs, tap, counts, strides, dilation)
-        for group in range(groups):
-            to, frm = (slice(group * size, (group + 1) * size) for size in (per_out, per_in))
-            result[..., to] += read[..., frm] @ kernel[tap][:, to]
-    return result
-
-
-def transposed_convolution(
-    rows: Array, kernel: Array, strides: tuple[int, int], padding: str, input_shape: Sequence[int]
-) -> Array:
-    """The transpose of `convolution`, for one group and no dilation: `[n, h, w, filters]` to `[n, *input_shape]`."""
-    empty, counts = _padded(np.zeros((len(rows), *input_shape)), kernel.shape[:2], strides, padding)
-    for tap in np.ndindex(*kernel.shape[:2]):
-        _read(empty, tap, counts, strides)[...] += rows @ kernel[tap].T
-    before = [
-        max((count - 1) * stride + taps - length, 0) // 2 if padding == "same" else 0
-        for length, taps, stride, count in zip(input_shape, kernel.shape, strides, counts, strict=False)
-    ]
-    top, left = before[:2]
-    return empty[:, top : top + input_shape[0], left : left + input_shape[1]]
-
-
-def _padded(
-    inputs: Array, size: Any, strides: Any, padding: str, dilation: Any = (1, 1), fill: float = 0.0
-) -> tuple[Array, tuple[int, int]]:
-    """Inputs with their padding (the odd pixel at the end), and how many places there are along each axis."""
-    pads, counts = [(0, 0)], []
-    for length, taps, stride, step in zip(inputs.shape[1:3], size, strides, dilation, strict=True):
-        reach = (taps - 1) * step + 1
-        count = -(-length // stride) if padding == "same" else (length - reach) // stride + 1
-        missing = max((count - 1) * stride + reach - length, 0) if padding == "same" else 0
-        pads.append((missing // 2, missing - missing // 2))
-        counts.append(count)
-    return np.pad(inputs, [*pads, (0, 0)], constant_values=fill), (counts[0], counts[1])
-
-
-def _read(inputs: Array, tap: Any, counts: Any, strides: Any, dilation: Any = (1, 1)) -> Array:
-    rows, columns = (
-        slice(t * d, t * d + (count - 1) * s + 1, s)
-        for t, count, s, d in zip(tap, counts, strides, dilation, strict=True)
-    )
-    return inputs[:, rows, columns]
-
-
 def _average_pooling(layer: Any, inputs: list[Array]) -> Exact:
-    sums = []
-    for part in (inputs[0], np.abs(inputs[0]), np.ones((1, *inputs[0].shape[1:]))):
-        padded, counts = _padded(part, layer.pool_size, layer.strides, layer.padding)
-        reads = [_read(padded, tap, counts, layer.strides) for tap in np.ndindex(*layer.pool_size)]
-        sums.append(np.sum(reads, axis=0))
-    total, magnitudes, count = sums
+    total, magnitudes, count = (
+        windows(part, layer.pool_size, layer.strides, layer.padding).sum(axis=0)
+        for part in (inputs[0], np.abs(inputs[0]), np.ones((1, *inputs[0].shape[1:])))
+    )
     return _added_up(total / count, magnitudes / count, math.prod(layer.pool_size))
 
 
 def _max_pooling(layer: Any, inputs: list[Array]) -> Exact:
-    padded, counts = _padded(inputs[0], layer.pool_size, layer.strides, layer.padding, fill=-np.inf)
-    reads = [_read(padded, tap, counts, layer.strides) for tap in np.ndindex(*layer.pool_size)]
-    return Exact(np.max(reads, axis=0))
+    return Exact(windows(inputs[0], layer.pool_size, layer.strides, layer.padding, fill=-np.inf).max(axis=0))
 
 
 def _global_average_pooling(layer: Any, inputs: list[Array]) -> Exact:
@@ -181,10 +113,11 @@ def _global_average_pooling(layer: Any, inputs: list[Array]) -> Exact:
 
 
 def _normalisation(layer: Any, inputs: list[Array]) -> Exact:
-    scale = 1 / np.sqrt(_float64(layer.moving_variance) + layer.epsilon)
-    scale = scale * _float64(layer.gamma) if layer.scale else scale
+    inverse = 1 / np.sqrt(_float64(layer.moving_variance) + layer.epsilon)
+    scale = inverse * _float64(layer.gamma) if layer.scale else inverse
     shift = -_float64(layer.moving_mean) * scale
-    size = np.maximum(np.abs(scale), _FLUSHED)  # a factor may be flushed to zero
+    # A factor may be flushed to zero, before it is multiplied or after.
+    size = np.maximum(np.abs(scale), _FLUSHED * np.maximum(inverse, 1.0))
     value = inputs[0] * scale + shift
     magnitudes = np.abs(inputs[0]) * size + np.maximum(np.abs(shift), np.abs(_float64(layer.moving_mean)) * size)
     if layer.center:
@@ -237,7 +170,7 @@ def _activated(activation: Any, argument: Exact) -> Exact:
 def _elementwise(function: Callable[[Array], Array], z: Array) -> Exact:
     value = function(z)
     # exp, tanh and their kin are within a few units of roundoff relative to 1 + |z|.
-    return Exact(value, gamma(_FEW) * (np.abs(value) + np.minimum(np.abs(z), 1.0)) + _FEW * _TINY)
+    return Exact(value, gamma(_FEW) * (np.abs(value) + np.minimum(np.abs(z), 1.0)) + _FEW * SMALLEST_NORMAL)
 
 
 def _activation(layer: Any, inputs: list[Array]) -> Exact:
@@ -301,9 +234,7 @@ _RULES: dict[type, Rule] = {
     layers.ReLU: _relu,
     layers.LeakyReLU: lambda layer, inputs: _elementwise(_sloped(float(layer.negative_slope)), inputs[0]),
     layers.Activation: _activation,
-    layers.Identity: _same,
-    layers.Dropout: _same,
-    GaussianNoiseAugmentation: _same,
+    **dict.fromkeys(INERT, _same),
     layers.Flatten: lambda layer, inputs: Exact(inputs[0].reshape(len(inputs[0]), -1)),
     layers.Reshape: lambda layer, inputs: Exact(inputs[0].reshape(len(inputs[0]), *layer.target_shape)),
     layers.Permute: lambda layer, inputs: Exact(inputs[0].transpose(0, *layer.dims)),

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from defended.numerics.eigenvalues import UNIT_ROUNDOFF, estimate_by_lanczos, gamma, is_verified, verified
+from defended.numerics.eigenvalues import estimate_by_lanczos, is_verified, verified
+from defended.numerics.float64 import UNIT_ROUNDOFF, gamma
 from defended.numerics.matrix_norms import bound_nonnegative_norm, normalised, scaled_root, scaled_square
-from defended.numerics.sliding_windows import Axis
+from defended.numerics.sliding_windows import Axis, axes_of
 
 BAND_BYTES = 2.5e9
 """Memory that the banded Gram matrix of a convolution may take; factorising needs twice as much."""
@@ -70,14 +71,10 @@ def bound_nonnegative_conv2d_norm(kernel: Array, strides: tuple[int, int] = (1, 
         kernel: `[kh, kw, c_in, c_out]`.
         strides: vertical and horizontal stride.
     """
+    # Sums of taps are computed within gamma(taps); `1 / (1 - g) <= 1 + 2 g` for g <= 1 / 2.
     phases = [kernel[i :: strides[0], j :: strides[1]].sum(axis=(0, 1)) for i, j in np.ndindex(*strides)]
     taps = kernel.shape[0] * kernel.shape[1]
     return bound_nonnegative_norm(np.concatenate(phases)) * (1 + 2 * gamma(taps + 1))
-
-
-def axes_of(kernel_shape: Sequence[int], input_shape: Sequence[int], strides: Any, padding: str) -> list[Axis]:
-    """The geometry of a convolution along its two axes."""
-    return [Axis(*side, padding) for side in zip(kernel_shape[:2], input_shape, strides, strict=True)]
 
 
 class _Band(NamedTuple):
@@ -188,7 +185,8 @@ def _bound_squared_by_band(kernel: Array, axes: list[Axis], band: _Band, claimed
     def product(vector: Array) -> Array:
         return second(kernel, axes, first(kernel, axes, vector.reshape(shape))).reshape(-1)
 
-    # An entry adds at most one inner product for each tap: its error is at most gamma_n (|A|^T |A|).
+    # An entry adds at most one inner product for each tap: its error is at most gamma_n (|A|^T |A|), whose norm is at
+    # most the square of |A|'s; 1.01 is for computing this.
     taps, channels = kernel.shape[0] * kernel.shape[1], max(kernel.shape[2:])
     magnitude = bound_nonnegative_conv2d_norm(np.abs(kernel), (axes[0].stride, axes[1].stride))
     rounding = gamma(taps + channels + 2) * magnitude**2 * 1.01
@@ -249,17 +247,25 @@ def torus_blocks(kernel: Array, axes: list[Axis]) -> tuple[Array, list[int]]:
     return blocks[: (coarse[0] // 2 + 1) * coarse[1]], coarse
 
 
+def entry_errors(kernel: Array) -> Array:
+    """Bounds `[c_in, c_out]` on what float64 makes of the entries of `torus_blocks`.
+
+    An angle goes through three roundings, and angles reach 2 pi: an exponential is within `3 * 2 pi u + 2 u < 21 u`,
+    the product of two within 42 u. To multiply them by taps and to add these up takes at most `taps + 4` complex
+    operations, each within `2 sqrt(2) u` of the sum of the taps' magnitudes.
+    """
+    taps = kernel.shape[0] * kernel.shape[1]
+    return (3 * taps + 64) * UNIT_ROUNDOFF * np.abs(kernel).sum(axis=(0, 1))
+
+
 def _bound_squared_on_torus(kernel: Array, axes: list[Axis]) -> float:
     blocks, coarse = torus_blocks(kernel, axes)
     sy, sx = axes[0].stride, axes[1].stride
     largest = max(
         float(np.linalg.norm(part, 2, axis=(-2, -1)).max()) for part in np.array_split(blocks, coarse[0] // 2 + 1)
     )
-    # Entries carry an error of at most (taps + 8) u times the sum of their taps; LAPACK's singular values are backward
-    # stable with a modest constant, taken as 64 times the block's side.
-    taps = kernel.shape[0] * kernel.shape[1]
-    entry_error = (
-        (taps + 8) * UNIT_ROUNDOFF * float(np.sqrt((np.abs(kernel).sum(axis=(0, 1)) ** 2).sum())) * (sy * sx) ** 0.5
-    )
+    # The norm of what a block errs by is at most the root of the sum of its squares. LAPACK's singular values are
+    # *assumed* to be backward stable with 64 times the block's side for a constant.
+    entry_error = float(np.linalg.norm(entry_errors(kernel))) * (sy * sx) ** 0.5
     side = max(blocks.shape[1:])
     return ((largest * (1 + 64 * side * UNIT_ROUNDOFF) + entry_error) ** 2) / (sy * sx) * (1 + 8 * UNIT_ROUNDOFF)

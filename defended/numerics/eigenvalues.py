@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-UNIT_ROUNDOFF = 2.0**-53
+from defended.numerics.float64 import UNIT_ROUNDOFF, gamma
 
 EXACT_SIZE = 8192
 """Up to this side a dense matrix is factorised; beyond, Gram iteration bounds it."""
@@ -20,12 +20,6 @@ EXACT_SIZE = 8192
 _LANCZOS_FROM = 65  # smaller matrices are decomposed entirely in less time
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-def gamma(terms: float) -> float:
-    """`n u / (1 - n u)`, the relative error of an inner product of n terms."""
-    product = terms * UNIT_ROUNDOFF
-    return product / (1 - product)
 
 
 def bound_largest_eigenvalue(gram: Array, claimed: float | None = None) -> float:
@@ -80,11 +74,14 @@ def verified(estimate: float, n: int, longest: int, factorises: Callable[[float]
 
 def is_verified(bound: float, n: int, longest: int, factorises: Callable[[float], bool]) -> bool:
     """Whether one factorisation proves a bound; arguments as in `verified`."""
+    # Half of the theorem's d once more, at least 3 u of the bound for n >= 2: the shift is rounded twice, each entry of
+    # the diagonal once. (For n = 1 a positive difference is all the proof that is needed.)
     return factorises(bound * (1 - 1.5 * _rump(n, longest)))
 
 
 def _rump(n: int, longest: int) -> float:
-    # d = gamma / (1 - gamma) * trace of the theorem, in units of the bound, which is at least trace / n.
+    """The theorem's d in units of the bound c: the trace of `c I - G` is at most `n c`."""
+    # 1 / (1 - gamma) <= 1.02 where the longest inner product has at most 2^47 terms.
     return 1.02 * n * gamma(longest + 1)
 
 
@@ -126,7 +123,8 @@ def bound_by_gram_iteration(gram: Array, steps: int = 13) -> float:
         current = current @ current
     bound = float(np.linalg.norm(current)) * (1 + gamma(n * n))
     for scale in reversed(scales):
-        # |R_k|_F <= 1 + gamma: the division and the norm are rounded, too.
+        # |R_k|_F <= 1 + gamma(n^2): its entries and the scale are rounded. The product errs by gamma(n) |R_k|_F^2, the
+        # division, u in each entry, by 2 u of the square, and 1.01 is for computing this.
         bound = np.sqrt(bound + 1.01 * gamma(n + 4) * (1 + gamma(n * n)) ** 2) * scale * (1 + 4 * UNIT_ROUNDOFF)
     return float(bound)
 

@@ -8,7 +8,7 @@ proof is in three steps, each rounded outwards:
 2. A bound on its largest eigenvalue is proven by a Cholesky factorisation, see `eigenvalues`.
 3. The result is scaled back by an exact power of two.
 
-Convolutions have a module of their own, `convolutions`.
+Convolutions have a module of their own, `convolution_norms`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from defended.numerics.eigenvalues import UNIT_ROUNDOFF, bound_largest_eigenvalue, gamma
+from defended.numerics import float32
+from defended.numerics.eigenvalues import bound_largest_eigenvalue
+from defended.numerics.float64 import UNIT_ROUNDOFF, gamma
 from defended.numerics.sliding_windows import Axis
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -30,6 +32,7 @@ def bound_matrix_norm(matrix: Array, claimed: float | None = None) -> float:
         matrix = matrix.T
     magnitude = np.abs(matrix)
     gram = matrix @ matrix.T
+    # Row sums are computed within gamma(rows + columns), which 1.01 outweighs, as it does the rounding of the product.
     row_sum = float(np.max(magnitude @ (magnitude.T @ np.ones(len(matrix)))))
     rounding = gamma(matrix.shape[1] + 2) * row_sum * 1.01
     squared = None if claimed is None else scaled_square(claimed, exponent) - rounding
@@ -52,8 +55,15 @@ def bound_nonnegative_norm(matrix: Array) -> float:
         image = matrix.T @ (matrix @ vector)
         # The floor keeps the vector positive where a column is zero.
         vector = image / image.max() + 2.0**-30
+    # A quotient goes through rows + columns - 1 roundings; `1 / (1 - g) <= 1 + 2 g` for g <= 1 / 2.
     largest = float(np.max(matrix.T @ (matrix @ vector) / vector))
     return scaled_root(largest * (1 + 2 * gamma(sum(matrix.shape) + 4)), exponent)
+
+
+def bound_norm(vector: Array, copies: float = 1) -> float:
+    """Upper bound on the l2 norm of some copies of a vector, one behind the other."""
+    # n squares and n - 1 sums, halved by the root, and four more operations: 2^-40 is more for all n < 2^14.
+    return float(np.linalg.norm(vector) * copies**0.5) * (1 + max(2.0**-40, gamma(np.size(vector) / 2 + 8)))
 
 
 def average_pooling_norm(size: int, pool: int, stride: int, padding: str) -> float:
@@ -82,7 +92,7 @@ def round_up_to_float32(values: Any) -> Array:
         rounded = values.astype(np.float32)
         rounded = np.where(rounded.astype(np.float64) < values, np.nextafter(rounded, np.float32(np.inf)), rounded)
     # Kernels may flush subnormal numbers to zero, which would turn a small constant into none.
-    return np.where(values > 0, np.maximum(rounded, np.finfo(np.float32).tiny), rounded).astype(np.float32)
+    return np.where(values > 0, np.maximum(rounded, float32.SMALLEST_NORMAL), rounded).astype(np.float32)
 
 
 def normalised(values: Array) -> tuple[Array, int]:
@@ -105,5 +115,6 @@ def scaled_square(norm: float, exponent: int) -> float:
 
 
 def scaled_root(squared: float, exponent: int) -> float:
-    """`sqrt(squared) * 2^exponent`, never below it."""
+    """`sqrt(squared) * 2^exponent`, never below it, nor below the root of the sum that `squared` was rounded from."""
+    # Half a rounding for the sum, one for the root, one for this factor.
     return float(np.ldexp(np.sqrt(squared) * (1 + 4 * UNIT_ROUNDOFF), exponent))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,3 +48,18 @@ class Axis:
         """Coarse torus size M (fine size `M * stride`) on which no tap of a used output wraps onto a used input."""
         last = (self.outputs - 1) * self.stride + self.taps - 1 - self.before
         return -(-max(self.size + self.before, last + 1) // self.stride)
+
+
+def axes_of(
+    window: Sequence[int], input_shape: Sequence[int], strides: Sequence[int], padding: str
+) -> tuple[Axis, Axis]:
+    """The geometry of a two-dimensional window along its rows and its columns.
+
+    Args:
+        window: its height and width, perhaps followed by sizes that do not matter here, as a kernel's shape is.
+        input_shape: `(height, width)` of the map.
+        strides: vertical and horizontal stride.
+        padding: `"valid"` or `"same"` (TensorFlow's convention: the odd pixel goes to the bottom right).
+    """
+    rows, columns = (Axis(*side, padding) for side in zip(window[:2], input_shape, strides, strict=True))
+    return rows, columns

@@ -11,8 +11,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
+from keras import layers, ops
 
+from defended.numerics.sliding_windows import axes_of
 from defended.polytope.reductions import TERMS, Shape, product, product_roundings
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -88,18 +89,14 @@ class ReshapeMap(AffineMap):
         return ops.reshape(rows, (-1, *self.input_shape))
 
 
-class DenseMap(AffineMap):
-    """A Dense layer on vectors. Long inner products are evaluated in blocks, which keeps their roundings few."""
+class KernelMap(AffineMap):
+    """A layer with a kernel and perhaps a bias, as they are now; long inner products are evaluated in blocks."""
 
-    def __init__(self, layer: Any):
-        self.layer = layer
-        fan_in, units = (int(size) for size in layer.kernel.shape)
-        self.input_shape, self.output_shape = (fan_in,), (units,)
-        self.roundings = product_roundings(fan_in), product_roundings(units)
-        self.largest = max(fan_in, units)
+    layer: Any
 
     @property
-    def _kernel(self) -> Any:
+    def kernel(self) -> Any:
+        """The layer's kernel, as a tensor."""
         return ops.convert_to_tensor(self.layer.kernel)
 
     def forward(self, values: Any, blocked: bool = True) -> Any:
@@ -107,34 +104,53 @@ class DenseMap(AffineMap):
         return result + ops.convert_to_tensor(self.layer.bias) if self.layer.use_bias else result
 
     def linear(self, values: Any, blocked: bool = True) -> Any:
-        return product(values, self._kernel, blocked)
+        return self._times(values, self.kernel, blocked)
 
     def magnitudes(self, values: Any, blocked: bool = True) -> Any:
-        return product(values, ops.abs(self._kernel), blocked)
+        return self._times(values, ops.abs(self.kernel), blocked)
 
     def squares(self, values: Any, blocked: bool = True) -> Any:
-        return product(values, ops.square(self._kernel), blocked)
+        return self._times(values, ops.square(self.kernel), blocked)
 
     def bias_magnitudes(self) -> Any:
         return ops.abs(ops.convert_to_tensor(self.layer.bias)) if self.layer.use_bias else 0.0
 
+    def _times(self, values: Any, kernel: Any, blocked: bool) -> Any:
+        """The linear map with another kernel."""
+        raise NotImplementedError
+
+
+class DenseMap(KernelMap):
+    """A Dense layer on vectors."""
+
+    def __init__(self, layer: layers.Dense):
+        self.layer = layer
+        fan_in, units = (int(size) for size in layer.kernel.shape)
+        self.input_shape, self.output_shape = (fan_in,), (units,)
+        self.roundings = product_roundings(fan_in), product_roundings(units)
+        self.largest = max(fan_in, units)
+
     def transposed(self, rows: Any) -> Any:
-        return product(rows, ops.transpose(self._kernel))
+        return product(rows, ops.transpose(self.kernel))
 
     def matrix_rows(self) -> Any:
-        return ops.transpose(self._kernel)
+        return ops.transpose(self.kernel)
+
+    def _times(self, values: Any, kernel: Any, blocked: bool) -> Any:
+        return product(values, kernel, blocked)
 
 
-class ConvMap(AffineMap):
-    """A Conv2D layer, channels last, any strides, either padding."""
+class ConvMap(KernelMap):
+    """A Conv2D layer, channels last, any strides, either padding; kernel `[height, width, channels, filters]`."""
 
-    def __init__(self, layer: Any, input_shape: Shape, output_shape: Shape):
+    def __init__(self, layer: layers.Conv2D, input_shape: Shape, output_shape: Shape):
         self.layer = layer
         self.input_shape, self.output_shape = input_shape, output_shape
         self.kernel_size: tuple[int, int] = tuple(layer.kernel_size)
         self.strides: tuple[int, int] = tuple(layer.strides)
         self.padding = layer.padding
-        self.offsets = _offsets(input_shape, output_shape, self.kernel_size, self.strides, self.padding)
+        rows, columns = axes_of(self.kernel_size, input_shape[:2], self.strides, self.padding)
+        self.offsets = rows.before, columns.before
         area, (channels, filters) = math.prod(self.kernel_size), layer.kernel.shape[2:]
         covers = math.prod(-(-k // s) for k, s in zip(self.kernel_size, self.strides, strict=True))
         self.largest = area * max(int(channels), int(filters))
@@ -142,27 +158,6 @@ class ConvMap(AffineMap):
         self._block = max(1, min(int(channels), TERMS // area))
         parts = -(-int(channels) // self._block)
         self.roundings = (area * self._block + parts, covers * int(filters) + 1)
-
-    @property
-    def kernel(self) -> Any:
-        """`[height, width, channels, filters]`."""
-        return ops.convert_to_tensor(self.layer.kernel)
-
-    def forward(self, values: Any, blocked: bool = True) -> Any:
-        result = self.linear(values, blocked)
-        return result + ops.convert_to_tensor(self.layer.bias) if self.layer.use_bias else result
-
-    def linear(self, values: Any, blocked: bool = True) -> Any:
-        return self._convolve(values, self.kernel, blocked)
-
-    def magnitudes(self, values: Any, blocked: bool = True) -> Any:
-        return self._convolve(values, ops.abs(self.kernel), blocked)
-
-    def squares(self, values: Any, blocked: bool = True) -> Any:
-        return self._convolve(values, ops.square(self.kernel), blocked)
-
-    def bias_magnitudes(self) -> Any:
-        return ops.abs(ops.convert_to_tensor(self.layer.bias)) if self.layer.use_bias else 0.0
 
     def transposed(self, rows: Any) -> Any:
         # Rows and columns behind the last window, which ONNX's operation does not know, are added as zeros.
@@ -189,7 +184,7 @@ class ConvMap(AffineMap):
         matrix = ops.reshape(carried(ops.reshape(identity(entries), (entries, height, width, filters))), (entries, -1))
         return ops.reshape(ops.matmul(ops.reshape(rows, (-1, entries)), matrix), (-1, *shape))
 
-    def _convolve(self, values: Any, kernel: Any, blocked: bool) -> Any:
+    def _times(self, values: Any, kernel: Any, blocked: bool) -> Any:
         total, block = None, self._block if blocked else self.input_shape[-1]
         strides, padding = self.strides, self.padding
         if self.output_shape[1] == 1 and strides[1] > 1:
@@ -219,15 +214,12 @@ class PoolMap(AffineMap):
     Sums over windows are sums over rows and then over columns: two products with matrices of 0 and 1.
     """
 
-    def __init__(self, layer: Any, input_shape: Shape, output_shape: Shape):
+    def __init__(self, layer: layers.AveragePooling2D, input_shape: Shape, output_shape: Shape):
         self.input_shape, self.output_shape = input_shape, output_shape
         size, strides = tuple(layer.pool_size), tuple(layer.strides)
-        offsets = _offsets(input_shape, output_shape, size, strides, layer.padding)
+        axes = axes_of(size, input_shape[:2], strides, layer.padding)
         # [output rows, rows] and [output columns, columns]: which of them each window holds.
-        self._windows = [
-            _windows(n, m, k, s, o)
-            for n, m, k, s, o in zip(input_shape[:2], output_shape[:2], size, strides, offsets, strict=True)
-        ]
+        self._windows = [axis.coverage().astype("float32") for axis in axes]
         counts = [matrix.sum(axis=1, dtype="float64") for matrix in self._windows]
         shares = (1.0 / np.outer(*counts))[None, :, :, None]
         self._shares, self._squares = shares.astype("float32"), (shares**2).astype("float32")
@@ -259,7 +251,7 @@ class PoolMap(AffineMap):
 class GlobalPoolMap(AffineMap):
     """A GlobalAveragePooling2D layer, channels last."""
 
-    def __init__(self, layer: Any, input_shape: Shape, output_shape: Shape):
+    def __init__(self, layer: layers.GlobalAveragePooling2D, input_shape: Shape, output_shape: Shape):
         self.input_shape, self.output_shape = input_shape, output_shape
         height, width, channels = input_shape
         self._share = np.float32(1.0 / (height * width))
@@ -301,22 +293,3 @@ def transposed_convolution(
     full = ops.pad(full, [(0, 0), *missing, (0, 0)])
     (top, left), (height, width) = offsets, shape[:2]
     return full[:, top : top + height, left : left + width]
-
-
-def _offsets(
-    input_shape: Shape, output_shape: Shape, size: tuple[int, int], strides: tuple[int, int], padding: str
-) -> tuple[int, int]:
-    """Rows and columns of padding before the first entry."""
-    if padding == "valid":
-        return 0, 0
-    total = (
-        max((out - 1) * s + k - n, 0) for n, out, k, s in zip(input_shape, output_shape, size, strides, strict=False)
-    )
-    top, left = (value // 2 for value in total)
-    return top, left
-
-
-def _windows(size: int, count: int, length: int, stride: int, offset: int) -> Array:
-    """`[count, size]`, 1 where window i, from `i * stride - offset` on, holds an entry, and 0 elsewhere."""
-    first, entries = np.arange(count)[:, None] * stride - offset, np.arange(size)[None, :]
-    return ((entries >= first) & (entries < first + length)).astype("float32")

@@ -15,17 +15,17 @@ upper bounds, symmetric around the centre of the relaxation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from keras import ops
 
-from defended.gloro.rounding import UNIT_ROUNDOFF
+from defended.numerics.float32 import UNIT_ROUNDOFF
 from defended.polytope.affine_maps import AffineMap, ReshapeMap, identity
+from defended.polytope.chain import Chain
 from defended.polytope.graph import Node, PolytopeGraph
 from defended.polytope.patches import Patches
 from defended.polytope.reductions import dual_norm, weighted
-from defended.polytope.relaxation import Lines, constant_lines, lines
+from defended.polytope.relaxation import constant_lines, lines
 from defended.polytope.rounding import Shares
 
 SLOPES = ("adaptive", "wong-kolter")
@@ -40,32 +40,6 @@ class Margins(NamedTuple):
 
     kept: Any
     steepness: Any
-
-
-@dataclass
-class Chain:
-    """Bounds on the values of a network over one ball, by one kind of line; tensors `[batch, *shape]` by node."""
-
-    slope: str
-    centred: bool = False
-    """Whether deviations are measured from the centre of parallel lines, and not from the values at x."""
-    lower: dict[int, Any] = field(default_factory=dict)
-    upper: dict[int, Any] = field(default_factory=dict)
-    size: dict[int, Any] = field(default_factory=dict)
-    """Bounds on magnitudes."""
-    pending: dict[int, Any] = field(default_factory=dict)
-    """What rounding may cost since the last ReLU, for each entry; absent where nothing."""
-    reference: dict[int, Any] = field(default_factory=dict)
-    lines: dict[int, Lines] = field(default_factory=dict)
-    reach: dict[int, tuple[Any, Any]] = field(default_factory=dict)
-    """How far the lines of a ReLU lie below and above the reference point."""
-    largest: Any = None
-    """`[batch]`, what no sum exceeds in magnitude."""
-
-    def bound(self, index: int, lower: Any, upper: Any) -> None:
-        """Set the bounds of a value."""
-        self.lower[index], self.upper[index] = lower, upper
-        self.size[index] = ops.maximum(ops.abs(lower), ops.abs(upper))
 
 
 class DualBounds:
@@ -87,6 +61,7 @@ class DualBounds:
         self._patches = {index: Patches(graph, chain, norm) for index, chain in chains.items() if chain is not None}
         shapes = [shape for patches in self._patches.values() for shape in patches.shapes]
         self.shares = Shares(graph, counted, shapes)
+        # The difference of logits is rounded twice, and what is spent four times.
         self._roundings = 4 * UNIT_ROUNDOFF if counted else 0.0
 
     def chains(self, inputs: Any, epsilon: Any, hidden: str = "dual") -> list[Chain]:
@@ -314,5 +289,5 @@ def _sum(values: Any) -> Any:
 
 def _map_of(node: Node) -> AffineMap:
     if node.map is None:
-        raise ValueError(f"The value of layer {node.layer!r} is no affine map of another.")
+        raise ValueError(f"The value of layer {node.layer!r} is not an affine map of another.")
     return node.map

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-from keras import layers, ops
+from keras import ops
 
+from defended.networks.checks import check_plain_weights
+from defended.networks.tracing import Step, trace
 from defended.polytope.affine_maps import AffineMap, ConvMap, ReshapeMap, Shape
-from defended.polytope.layer_rules import check_weights, pieces_of
+from defended.polytope.layer_rules import pieces_of
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,13 @@ class PolytopeGraph:
 
     def __init__(self, network: keras.Model):
         self.nodes: list[Node] = []
-        self._layers: dict[int, Any] = {}
         self._maps: dict[tuple[int, tuple[Shape, ...]], list[AffineMap | None]] = {}
-        source = self._append("input", (), tuple(network.inputs[0].shape[1:]))
-        _check_is_graph(network)
-        output = self._trace(network, source)
+        steps, returned = trace(network)
+        self._layers = [step.layer for step in steps]
+        nodes = {0: self._append("input", (), tuple(network.inputs[0].shape[1:]))}
+        for step in steps:
+            nodes[step.output] = self._append_layer(step, tuple(nodes[value] for value in step.inputs))
+        output = nodes[returned]
         if output != len(self.nodes) - 1 or self.nodes[output].kind != "affine" or not self.nodes[output].map:
             # An exact map makes the last value of any network the one that is bounded.
             shape = self.nodes[output].shape
@@ -70,8 +74,8 @@ class PolytopeGraph:
         Raises:
             ValueError: naming the layer and the remedy.
         """
-        for layer in self._layers.values():
-            check_weights(layer)
+        for layer in self._layers:
+            check_plain_weights(layer)
 
     def values(self, inputs: Any, blocked: bool = True) -> list[Any]:
         """Every value at inputs `[batch, ...]`, the input first and the logits last.
@@ -136,58 +140,16 @@ class PolytopeGraph:
             source = self._append("affine", (source,), node.shape, ReshapeMap(node.shape, node.shape), layer)
         return self._append("relu", (source,), node.shape, layer=layer)
 
-    def _trace(self, network: Any, source: int) -> int:
-        """Append the nodes that compute `network`'s output from the value `source`; the number of the output."""
-        known = {id(network.inputs[0]): source}
-
-        def visit(tensor: Any) -> int:
-            if id(tensor) in known:
-                return known[id(tensor)]
-            operation, node_index, _ = tensor._keras_history
-            sources = operation._inbound_nodes[node_index].input_tensors
-            if not sources:
-                raise ValueError(
-                    f"Layer {operation.name!r} brings an input of its own; a defended network has exactly one input."
-                )
-            inputs = tuple(visit(tensor) for tensor in sources)
-            if isinstance(operation, keras.Model):
-                _check_is_graph(operation)
-                if len(operation.outputs) != 1:
-                    raise ValueError(
-                        f"Model {operation.name!r} inside the network has {len(operation.outputs)} outputs; only "
-                        f"nested models with a single one are supported. Use its layers instead."
-                    )
-                result = self._trace(operation, inputs[0])
-            else:
-                result = self._append_layer(operation, inputs, tuple(tensor.shape[1:]))
-            known[id(tensor)] = result
-            return result
-
-        return visit(network.outputs[0])
-
-    def _append_layer(self, layer: Any, inputs: tuple[int, ...], shape: Shape) -> int:
-        shapes = [self.nodes[index].shape for index in inputs]
-        self._layers[id(layer)] = layer
-        key = (id(layer), tuple(shapes))
+    def _append_layer(self, step: Step, sources: tuple[int, ...]) -> int:
+        """Append the nodes of one use of a layer; the number of its output."""
+        layer, key = step.layer, (id(step.layer), step.input_shapes)
         if key not in self._maps:
-            self._maps[key] = pieces_of(layer, shapes, shape)
-        result = inputs
+            self._maps[key] = pieces_of(layer, step.input_shapes, step.shape)
         for piece in self._maps[key]:
             if piece is None:
-                result = (self._append_relu(result[0], layer.name),)
+                sources = (self._append_relu(sources[0], layer.name),)
             else:
-                result = (self._append("affine", result[:1], piece.output_shape, piece, layer.name),)
-        if len(result) > 1:
-            result = (self._append("add", result, shapes[0], layer=layer.name),)
-        return result[0]
-
-
-def _check_is_graph(network: Any) -> None:
-    """Refuse a model whose `call` may do something else than its graph of layers says."""
-    tensor = keras.Input((1,))
-    functional = type(keras.Model(tensor, layers.Identity()(tensor)))
-    if type(network).call not in (functional.call, keras.Sequential.call):
-        raise ValueError(
-            f"Model {network.name!r} ({type(network).__name__}) overrides `call`, so it may do more than its layers "
-            f"show. Build it with `keras.Sequential` or the functional API."
-        )
+                sources = (self._append("affine", sources[:1], piece.output_shape, piece, layer.name),)
+        if len(sources) > 1:
+            return self._append("add", sources, step.shape, layer=layer.name)
+        return sources[0]

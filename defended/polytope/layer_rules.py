@@ -8,6 +8,8 @@ from typing import Any
 import keras
 from keras import layers
 
+from defended.networks.checks import check_channels_last, check_does_not_broadcast, check_plain_weights
+from defended.networks.layer_kinds import LINEAR
 from defended.polytope.affine_maps import AffineMap, ConvMap, DenseMap, GlobalPoolMap, PoolMap, ReshapeMap, Shape
 
 Pieces = list[AffineMap | None]
@@ -36,21 +38,8 @@ def pieces_of(layer: Any, shapes: Sequence[Shape], output_shape: Shape) -> Piece
             f"Layer {layer.name!r} ({type(layer).__name__}) has no polytope bounds, so nothing behind it can be "
             f"certified. {_remedy(layer)} Known layers: {', '.join(known_layers())}."
         )
-    check_weights(layer)
+    check_plain_weights(layer)
     return rule(layer, shapes, output_shape)
-
-
-def check_weights(layer: Any) -> None:
-    """Refuse a layer whose kernel is not what it computes with.
-
-    Raises:
-        ValueError: for low-rank or quantised weights, naming the layer and the remedy.
-    """
-    if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
-        raise ValueError(
-            f"Layer {layer.name!r} has low-rank or quantised weights; certificates are made for plain float32 kernels. "
-            f"Merge the low-rank weights, as saving and loading does, or defend the network that was not quantised."
-        )
 
 
 def _dense(layer: Any, shapes: Sequence[Shape], output_shape: Shape) -> Pieces:
@@ -63,7 +52,7 @@ def _dense(layer: Any, shapes: Sequence[Shape], output_shape: Shape) -> Pieces:
 
 
 def _conv(layer: Any, shapes: Sequence[Shape], output_shape: Shape) -> Pieces:
-    _check_channels_last(layer)
+    check_channels_last(layer)
     if layer.groups != 1 or tuple(layer.dilation_rate) != (1, 1):
         raise ValueError(
             f"Layer {layer.name!r} (Conv2D) has groups={layer.groups} and dilation_rate={tuple(layer.dilation_rate)}; "
@@ -74,7 +63,7 @@ def _conv(layer: Any, shapes: Sequence[Shape], output_shape: Shape) -> Pieces:
 
 def _pool(kind: type) -> Callable[[Any, Sequence[Shape], Shape], Pieces]:
     def rule(layer: Any, shapes: Sequence[Shape], output_shape: Shape) -> Pieces:
-        _check_channels_last(layer)
+        check_channels_last(layer)
         return [kind(layer, shapes[0], output_shape)]
 
     return rule
@@ -91,7 +80,7 @@ def _relu(layer: Any, shapes: Sequence[Shape], output_shape: Shape) -> Pieces:
 
 
 def _activation_of(layer: Any) -> Pieces:
-    if layer.activation in (None, keras.activations.linear):
+    if layer.activation in LINEAR:
         return []
     if layer.activation is keras.activations.relu:
         return [None]
@@ -103,27 +92,18 @@ def _activation_of(layer: Any) -> Pieces:
 
 
 def _reshape(layer: Any, shapes: Sequence[Shape], output_shape: Shape) -> Pieces:
-    if getattr(layer, "data_format", "channels_last") == "channels_first" and len(shapes[0]) > 1:
-        raise ValueError(f"Layer {layer.name!r} is channels first. Build the network with channels last.")
+    if len(shapes[0]) > 1:
+        check_channels_last(layer)
     return [ReshapeMap(shapes[0], output_shape)]
 
 
 def _add(layer: Any, shapes: Sequence[Shape], output_shape: Shape) -> Pieces:
-    if len(set(shapes)) > 1:
-        raise ValueError(
-            f"Layer {layer.name!r} (Add) broadcasts its inputs, of shapes {list(shapes)}. Bring them to one shape "
-            f"first."
-        )
+    check_does_not_broadcast(layer, shapes)
     return []
 
 
 def _nothing(layer: Any, shapes: Sequence[Shape], output_shape: Shape) -> Pieces:
     return []
-
-
-def _check_channels_last(layer: Any) -> None:
-    if layer.data_format != "channels_last":
-        raise ValueError(f"Layer {layer.name!r} is channels first. Build the network with channels last.")
 
 
 _PIECES: dict[type, Callable[[Any, Sequence[Shape], Shape], Pieces]] = {

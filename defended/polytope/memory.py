@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from defended.polytope.dual_bounds import DualBounds
 from defended.polytope.graph import PolytopeGraph
-
-if TYPE_CHECKING:
-    from defended.polytope.dual_bounds import DualBounds
 
 _COPIES = 6  # of the largest tensor of coefficients: both parts, their products, and what a runtime has not freed yet
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from keras import ops
 
 from defended.polytope.affine_maps import ConvMap, identity
+from defended.polytope.chain import Chain
 from defended.polytope.graph import Node, PolytopeGraph
 from defended.polytope.reductions import Shape, dual_norm, product, total
-
-if TYPE_CHECKING:
-    from defended.polytope.dual_bounds import Chain
 
 
 class _Level:

@@ -11,6 +11,7 @@ from keras import ops
 from defended.defended_model import DefendedModel, Judgement, Verdicts, is_at_hand
 from defended.margins import FLOAT_MAX, Leader, finite_rows, leader
 from defended.networks.inputs import float32_tensor, whole_batch_size
+from defended.numerics.float32 import SMALLEST_NORMAL as _TINY
 from defended.polytope.dual_bounds import SLOPES, DualBounds, Margins
 from defended.polytope.graph import PolytopeGraph
 from defended.polytope.memory import bytes_per_input
@@ -24,7 +25,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 NORMS = ("linf", "l2")
 TRAINING_BOUNDS = ("dual", "crown-ibp", "interval", "projected")
-_TINY = 2.0**-126
 _REACH = 1.0 + 2.0**-20
 _DOWN = 1.0 - 2.0**-20
 _VERSION = 1  # of the bounds: what another version proved is not final here

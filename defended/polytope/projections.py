@@ -16,7 +16,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from defended.polytope.dual_bounds import Chain, DualBounds
+from defended.polytope.chain import Chain
+from defended.polytope.dual_bounds import DualBounds
 from defended.polytope.relaxation import lines
 
 _MARGIN = 1e-4  # cuts Cauchy numbers at 3000, beyond which float32 sums suffer and medians do not change

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from defended.gloro.rounding import UNIT_ROUNDOFF
+from defended.numerics.float32 import UNIT_ROUNDOFF
 
 
 class Lines(NamedTuple):
@@ -39,7 +39,8 @@ def lines(lower: Any, upper: Any, pending: Any, slope: str) -> Lines:
     active = ops.cast(lower >= 0, upper.dtype)
     chord = ops.where(crosses, upper, zero) / ops.where(crosses, upper - lower, ops.ones_like(upper))
     steep = ops.minimum(ops.where(crosses, chord, active), 1.0)
-    # Whatever the division made of the slope, this lift covers both ends; the last term outweighs its own rounding.
+    # Whatever the division made of the slope, this lift covers both ends. Its own rounding is less than 16 u `upper`:
+    # neither end is above `upper (1 + 3 u)`, and either takes two operations, and the sum two more.
     lift = ops.maximum(-steep * lower, (1.0 - steep) * upper) + 16 * UNIT_ROUNDOFF * upper
     lift = ops.where(crosses, lift, zero)
     if slope == "wong-kolter":

@@ -12,15 +12,22 @@ fused multiply-add, is off by at most `gamma_n |a|ᵀ|b|` (Higham 2002, section 
   With l <= z_s <= u, a reference inside or, as a centre, at most `(u - l) / 2` outside, that is at most
   `3 gamma_t |a_v| · |W| (u - l) / 2`;
 - products with slopes, sums of coefficients where branches meet, and the lines' own offsets cost a few u of
-  `|a_s| Z_s`, and `|a_s| · Z_s <= (1 + gamma_t) |a_v| · m`.
+  `|a_s| Z_s`, and `|a_s| · Z_s <= (1 + gamma_t) |a_v| · m`. With values within 2 Z of their references: 2 u for the
+  slope; 8 u for an offset, a sum of at most four terms, none above Z, or a reference computed from them; and, where v
+  and s are used n times, `2 (n - 1) u` each for adding up their coefficients. `c = 24 + 2 n`, and 2 more for each use
+  beyond 8, are enough: `10 + 4 (n - 1) <= 24 + 2 n` for n <= 8.
 
 So everything that rounding may cost between two ReLUs is at most `|a_v| · q_v` with `q_v = |W| q_s + 1.01 (2 gamma_f
 + c u) m + 1.01 * 3 gamma_t |W| (u - l) / 2`: a vector that one forward pass computes, the same for all bounds. At a
 ReLU it widens the lines by `slope * q`, and vanishes. What is left are sums of terms that are not negative, whose
 computed values are enlarged by `gamma_n` of their own.
 
-Numbers below 2^-126 may be flushed to zero. With at most 2^20 entries in a value, Z <= 2^20, and sums of coefficients
-at most 2^60, that costs a bound less than `FLUSHED` for each map; where this cannot be shown, nothing is certified.
+Numbers below t = 2^-126 may be flushed to zero. With at most 2^20 entries in a value, Z <= V = 2^20, sums of
+coefficients at most C = 2^60, and at most L entries that meet in one, weights that vanish cost a bound `C t L V` in the
+network's map, as much in the reference's and, where values are within 2 V of it, twice as much in the transposed map.
+Everything else costs less than 2^-16 of that: at most 2 L + 1 products and sums, each `t C` forward and `2^20 * 2 V t`
+transposed, and entries of values, `t C`. So `8 C t L V`, and at least `FLUSHED`, pays for each map. Where those limits
+cannot be shown to hold, nothing is certified.
 """
 
 from __future__ import annotations
@@ -30,12 +37,12 @@ from typing import Any
 
 import numpy as np
 
-from defended.gloro.rounding import UNIT_ROUNDOFF, gamma
+from defended.numerics.float32 import SMALLEST_NORMAL, UNIT_ROUNDOFF, gamma
 from defended.polytope.graph import PolytopeGraph
 from defended.polytope.reductions import Shape, roundings_of_sums
 
 FLUSHED = 2.0**-25
-"""More than flushing to zero may cost a bound in one map."""
+"""More than flushing to zero may cost a bound in one map in which at most 2^18 entries meet in one."""
 
 LARGEST_VALUE = 2.0**20
 """No value may pass this over the ball."""
@@ -43,7 +50,9 @@ LARGEST_VALUE = 2.0**20
 LARGEST_COEFFICIENTS = 2.0**60
 LARGEST_SIZE = 2**20
 _LARGEST_SHARE = 2.0**-8
-_MORE = 1.01  # outweighs products of errors, each below `_LARGEST_SHARE`, and what float32 does to q itself
+# Outweighs products of errors, `(1 + _LARGEST_SHARE)^2 < 1.008`, and what float32 does to q itself: as long as the
+# shares are that small, q is computed within gammas of the same size times shares.
+_MORE = 1.01
 _FEW = 24
 
 
@@ -66,12 +75,13 @@ class Shares:
 
     def __init__(self, graph: PolytopeGraph, counted: bool = True, patches: Iterable[Shape] = ()):
         self.counted = counted
-        unit, flushed = (UNIT_ROUNDOFF, FLUSHED) if counted else (0.0, 0.0)
+        unit = UNIT_ROUNDOFF if counted else 0.0
         uses = [0] * len(graph.nodes)
         for node in graph.nodes:
             for source in node.sources:
                 uses[source] += 1
-        few = (_FEW + 2 * max(uses)) * unit
+        most = max(uses)
+        few = (_FEW + 2 * most + 2 * max(0, most - 8)) * unit
         longest = max(roundings_of_sums(shape) for shape in (*(node.shape for node in graph.nodes), *patches))
         self.sums = _MORE * gamma(longest + len(graph.nodes) + _FEW) if counted else 0.0
         self.affine: dict[int, float] = {}
@@ -85,25 +95,29 @@ class Shares:
                 self.interval[index] = _MORE * (3 * forward + few)
             else:
                 self.affine[index] = self.transposed[index] = self.interval[index] = 0.0
-        # `few` is enough for seven additions; each further one errs in the network, its reference and its bounds.
+        # Seven additions cost 7 u in the network, in its reference and in its bounds: `few` is enough, and each further
+        # addition costs 3 u more.
         self.added = {
             index: few + 3 * max(0, len(node.sources) - 8) * unit
             for index, node in enumerate(graph.nodes)
             if node.kind == "add"
         }
-        self.flushed = flushed * len(graph.nodes)
+        meet = max(node.map.largest for node in graph.nodes if node.map is not None)
+        flushed = max(FLUSHED, 8 * LARGEST_COEFFICIENTS * SMALLEST_NORMAL * meet * LARGEST_VALUE)
+        self.flushed = flushed * len(graph.nodes) if counted else 0.0
         shares = (self.affine, self.transposed, self.interval, self.added)
         worst = max(self.sums, *(share for kind in shares for share in kind.values()))
         self.holds = not counted or (
-            worst <= _LARGEST_SHARE
-            and all(node.size <= LARGEST_SIZE for node in graph.nodes)
-            and all(node.map is None or node.map.largest <= LARGEST_SIZE for node in graph.nodes)
+            worst <= _LARGEST_SHARE and all(node.size <= LARGEST_SIZE for node in graph.nodes) and meet <= LARGEST_SIZE
         )
 
 
 def largest_coefficients(graph: PolytopeGraph, row_sums: dict[int, Any]) -> float:
-    """Bound on the sum of magnitudes of any bound's coefficients, from the l1 norms of each map's rows (float64)."""
-    reach = {graph.output: 2.0}
+    """Bound on the sum of magnitudes of any bound's coefficients, from the l1 norms of each map's rows (float64).
+
+    `|Wᵀ a|_1 <= |a|_1 * (largest l1 norm of a row)`; slopes are at most 1, and a bound on a difference of logits begins
+    with coefficients of 1 and -1. The factor 1.01 outweighs rounding, as `_MORE` does.
+    """
     largest = 2.0
     for target in [graph.output, *(graph.nodes[index].sources[0] for index in graph.relus)]:
         reach = {target: 2.0}
@@ -112,7 +126,7 @@ def largest_coefficients(graph: PolytopeGraph, row_sums: dict[int, Any]) -> floa
             node = graph.nodes[index]
             factor = float(np.max(row_sums[index], initial=0.0)) if node.map is not None else 1.0
             for source in node.sources:
-                reach[source] = reach.get(source, 0.0) + 1.01 * size * factor
+                reach[source] = reach.get(source, 0.0) + _MORE * size * factor
             largest = max(largest, size * max(factor, 1.0))
         largest = max(largest, reach.get(0, 0.0))
     return largest if np.isfinite(largest) else float("inf")

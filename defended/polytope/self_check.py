@@ -15,7 +15,8 @@ from keras import ops
 
 from defended.gloro.graph import LipschitzGraph
 from defended.gloro.self_check import UNBUDGETED, compare_keras_layers
-from defended.networks.exact import convolution, gamma, transposed_convolution
+from defended.networks.exact_windows import convolution, transposed_convolution
+from defended.numerics.float32 import gamma
 from defended.polytope.affine_maps import AffineMap, ConvMap, DenseMap, GlobalPoolMap, PoolMap
 
 if TYPE_CHECKING:

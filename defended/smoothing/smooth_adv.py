@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-_TINY = 2.0**-126  # the smallest normal float32
+from defended.numerics.float32 import SMALLEST_NORMAL
 
 
 @keras.saving.register_keras_serializable(package="defended")
@@ -116,12 +116,12 @@ def _norm(values: Any) -> Any:
 def _direction(gradient: Any) -> Any:
     """`gradient` of norm 1 in each row; 0 where it is. A sure network's is so small that its square underflows."""
     largest = ops.max(ops.abs(gradient), axis=tuple(range(1, len(gradient.shape))), keepdims=True)
-    scaled = gradient / ops.maximum(largest, _TINY)
-    return scaled / ops.maximum(_norm(scaled), _TINY)
+    scaled = gradient / ops.maximum(largest, SMALLEST_NORMAL)
+    return scaled / ops.maximum(_norm(scaled), SMALLEST_NORMAL)
 
 
 def _into_ball(delta: Any, radius: Any) -> Any:
-    return delta * ops.minimum(1.0, radius / ops.maximum(_norm(delta), _TINY))
+    return delta * ops.minimum(1.0, radius / ops.maximum(_norm(delta), SMALLEST_NORMAL))
 
 
 def _positive(name: str, value: float) -> float:

@@ -13,6 +13,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from defended.exceptions import ForbiddenOpError
+
 # In groups: arithmetic; layers; their derivatives, which a membership guard follows; shapes and indices; control flow;
 # variables and their checkpoint, which is restored.
 ALLOWED_OPS = frozenset(
@@ -58,8 +60,20 @@ SAMPLING_OPS = frozenset(
 CLASSIFY, PARSING_OPS = "classify", frozenset({"ParseExampleV2"})
 
 
-class ForbiddenOpError(ValueError):
-    """A graph holds an operation that an artefact may not hold."""
+def read_saved_model(directory: Path) -> Any:
+    """Return the `SavedModel` message of a directory.
+
+    Raises:
+        ValueError: `saved_model.pb` is not a SavedModel.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    path = directory / "saved_model.pb"
+    try:
+        return saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    except DecodeError as error:
+        raise ValueError(f"{path} is not a SavedModel: {error}") from error
 
 
 def list_ops(directory: Path) -> tuple[str, ...]:
@@ -69,7 +83,7 @@ def list_ops(directory: Path) -> tuple[str, ...]:
         ValueError: `saved_model.pb` is not a SavedModel.
     """
     found: set[str] = set()
-    for graph in _read(directory).meta_graphs:
+    for graph in read_saved_model(directory).meta_graphs:
         functions = _functions(graph)
         found.update(node.op for node in graph.graph_def.node)
         found.update(node.op for nodes in functions.values() for node in nodes)
@@ -105,7 +119,7 @@ def check_parsing(directory: Path) -> None:
         ForbiddenOpError: another signature, the initialiser, the checkpoint or the graph itself parses too.
         ValueError: `saved_model.pb` is not a SavedModel.
     """
-    for graph in _read(directory).meta_graphs:
+    for graph in read_saved_model(directory).meta_graphs:
         functions = _functions(graph)
         parsing = {name for name, nodes in functions.items() if any(node.op in PARSING_OPS for node in nodes)}
         own = _called_by_signature(graph, CLASSIFY)
@@ -119,17 +133,6 @@ def check_parsing(directory: Path) -> None:
                 f"The graph parses examples outside of its signature {CLASSIFY!r} ({', '.join(bad)}). Export the model "
                 "again; an artefact from elsewhere should not be loaded."
             )
-
-
-def _read(directory: Path) -> Any:
-    from google.protobuf.message import DecodeError
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    path = directory / "saved_model.pb"
-    try:
-        return saved_model_pb2.SavedModel.FromString(path.read_bytes())
-    except DecodeError as error:
-        raise ValueError(f"{path} is not a SavedModel: {error}") from error
 
 
 def _functions(graph: Any) -> dict[str, list[Any]]:

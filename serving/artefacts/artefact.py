@@ -13,17 +13,15 @@ import numpy as np
 from pydantic import ValidationError
 
 from defended._io import sha256_file
+from defended.exceptions import ArtefactError, CppLoaderError
 from defended.serving.artefacts.allowed_ops import CLASSIFY, check_ops, check_parsing, list_ops
-from defended.serving.artefacts.cpp_loader import CppLoaderError, CppSession
+from defended.serving.artefacts.cpp_loader import CppSession
+from defended.serving.artefacts.inputs import require_float32
 from defended.serving.artefacts.manifest import MANIFEST, FileRecord, Manifest, files_below
 from defended.serving.artefacts.signing import verify_signature
 
 if TYPE_CHECKING:
     from defended.defended_model import Verdicts
-
-
-class ArtefactError(ValueError):
-    """An artefact is not what its manifest says: a file is missing, changed or extra, or the manifest is wrong."""
 
 
 def load(
@@ -179,12 +177,7 @@ class Artefact:
         return f"<Artefact {m.name}/{m.version} {m.defence}, epsilon={m.epsilon:g} ({m.norm})>"
 
     def _checked(self, x: np.ndarray) -> np.ndarray:
-        if not isinstance(x, np.ndarray) or x.dtype != np.float32:
-            received = f"{x.dtype} array" if isinstance(x, np.ndarray) else type(x).__name__
-            raise TypeError(
-                f"`x` must be a NumPy array of float32, scaled as in training. Received: {received}. "
-                "Convert it yourself: a silent conversion would answer for pixels in 0…255 as if they were in 0…1."
-            )
+        require_float32(x)
         if not self.manifest.signatures["serving_default"].inputs["image"].accepts(x.shape):
             hint = " Add the batch axis: x[None]." if x.shape == self.input_shape else ""
             wanted = ", ".join(str(axis) for axis in self.input_shape)

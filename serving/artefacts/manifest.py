@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from defended._io import canonical_json
-from defended.serving.artefacts.cpp_loader import SignatureInfo
+from defended.serving.artefacts.tensor_info import SignatureInfo
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.json.sig"

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from defended.serving.artefacts.inputs import require_float32, run_in_batches
+
 if TYPE_CHECKING:
     from defended.defended_model import Verdicts
 
@@ -70,15 +72,14 @@ class OnnxModel:
             TypeError: `x` is not float32.
             ValueError: `x` has another shape.
         """
-        if x.dtype != np.float32:
-            raise TypeError(f"`x` must be float32, scaled as in training. Received: {x.dtype}.")
+        x = np.asarray(x)
+        require_float32(x)
         if x.shape[1:] != self.input_shape:
             raise ValueError(
                 f"`x` must have the shape [batch, {', '.join(map(str, self.input_shape))}]. Received: {x.shape}"
             )
         judge = self._run if self.metadata["sampling"] is None else self._sample
-        parts = [judge(x[first : first + batch_size]) for first in range(0, max(len(x), 1), batch_size)]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return run_in_batches(judge, x, batch_size)
 
     def verdicts(self, x: np.ndarray, batch_size: int = 256) -> Verdicts:
         """`Verdicts(label, rejected, radius)`; for a file written with `audit=True`, or of a smoothed model."""

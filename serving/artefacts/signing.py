@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defended._io import atomic_write_text, canonical_json
+from defended.exceptions import SignatureError
 from defended.serving.artefacts.manifest import MANIFEST, SIGNATURE
 
 if TYPE_CHECKING:
@@ -26,10 +27,6 @@ PASSPHRASE = "DEFENDED_SIGNING_PASSPHRASE"  # noqa: S105  (the variable's name)
 # What is signed begins so: a signature of anything else by the same key is none of a manifest.
 _CONTEXT = b"defended manifest, ed25519, 1\n"
 _MOST_BYTES = 10_000
-
-
-class SignatureError(ValueError):
-    """A manifest has no signature, one of another key, or was changed after it was signed."""
 
 
 def generate_key(path: str | os.PathLike[str], passphrase: str | None = None) -> tuple[Path, Path]:

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from defended.exceptions import AgreementError, EndpointError
 from defended.serving.artefacts.artefact import Artefact, load
 from defended.serving.auditing import strata
 from defended.serving.auditing.baseline import compare_with
@@ -26,7 +27,6 @@ from defended.serving.auditing.targets import (
     WHOLE,
     Answers,
     Endpoint,
-    EndpointError,
     Subject,
     Target,
     artefact_target,
@@ -35,7 +35,7 @@ from defended.serving.auditing.targets import (
     infer_epsilon,
 )
 from defended.serving.clients.client import Client
-from defended.serving.exporting.agreement import AgreementError, require_agreement
+from defended.serving.exporting.agreement import require_agreement
 
 if TYPE_CHECKING:
     from defended.defended_model import DefendedModel

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from defended.exceptions import ConditionsError
 from defended.statistics.intervals import Rate
 
 Sense = Literal["proven", "measured", "refuted"]
@@ -42,10 +43,6 @@ NUMBERS = {
 METRICS = SHARES | NUMBERS
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class ConditionsError(ValueError):
-    """A file of conditions cannot be used; the message names each fault and its place."""
 
 
 class Condition(BaseModel):

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from defended.exceptions import RecordError
 from defended.statistics.intervals import Rate
 
 SCHEMA_ID = "https://json-schema.org/draft/2020-12/schema"
@@ -17,10 +18,6 @@ SCHEMA_FILE = "audit.schema.json"
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class RecordError(ValueError):
-    """A file is no audit's JSON; the message names the first thing that is wrong."""
 
 
 class _Record(BaseModel):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from defended.exceptions import EndpointError
+
 if TYPE_CHECKING:
     from defended.defended_model import DefendedModel
     from defended.serving.artefacts.artefact import Artefact
@@ -21,10 +23,6 @@ WHOLE = 2**31
 
 # Relative: an epsilon that is read off radii, or was printed with six digits, is known no better.
 _ROUNDING = 1e-5
-
-
-class EndpointError(ValueError):
-    """An endpoint answered something that a rejecting classifier does not say."""
 
 
 @runtime_checkable

@@ -13,19 +13,16 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from defended.serving.artefacts.cpp_loader import SignatureInfo
-from defended.serving.clients.transports import (
-    ClientError,
-    GrpcTransport,
-    RestTransport,
-    Transport,
-    is_loopback_address,
-)
+from defended.exceptions import ClientError
+from defended.serving.artefacts.inputs import require_float32
+from defended.serving.artefacts.tensor_info import SignatureInfo
+from defended.serving.clients.transports import GrpcTransport, RestTransport, Transport
+from defended_settings.server import is_loopback
 
 if TYPE_CHECKING:
     from defended.defended_model import Verdicts
@@ -111,12 +108,16 @@ class Client:
             ValueError: `x` has no batch axis, or the server offers no such signature with one input.
             ClientError: the server refused, or did not answer in time.
         """
-        _check_inputs(x)
+        require_float32(x)
+        if x.ndim == 0:
+            raise ValueError("`x` must have a batch axis, [n, ...]. Received: a single number.")
         info = self._signature(signature)
         per_request = max(1, min(self.batch_size, _MOST_NUMBERS // max(1, int(np.prod(x.shape[1:])))))
         if not len(x):  # nothing to ask: an empty list of JSON would not even tell the shape
-            shapes = {name: (0, *(axis or 0 for axis in output.shape[1:])) for name, output in info.outputs.items()}
-            return {name: np.empty(shape, _numpy_dtype(info.outputs[name].dtype)) for name, shape in shapes.items()}
+            return {
+                name: np.empty((0, *(axis or 0 for axis in output.shape[1:])), output.numpy_dtype)
+                for name, output in info.outputs.items()
+            }
         starts = range(0, len(x), per_request)
         parts = self._in_order([x[start : start + per_request] for start in starts], signature, info)
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -238,29 +239,14 @@ def _connect(
     if version is not None and label is not None:
         raise ValueError("`version` and `label` both say which version is meant: give one of them.")
     secure = parts.scheme in ("https", "grpcs")
-    if token is not None and not secure and not is_loopback_address(parts.hostname):
+    if token is not None and not secure and not is_loopback(parts.hostname):
         raise ValueError(f"`token` would be sent unencrypted to {parts.hostname}: use https:// or grpcs://.")
     if pattern is _REST_PATH:
         return RestTransport(f"{parts.scheme}://{parts.netloc}", model, version, label, token, ca, connections)
     return GrpcTransport(parts.netloc, secure, model, version, label, token, ca)
 
 
-def _numpy_dtype(name: str) -> np.dtype[Any]:
-    return np.dtype(object if name == "string" else name)
-
-
 def _one_of(name: str, argument: T | None, in_url: T | None) -> T | None:
     if argument is not None and in_url is not None and argument != in_url:
         raise ValueError(f"`{name}` is {argument!r}, but the URL says {in_url!r}: say it once.")
     return argument if argument is not None else in_url
-
-
-def _check_inputs(x: np.ndarray) -> None:
-    if not isinstance(x, np.ndarray) or x.dtype != np.float32:
-        received = f"{x.dtype} array" if isinstance(x, np.ndarray) else type(x).__name__
-        raise TypeError(
-            f"`x` must be a NumPy array of float32, scaled as in training. Received: {received}. "
-            "Convert it yourself: a silent conversion would ask for pixels in 0…255 as if they were in 0…1."
-        )
-    if x.ndim == 0:
-        raise ValueError("`x` must have a batch axis, [n, ...]. Received: a single number.")

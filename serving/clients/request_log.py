@@ -18,16 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from defended.exceptions import RequestLogError
+
 _LOG = logging.getLogger(__name__)
 _SUFFIX = ".tfrecord"
 _LOCK = ".lock"
 
 # What waits to be written while the disk is slow; beyond it answers go unlogged, and are counted.
 _MAX_PENDING_BYTES = 64 * 2**20
-
-
-class RequestLogError(ValueError):
-    """A request log is damaged, or holds something that is no answer of a predict call."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import time
 from collections.abc import Mapping
@@ -12,30 +11,13 @@ from urllib.parse import quote
 
 import numpy as np
 
-from defended.serving.artefacts.cpp_loader import SignatureInfo, TensorInfo
+from defended.exceptions import ClientError, Code
+from defended.serving.artefacts.tensor_info import TYPES, SignatureInfo, TensorInfo
 
 _LARGEST_ANSWER = 2**28
 
-# What TensorFlow Serving's statuses mean as canonical codes; the retryable ones are those of a busy server.
-_CODES = {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND",
-          413: "INVALID_ARGUMENT", 429: "RESOURCE_EXHAUSTED", 501: "UNIMPLEMENTED", 503: "UNAVAILABLE",
-          504: "DEADLINE_EXCEEDED"}  # fmt: skip
-_DTYPES = {"DT_FLOAT": "float32", "DT_DOUBLE": "float64", "DT_INT32": "int32", "DT_UINT8": "uint8",
-           "DT_INT64": "int64", "DT_BOOL": "bool", "DT_STRING": "string"}  # fmt: skip
-
-
-class ClientError(RuntimeError):
-    """A server answered with an error, or not at all.
-
-    `code` is the canonical code's name, as both protocols have it: INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE (also where
-    no connection was had), DEADLINE_EXCEEDED, ...
-    """
-
-    def __init__(self, code: str, message: str, is_retryable: bool = False, wait: float = 0.0) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
-        self.is_retryable = is_retryable
-        self.wait = wait
+# What the statuses of REST mean, where two codes share one the first; 413 is a proxy's or this project's server's.
+_CODES = {code.http_status: code.name for code in reversed(Code)} | {413: "INVALID_ARGUMENT", 500: "INTERNAL"}
 
 
 class Transport(Protocol):
@@ -89,12 +71,7 @@ class RestTransport:
 
     def metadata(self, seconds: float) -> dict[str, SignatureInfo]:
         answer = self._ask("GET", f"{self._url}/metadata", seconds)
-        definitions = answer["metadata"]["signature_def"]["signature_def"]
-        return {
-            name: SignatureInfo(*(_infos_from_json(definition.get(side, {})) for side in ("inputs", "outputs")))
-            for name, definition in definitions.items()
-            if not name.startswith("__saved_model_")
-        }
+        return _signatures(answer["metadata"]["signature_def"]["signature_def"])
 
     def close(self) -> None:
         self._pool.clear()
@@ -203,12 +180,7 @@ class GrpcTransport:
         found = get_model_metadata_pb2.SignatureDefMap()
         if not response.metadata["signature_def"].Unpack(found):
             raise ClientError("INTERNAL", "The server's metadata holds no signatures.")
-        definitions = json_format.MessageToDict(found, preserving_proto_field_name=True).get("signature_def", {})
-        return {
-            name: SignatureInfo(*(_infos_from_json(definition.get(side, {})) for side in ("inputs", "outputs")))
-            for name, definition in definitions.items()
-            if not name.startswith("__saved_model_")
-        }
+        return _signatures(json_format.MessageToDict(found, preserving_proto_field_name=True).get("signature_def", {}))
 
     def close(self) -> None:
         self._channel.close()
@@ -229,14 +201,6 @@ class GrpcTransport:
             code = error.code()
             busy = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
             raise ClientError(code.name, error.details() or "no details", is_retryable=code in busy) from error
-
-
-def is_loopback_address(host: str) -> bool:
-    """Whether what is sent to a host stays on this machine."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _body(x: np.ndarray, signature: str) -> bytes:
@@ -273,17 +237,24 @@ def _retry_after(header: str | None) -> float:
 
 
 def _array(name: str, value: Any, infos: Mapping[str, TensorInfo]) -> np.ndarray:
-    dtype = infos[name].dtype if name in infos else None
-    if dtype == "string":
-        return np.array(value, object)
     with np.errstate(over="ignore"):
-        return np.array(value, dtype)
+        return np.array(value, infos[name].numpy_dtype if name in infos else None)
 
 
-def _infos_from_json(tensors: Mapping[str, Any]) -> dict[str, TensorInfo]:
+def _signatures(definitions: Mapping[str, Any]) -> dict[str, SignatureInfo]:
+    """Signatures from their definitions in protobuf's JSON."""
+    return {
+        name: SignatureInfo(*(_infos(definition.get(side, {})) for side in ("inputs", "outputs")))
+        for name, definition in definitions.items()
+        if not name.startswith("__saved_model_")
+    }
+
+
+def _infos(tensors: Mapping[str, Any]) -> dict[str, TensorInfo]:
+    names = {f"DT_{kind.word.upper()}": kind.name for kind in TYPES}
     found = {}
     for name, tensor in sorted(tensors.items()):
         sizes = [int(axis.get("size", 0)) for axis in tensor.get("tensor_shape", {}).get("dim", [])]
         dtype = tensor.get("dtype", "DT_INVALID")
-        found[name] = TensorInfo(_DTYPES.get(dtype, dtype), tuple(None if size < 0 else size for size in sizes))
+        found[name] = TensorInfo(names.get(dtype, dtype), tuple(None if size < 0 else size for size in sizes))
     return found

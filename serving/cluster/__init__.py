@@ -8,9 +8,10 @@ Pieces are ranges of inputs, kept as Parquet files; kill any worker or the drive
 changes nothing in the results: "local" and "ray" write the same files, byte for byte, on the same kind of machine.
 """
 
+from defended.exceptions import WorkerLostError
 from defended.serving.cluster.audited import DistributedArtefact, RemoteAttack
 from defended.serving.cluster.certify import Certificates, certify
-from defended.serving.cluster.engines import ClusterEngine, LocalEngine, WorkerLostError, open_engine
+from defended.serving.cluster.engines import ClusterEngine, LocalEngine, open_engine
 from defended.serving.cluster.measure import measure
 from defended.serving.cluster.shards import ParquetStore, read_shards, verify_run
 

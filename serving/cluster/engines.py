@@ -12,15 +12,12 @@ from typing import Any, Literal
 
 from defended.attacks.core.checks import Array
 from defended.attacks.measurement.engine import Job, Settings
+from defended.exceptions import WorkerLostError
 from defended.serving.cluster.shards import ParquetStore
 from defended.serving.cluster.source import Source
 from defended.serving.cluster.worker import Worker, threads_in_use, use_threads
 
 RESTARTS = 3
-
-
-class WorkerLostError(RuntimeError):
-    """A piece's worker died again and again: for lack of memory, mostly."""
 
 
 class ClusterEngine:

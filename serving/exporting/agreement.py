@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from defended.exceptions import AgreementError
 from defended.serving.artefacts.allowed_ops import CLASSIFY
 from defended.serving.artefacts.cpp_loader import CppSession
 
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
 SCORE_DRIFT_BOUND = 1e-4
 BOTTOM = "⊥"
 _SAMPLED_INPUTS = 64
-
-
-class AgreementError(ValueError):
-    """A deployed graph and a Keras model answer differently."""
 
 
 def require_agreement(
@@ -106,7 +103,7 @@ def require_classification(session: CppSession, x: np.ndarray, labels: Sequence[
     Raises:
         AgreementError: it does not.
     """
-    from defended.serving.artefacts.examples import serialized_examples
+    from defended.serving.artefacts.tf_example import serialized_examples
 
     broken = np.concatenate([x, np.full_like(x[:1], np.nan)])
     found = session.run(CLASSIFY, {"inputs": serialized_examples(broken)})

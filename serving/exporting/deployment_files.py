@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from defended._io import atomic_write_text
+from defended.exceptions import EditedFileWarning
 from defended.serving.artefacts.manifest import MANIFEST, NAME
 from defended.serving.exporting.warm_up import BATCH_SIZES
 
@@ -31,10 +32,6 @@ TEMPLATES = {
     "prometheus.yml": "prometheus.yml.j2",
     "compose.yaml": "compose.yaml.j2",
 }
-
-
-class EditedFileWarning(UserWarning):
-    """A serving file was edited by hand, so the new one was written beside it."""
 
 
 class ServedModel(NamedTuple):

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from defended.exceptions import AgreementError
+from defended.serving.artefacts.inputs import run_in_batches
 from defended.serving.artefacts.manifest import DriftRecord
-from defended.serving.exporting.agreement import AgreementError
 
 if TYPE_CHECKING:
     from defended.defended_model import DefendedModel
@@ -34,12 +35,14 @@ Outputs = Mapping[str, np.ndarray]
 
 
 def keras_outputs(model: DefendedModel, x: np.ndarray, batch_size: int = 256) -> dict[str, np.ndarray]:
-    """What `model.deployed` gives for inputs `[n, ...]`, evaluated by Keras."""
+    """Return what `model.deployed` gives for inputs `[n, ...]`, evaluated by Keras."""
     import keras
 
-    batches = [x[first : first + batch_size] for first in range(0, len(x), batch_size)]
-    parts = [model.deployed(keras.ops.convert_to_tensor(batch)) for batch in batches]
-    return {name: np.concatenate([keras.ops.convert_to_numpy(part[name]) for part in parts]) for name in parts[0]}
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = model.deployed(keras.ops.convert_to_tensor(batch))
+        return {name: keras.ops.convert_to_numpy(output) for name, output in outputs.items()}
+
+    return run_in_batches(run, x, batch_size)
 
 
 def measure_drift(model: DefendedModel, x: np.ndarray, evaluations: Mapping[str, Outputs]) -> DriftRecord:

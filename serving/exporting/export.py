@@ -16,8 +16,9 @@ import numpy as np
 
 from defended._io import atomic_write_bytes, atomic_write_text, sha256_file
 from defended._version import __version__
+from defended.exceptions import AgreementError, MissingExtraError
 from defended.serving.artefacts.allowed_ops import check_ops, check_parsing, list_ops
-from defended.serving.artefacts.cpp_loader import CppSession, SignatureInfo
+from defended.serving.artefacts.cpp_loader import CppSession
 from defended.serving.artefacts.manifest import (
     MANIFEST,
     SIGNATURE,
@@ -31,9 +32,9 @@ from defended.serving.artefacts.manifest import (
     files_below,
 )
 from defended.serving.artefacts.signing import read_signing_key, signature_of
+from defended.serving.artefacts.tensor_info import SignatureInfo
 from defended.serving.exporting.agreement import (
     SCORE_DRIFT_BOUND,
-    AgreementError,
     require_agreement,
     require_classification,
     require_rejection,
@@ -53,7 +54,7 @@ from defended.serving.exporting.model_card import MODEL_CARD, model_card, suscep
 from defended.serving.exporting.sample import check_sample
 from defended.serving.exporting.saved_model import save_graph
 from defended.serving.exporting.staging import staged
-from defended.serving.exporting.warm_up import BATCH_SIZES, EXTRA, WARM_UP, MissingExtraError, write_warm_up
+from defended.serving.exporting.warm_up import BATCH_SIZES, EXTRA, WARM_UP, write_warm_up
 
 if TYPE_CHECKING:
     from defended.attacks.measurement.result import Susceptibility

@@ -27,8 +27,9 @@ import numpy as np
 
 from defended._io import atomic_write_bytes
 from defended._version import __version__
+from defended.exceptions import AgreementError
 from defended.serving.artefacts.onnx_model import METADATA, OnnxModel
-from defended.serving.exporting.agreement import SCORE_DRIFT_BOUND, AgreementError, require_agreement
+from defended.serving.exporting.agreement import SCORE_DRIFT_BOUND, require_agreement
 from defended.serving.exporting.drift import fold, keras_outputs, measure_drift
 from defended.serving.exporting.sample import check_sample
 from defended.serving.exporting.saved_model import output_names

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defended.serving.artefacts.allowed_ops import CLASSIFY
-from defended.serving.artefacts.examples import FEATURE
+from defended.serving.artefacts.tf_example import FEATURE
 from defended.serving.exporting.agreement import BOTTOM
 
 if TYPE_CHECKING:

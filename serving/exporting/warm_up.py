@@ -11,18 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
+from defended.exceptions import MissingExtraError
 from defended.serving.artefacts.allowed_ops import CLASSIFY
-from defended.serving.artefacts.examples import example_protos
+from defended.serving.artefacts.tf_example import example_protos
 
 EXTRA = "assets.extra"
 """The folder of a SavedModel that a server does not load, this file apart."""
 
 WARM_UP = f"{EXTRA}/tf_serving_warmup_requests"
 BATCH_SIZES = (1, 8, 32)
-
-
-class MissingExtraError(ImportError):
-    """A part of an artefact needs a package that is not installed."""
 
 
 def write_warm_up(directory: Path, name: str, sample: np.ndarray, sizes: tuple[int, ...] = BATCH_SIZES) -> int:

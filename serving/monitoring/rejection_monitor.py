@@ -14,16 +14,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from defended._io import atomic_write_text, canonical_json
+from defended.exceptions import StateError
 from defended.serving.auditing.profile import NOT_FINITE
 from defended.serving.auditing.record import AuditRecord, ProfileRecord, read_record
 from defended.serving.auditing.strata import margins
 from defended.serving.monitoring.evidence import Evidence, near_answered, weigh
 from defended.serving.monitoring.test_martingale import RaisedRateProcess
 from defended.statistics.intervals import Rate, clopper_pearson
-
-
-class StateError(ValueError):
-    """A monitor's state cannot be read, or is of another monitor."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from defended.exceptions import SourceError
+
 if TYPE_CHECKING:
     from defended.serving.clients.request_log import LoggedAnswer
 
@@ -18,10 +20,6 @@ COUNTER = "defended_verdicts_total"
 
 # A page of counters is some kilobytes; whatever is longer is none.
 _MOST_BYTES = 16 * 2**20
-
-
-class SourceError(RuntimeError):
-    """A source cannot be read, or does not hold what it should; the message says which."""
 
 
 @dataclass

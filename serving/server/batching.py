@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from defended.serving.server.errors import Code, ServingError
+from defended.exceptions import Code, ServingError
 
 Arrays = Mapping[str, np.ndarray]
 

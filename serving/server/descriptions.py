@@ -8,8 +8,8 @@ from typing import Any
 from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
-from defended.serving.server.errors import Code
-from defended.serving.server.json_tensors import write_json
+from defended.exceptions import Code
+from defended.serving.server.json_answers import write_json
 from defended.serving.server.models import ModelVersion
 from defended.serving.server.store import VersionState
 

@@ -1,54 +1,22 @@
-"""The errors of TensorFlow Serving's APIs: a canonical code, as gRPC and HTTP both have one, and a message."""
+"""What the server's modules raise: the errors of TensorFlow Serving's APIs, with a canonical code and a message."""
 
 from __future__ import annotations
 
-from enum import Enum
-
-
-class Code(Enum):
-    """Canonical codes, each with its number in gRPC and TensorFlow's status for REST."""
-
-    OK = (0, 200)
-    CANCELLED = (1, 499)
-    UNKNOWN = (2, 500)
-    INVALID_ARGUMENT = (3, 400)
-    DEADLINE_EXCEEDED = (4, 504)
-    NOT_FOUND = (5, 404)
-    PERMISSION_DENIED = (7, 403)
-    RESOURCE_EXHAUSTED = (8, 429)
-    FAILED_PRECONDITION = (9, 400)
-    UNIMPLEMENTED = (12, 501)
-    INTERNAL = (13, 500)
-    UNAVAILABLE = (14, 503)
-    UNAUTHENTICATED = (16, 401)
-
-    @property
-    def number(self) -> int:
-        """The code's number in gRPC and in TensorFlow's `StatusProto`."""
-        return self.value[0]
-
-    @property
-    def http_status(self) -> int:
-        """The HTTP status that TensorFlow Serving answers with."""
-        return self.value[1]
-
-
-class ServingError(Exception):
-    """A request that is answered with an error; `message` goes to the client, so it names no file of the server.
-
-    Args:
-        code: the canonical code.
-        message: what is wrong, in TensorFlow Serving's words where it has any.
-        http_status: the status for REST where it is not the code's, such as 413.
-    """
-
-    def __init__(self, code: Code, message: str, http_status: int | None = None) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.http_status = code.http_status if http_status is None else http_status
+from defended.exceptions import Code, ServingError
+from defended.serving.artefacts.tensor_info import TensorInfo, word_of
 
 
 def invalid(message: str) -> ServingError:
-    """An INVALID_ARGUMENT error."""
+    """Return an INVALID_ARGUMENT error."""
     return ServingError(Code.INVALID_ARGUMENT, message)
+
+
+def wrong_type(info: TensorInfo, provided: str) -> ServingError:
+    """Return the error of a tensor whose type, in TensorFlow's word, is not the signature's."""
+    return invalid(f"Expects arg[0] to be {word_of(info.dtype)} but {provided} is provided")
+
+
+def wrong_shape(name: str, info: TensorInfo, shape: tuple[int, ...]) -> ServingError:
+    """Return the error of a tensor whose shape the signature does not take."""
+    wanted = ",".join("?" if axis is None else str(axis) for axis in info.shape)
+    return invalid(f"Input tensor {name!r} must have the shape [{wanted}], but has [{','.join(map(str, shape))}]")

@@ -19,9 +19,10 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from defended.serving.server import examples
+from defended.exceptions import Code, ServingError
+from defended.serving.server import classification
 from defended.serving.server.descriptions import metadata_message, status_message
-from defended.serving.server.errors import Code, ServingError, invalid
+from defended.serving.server.errors import invalid
 from defended.serving.server.inference import Call, Inference
 from defended.serving.server.models import DEFAULT_SIGNATURE, ModelVersion
 from defended.serving.server.security import bearer_is, grpc_credentials
@@ -124,17 +125,13 @@ class GrpcApi:
     async def classify(self, request: Any, context: Any, call: Call) -> Any:
         """Answer `Classify`."""
         response = classification_pb2.ClassificationResponse()
-        served, signature, outputs = await self._run_examples(request, request.input, context, call, CLASSIFY)
-        _fill_spec(response.model_spec, served, signature)
-        _fill_classifications(response.result, outputs)
+        await self._answer_examples(CLASSIFY, request, request.input, context, call, response, response.result)
         return response
 
     async def regress(self, request: Any, context: Any, call: Call) -> Any:
         """Answer `Regress`, where a model has such a signature."""
         response = regression_pb2.RegressionResponse()
-        served, signature, outputs = await self._run_examples(request, request.input, context, call, REGRESS)
-        _fill_spec(response.model_spec, served, signature)
-        _fill_regressions(response.result, outputs)
+        await self._answer_examples(REGRESS, request, request.input, context, call, response, response.result)
         return response
 
     async def multi_inference(self, request: Any, context: Any, call: Call) -> Any:
@@ -153,13 +150,9 @@ class GrpcApi:
                 raise ServingError(Code.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}")
         response = inference_pb2.MultiInferenceResponse()
         for task in request.tasks:
-            served, signature, outputs = await self._run_examples(task, request.input, context, call, task.method_name)
             result = response.results.add()
-            _fill_spec(result.model_spec, served, signature)
-            if task.method_name == CLASSIFY:
-                _fill_classifications(result.classification_result, outputs)
-            else:
-                _fill_regressions(result.regression_result, outputs)
+            kind = result.classification_result if task.method_name == CLASSIFY else result.regression_result
+            await self._answer_examples(task.method_name, task, request.input, context, call, result, kind)
         return response
 
     async def metadata(self, request: Any, context: Any, call: Call) -> Any:
@@ -195,17 +188,23 @@ class GrpcApi:
         response.status.SetInParent()
         return response
 
-    async def _run_examples(
-        self, asked: Any, given: Any, context: Any, call: Call, method: str
-    ) -> tuple[ModelVersion, str, dict[str, np.ndarray]]:
+    async def _answer_examples(
+        self, method: str, asked: Any, given: Any, context: Any, call: Call, response: Any, result: Any
+    ) -> None:
+        """Run the signature that `asked` names on the examples `given`; fill `response.model_spec` and `result`."""
         served = self._served(asked, call)
         signature = asked.model_spec.signature_name or DEFAULT_SIGNATURE
         if signature not in served.signatures:
             raise invalid(f"No signature was found with the name: {signature}")
-        require = examples.require_classification if method == CLASSIFY else examples.require_regression
+        require, fill = {
+            CLASSIFY: (classification.require_classification, _fill_classifications),
+            REGRESS: (classification.require_regression, _fill_regressions),
+        }[method]
         require(signature, served.signatures[signature])
-        inputs = {examples.INPUTS: examples.examples_from_proto(given)}
-        return served, signature, await self._inference.answer(served, signature, inputs, context.time_remaining())
+        inputs = {classification.INPUTS: classification.examples_from_proto(given)}
+        outputs = await self._inference.answer(served, signature, inputs, context.time_remaining())
+        _fill_spec(response.model_spec, served, signature)
+        fill(result, outputs)
 
     def _served(self, request: Any, call: Call) -> ModelVersion:
         name, version, label = _spec(request)
@@ -251,7 +250,7 @@ def _fill_spec(spec: Any, served: ModelVersion, signature: str) -> None:
 
 
 def _fill_classifications(result: Any, outputs: Mapping[str, np.ndarray]) -> None:
-    for row in examples.classifications(outputs):
+    for row in classification.classifications(outputs):
         listed = result.classifications.add()
         for label, score in row:
             listed.classes.add(label=label.decode("utf-8", "replace"), score=score)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from defended.exceptions import Code, ServingError
 from defended.serving.clients.request_log import RequestLog
-from defended.serving.server.errors import Code, ServingError
 from defended.serving.server.metrics import Metrics
 from defended.serving.server.models import ModelVersion
 from defended.serving.server.store import ModelStore

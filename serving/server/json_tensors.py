@@ -1,4 +1,4 @@
-"""Tensors in JSON: the row and column formats of TensorFlow Serving's `:predict`, read strictly and written."""
+"""Tensors in JSON: the row and column formats of TensorFlow Serving's `:predict`, read strictly."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import orjson
 
-from defended.serving.artefacts.cpp_loader import TensorInfo
-from defended.serving.server.errors import ServingError, invalid
+from defended.exceptions import ServingError
+from defended.serving.artefacts.tensor_info import TensorInfo, word_of
+from defended.serving.server.errors import invalid
 
 ROWS, COLUMNS = "instances", "inputs"
 
@@ -192,6 +193,18 @@ def is_base64(value: Any) -> bool:
     return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
 
 
+def decode_base64(value: Mapping[str, str]) -> bytes:
+    """Return the bytes that such an object encodes.
+
+    Raises:
+        ServingError: INVALID_ARGUMENT.
+    """
+    try:
+        return base64.b64decode(value["b64"], validate=True)
+    except (binascii.Error, ValueError):
+        raise invalid("Unable to base64 decode") from None
+
+
 def _to_array(value: Any, info: TensorInfo) -> np.ndarray:
     """Nested lists as an array of the signature's dtype; nesting is followed level by level, never by recursion."""
     shape: list[int] = []
@@ -242,16 +255,12 @@ def _to_bytes(value: Any) -> bytes:
     if isinstance(value, dict):
         if not is_base64(value):
             raise invalid(f"JSON Value: {shown(value)} not formatted correctly for base64 data")
-        try:
-            return base64.b64decode(value["b64"], validate=True)
-        except (binascii.Error, ValueError):
-            raise invalid("Unable to base64 decode") from None
+        return decode_base64(value)
     raise _wrong_type(value, "string")
 
 
 def _wrong_type(value: Any, dtype: str) -> ServingError:
-    name = {"float32": "float", "float64": "double"}.get(dtype, dtype)
-    return invalid(f"JSON Value: {shown(value)} Type: {_KINDS[type(value)]} is not of expected type: {name}")
+    return invalid(f"JSON Value: {shown(value)} Type: {_KINDS[type(value)]} is not of expected type: {word_of(dtype)}")
 
 
 def _ragged(level: list[Any], depth: int) -> ServingError:
@@ -289,58 +298,3 @@ def shown(value: Any) -> str:
         return json.dumps(value, separators=(",", ": "))[:_SHOWN]
     except (RecursionError, ValueError, TypeError):
         return f"({_KINDS.get(type(value), 'value')})"
-
-
-def write_predictions(outputs: Mapping[str, np.ndarray], layout: str) -> bytes:
-    """Return the body that answers a `:predict` request in the layout that it had.
-
-    Rows are objects where the signature has several outputs, plain values where it has one. float32 numbers are written
-    with the digits that give them back exactly; NaN and infinities as `NaN`, `Infinity` and `-Infinity`.
-    """
-    if layout == ROWS:
-        listed = {name: _to_lists(name, value) for name, value in outputs.items()}
-        if len(listed) == 1:
-            return write_json({"predictions": next(iter(listed.values()))})
-        names = list(listed)
-        rows = [dict(zip(names, row, strict=True)) for row in zip(*listed.values(), strict=True)]
-        return write_json({"predictions": rows})
-    columns: dict[str, Any] = {name: _writable(name, value) for name, value in outputs.items()}
-    return write_json({"outputs": columns if len(columns) > 1 else next(iter(columns.values()))})
-
-
-def write_json(document: Any) -> bytes:
-    """Return a document as JSON, NumPy arrays as lists; what is not finite in the words of `write_predictions`."""
-    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _to_lists(name: str, array: np.ndarray) -> list[Any]:
-    """An array as a list of its rows, each of which orjson can write."""
-    value = _writable(name, array)
-    if isinstance(value, np.ndarray):
-        return list(value) if value.ndim > 1 else value.tolist() if value.dtype != np.float32 else list(value)
-    return list(value)
-
-
-def _writable(name: str, array: np.ndarray) -> Any:
-    if array.dtype == object:
-        return _text_lists(array, name.endswith("_bytes"))
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        return _with_tokens(array)
-    return np.ascontiguousarray(array)
-
-
-def _with_tokens(array: np.ndarray) -> Any:
-    """Nested lists whose numbers are written by Python, which has tokens for what is not finite."""
-    if array.ndim == 0:
-        return orjson.Fragment(json.dumps(float(array)))
-    return [_with_tokens(row) for row in array]
-
-
-def _text_lists(array: np.ndarray, as_bytes: bool) -> Any:
-    if array.ndim:
-        return [_text_lists(row, as_bytes) if isinstance(row, np.ndarray) else _text(row, as_bytes) for row in array]
-    return _text(array.item(), as_bytes)
-
-
-def _text(value: bytes, as_bytes: bool) -> Any:
-    return {"b64": base64.b64encode(value).decode()} if as_bytes else value.decode("utf-8", "replace")

@@ -7,15 +7,15 @@ import functools
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from defended.exceptions import Code, CppLoaderError, ServingError
+from defended.serving.artefacts.allowed_ops import read_saved_model
 from defended.serving.artefacts.artefact import Artefact
-from defended.serving.artefacts.cpp_loader import CppLoaderError, SignatureInfo, TensorInfo
+from defended.serving.artefacts.tensor_info import SignatureInfo, TensorInfo, word_of
 from defended.serving.server.batching import Batcher
-from defended.serving.server.errors import Code, ServingError, invalid
+from defended.serving.server.errors import invalid, wrong_shape, wrong_type
 from defended.serving.server.metrics import Metrics
 from defended_settings.server import ServerSettings
 
@@ -44,7 +44,8 @@ class ModelVersion:
             for signature, info in artefact.manifest.signatures.items()
             if not hide_radii or signature in _PUBLIC_SIGNATURES
         }
-        self.definitions = _signature_definitions(artefact.path, self.signatures)
+        definitions = read_saved_model(artefact.path).meta_graphs[0].signature_def
+        self.definitions = {signature: definitions[signature] for signature in self.signatures}
         self._settings, self._executor, self._metrics = settings, executor, metrics
         self._batchers: dict[str, Batcher] = {}
         self._holders = 0
@@ -130,15 +131,9 @@ class ModelVersion:
 def _check_tensor(name: str, info: TensorInfo, array: np.ndarray) -> None:
     dtype = "string" if array.dtype == object else array.dtype.name
     if dtype != info.dtype:
-        raise invalid(f"Expects arg[0] to be {_tensorflow_name(info.dtype)} but {_tensorflow_name(dtype)} is provided")
+        raise wrong_type(info, word_of(dtype))
     if not info.accepts(array.shape):
-        wanted = ",".join("?" if axis is None else str(axis) for axis in info.shape)
-        got = ",".join(map(str, array.shape))
-        raise invalid(f"Input tensor {name!r} must have the shape [{wanted}], but has [{got}]")
-
-
-def _tensorflow_name(dtype: str) -> str:
-    return {"float32": "float", "float64": "double", "float16": "half"}.get(dtype, dtype)
+        raise wrong_shape(name, info, array.shape)
 
 
 def _other_names(sent: set[str], wanted: set[str]) -> str:
@@ -152,11 +147,3 @@ def _other_names(sent: set[str], wanted: set[str]) -> str:
         )
     alias = min(sent - wanted)
     return f"input tensor alias not found in signature: {alias}. Inputs expected to be in the set {names(wanted)}."
-
-
-def _signature_definitions(directory: Path, signatures: Mapping[str, SignatureInfo]) -> dict[str, Any]:
-    """The `SignatureDef` of each signature, as metadata tells them."""
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    proto = saved_model_pb2.SavedModel.FromString((directory / "saved_model.pb").read_bytes())
-    return {name: proto.meta_graphs[0].signature_def[name] for name in signatures}

@@ -11,9 +11,10 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
-from defended.serving.server import examples, json_tensors
+from defended.exceptions import Code, ServingError
+from defended.serving.server import classification, json_answers, json_tensors
 from defended.serving.server.descriptions import metadata_json, status_json
-from defended.serving.server.errors import Code, ServingError, invalid
+from defended.serving.server.errors import invalid
 from defended.serving.server.inference import Call, Inference
 from defended.serving.server.metrics import CONTENT_TYPE
 from defended.serving.server.models import DEFAULT_SIGNATURE, ModelVersion
@@ -59,7 +60,7 @@ class RestApi:
             status = 200
         except ServingError as error:
             body, kind, status = (
-                json_tensors.write_json({"error": error.message}),
+                json_answers.write_json({"error": error.message}),
                 "application/json",
                 error.http_status,
             )
@@ -125,10 +126,10 @@ class RestApi:
 
         signature, layout, inputs = await self._decoded(request, decode)
         outputs = await self._inference.answer(served, signature, inputs)
-        return json_tensors.write_predictions(outputs, layout)
+        return json_answers.write_predictions(outputs, layout)
 
     async def _classify(self, request: web.Request, served: ModelVersion, method: str) -> bytes:
-        require = examples.require_classification if method == "classify" else examples.require_regression
+        require = classification.require_classification if method == "classify" else classification.require_regression
 
         def decode(body: bytes) -> tuple[str, Any]:
             document = json_tensors.parse_json(body)
@@ -136,11 +137,11 @@ class RestApi:
             if signature not in served.signatures:
                 raise invalid(f"No signature was found with the name: {signature}")
             require(signature, served.signatures[signature])
-            return signature, examples.examples_from_json(document, method)
+            return signature, classification.examples_from_json(document, method)
 
         signature, records = await self._decoded(request, decode)
-        outputs = await self._inference.answer(served, signature, {examples.INPUTS: records})
-        write = examples.write_classifications if method == "classify" else examples.write_regressions
+        outputs = await self._inference.answer(served, signature, {classification.INPUTS: records})
+        write = classification.write_classifications if method == "classify" else classification.write_regressions
         return write(outputs)
 
     async def _decoded(self, request: web.Request, decode: Callable[[bytes], T]) -> T:

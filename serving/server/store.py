@@ -10,9 +10,10 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from defended.exceptions import Code, ServingError
 from defended.serving.artefacts.artefact import load
 from defended.serving.artefacts.manifest import MAX_VERSION, NAME
-from defended.serving.server.errors import Code, ServingError, invalid
+from defended.serving.server.errors import invalid
 from defended.serving.server.metrics import Metrics
 from defended.serving.server.models import ModelVersion
 from defended_settings.server import ServerSettings, is_loopback

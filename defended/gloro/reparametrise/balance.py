@@ -9,15 +9,15 @@ import keras
 import numpy as np
 from keras import layers
 
-from defended.gloro.reparametrise.chain import HOMOGENEOUS, LINEAR, chain_of, is_homogeneous
+from defended.arguments import positive_number
+from defended.gloro.reparametrise.chain import HOMOGENEOUS, chain_of, is_homogeneous
 from defended.layers.minmax import MinMax
+from defended.networks.layer_kinds import AVERAGING, LINEAR, MOVING
 from defended.training.optimizers import BiasRateAdam
 
 _WEIGHTED = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
-_HOMOGENEOUS = (
-    MinMax, layers.Flatten, layers.Reshape, layers.Permute, layers.Dropout,
-    layers.AveragePooling2D, layers.MaxPooling2D, layers.GlobalAveragePooling2D,
-)  # fmt: skip
+# Noise of a given size, as `GaussianNoiseAugmentation` adds it while training, is not scaled along.
+_HOMOGENEOUS = (MinMax, layers.Identity, layers.Dropout, layers.MaxPooling2D, *MOVING, *AVERAGING)
 _OPTIMIZERS = (keras.optimizers.Adam, keras.optimizers.AdamW, BiasRateAdam)
 
 
@@ -44,9 +44,9 @@ class BalanceLayers(keras.callbacks.Callback):
 
     def __init__(self, proportions: Sequence[float] | None = None):
         super().__init__()
-        if proportions is not None and not all(np.isfinite(value) and value > 0 for value in proportions):
-            raise ValueError(f"`proportions` must be positive and finite. Received: {proportions}")
-        self.proportions = None if proportions is None else tuple(proportions)
+        self.proportions = (
+            None if proportions is None else tuple(positive_number("proportions", value) for value in proportions)
+        )
         self._layers: list[Any] = []
 
     def set_model(self, model: Any) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 from keras import activations, layers
 
 from defended.gloro.gloro_net import GloroNet
+from defended.networks.layer_kinds import is_plain_convolution
 
-LINEAR = (None, activations.linear)
 HOMOGENEOUS = (activations.relu, activations.leaky_relu)
 """Activations of single features through which a positive factor passes."""
 
@@ -31,9 +31,7 @@ def chain_of(model: Any, user: str) -> list[Any]:
 
 def maps_channels(layer: Any) -> bool:
     """Return whether a layer is Dense, or a convolution of one group, channels last: `activation(kernel x + bias)`."""
-    if type(layer) is layers.Conv2D:
-        return layer.groups == 1 and layer.data_format == "channels_last"
-    return type(layer) is layers.Dense
+    return is_plain_convolution(layer) or type(layer) is layers.Dense
 
 
 def is_homogeneous(layer: Any) -> bool:

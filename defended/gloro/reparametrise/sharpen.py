@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 from keras import layers
 
+from defended.arguments import whole_number
 from defended.gloro.gloro_net import GloroNet
 from defended.gloro.operators import Conv2DOperator, in_float64
-from defended.gloro.reparametrise.chain import HOMOGENEOUS, LINEAR, chain_of, is_homogeneous, maps_channels
+from defended.gloro.reparametrise.chain import HOMOGENEOUS, chain_of, is_homogeneous, maps_channels
 from defended.layers.minmax import MinMax
-from defended.numerics.convolution_norms import axes_of, torus_blocks
+from defended.networks.layer_kinds import AVERAGING, INERT, LINEAR
+from defended.numerics.convolution_norms import torus_blocks
+from defended.numerics.sliding_windows import axes_of
 
-_ACTS_WITHIN_CHANNELS = (
-    layers.Flatten, layers.Dropout, layers.Identity, layers.AveragePooling2D, layers.GlobalAveragePooling2D,
-)  # fmt: skip
+_ACTS_WITHIN_CHANNELS = (layers.Flatten, *INERT, *AVERAGING)
 _TEMPERATURES = (0.01, 0.004, 0.0015, 0.0006, 0.0003, 0.0001)
 _MEMORY = 30
 _SMALLEST = 1e-9
@@ -63,8 +64,7 @@ def sharpen_bounds(model: GloroNet, *, steps: int = 25) -> float:
     from scipy.optimize import minimize
     from threadpoolctl import threadpool_limits
 
-    if steps < 1:
-        raise ValueError(f"`steps` must be at least 1. Received: {steps}")
+    whole_number("steps", steps, 1)
     chain, was_final = _Chain(model), model.is_final
     if not chain.junctions:
         return 1.0

@@ -139,6 +139,14 @@ def flushed_normalisation():
     return network, [[1.0, 0.5]]
 
 
+def flushed_gamma():
+    """gamma is subnormal, and a small variance and the next layer make it large."""
+    network = sequential((2,), layers.BatchNormalization(epsilon=1e-8), layers.ReLU(), layers.Dense(2))
+    set_weights(network.layers[0], [2.0**-127, 2.0**-127], [0, 0], [0, 0], [0, 0])
+    set_weights(network.layers[2], 2.0**100 * np.eye(2), [0, 0])
+    return network, [[1.0, 0.5]]
+
+
 def large_bias():
     """All of the error is that of adding the bias, in a last layer with an activation."""
     network = sequential((2,), layers.Dense(2, activation="relu"))
@@ -182,8 +190,8 @@ DEGENERATE = {
     "overflow in an average": hidden_overflow_in_an_average, "overflow in a window": hidden_overflow_in_a_window,
     "flush of the first factors": flushed_factor(1e-20, 1e-20, 1e37),
     "flush of the outer factors": flushed_factor(1e-20, 1e37, 1e-20),
-    "flush of a normalisation": flushed_normalisation, "shift": shifted, "large bias": large_bias,
-    "long before short": long_before_short,
+    "flush of a normalisation": flushed_normalisation, "flush of gamma": flushed_gamma, "shift": shifted,
+    "large bias": large_bias, "long before short": long_before_short,
 }  # fmt: skip
 
 
@@ -200,6 +208,26 @@ def test_what_degenerate_weights_hide(name):
     verdicts = model.verdicts(x)
     truth = np.argmax(exact_logits(network, x), axis=1)
     assert np.array_equal(verdicts.label[~verdicts.rejected], truth[~verdicts.rejected])
+
+
+@pytest.mark.parametrize(("merge", "largest"), [("sum", 1 + 2.0**-42), ("mean", (1 + 2.0**-42) / 2049)])
+def test_adding_up_many_bounds_in_float64_loses_none_of_them(merge, largest):
+    """Added to 1 one after the other, 2048 numbers of 2^-53 vanish."""
+    small = rounding.Evaluated(*[rounding.affine(2.0**-53, 2.0**-53)] * 3)
+    one = rounding.Evaluated(*[rounding.affine(1.0, 1.0)] * 3)
+    added = rounding.merged([one] + 2048 * [small], merge, 1)
+    for part in added:
+        assert (part >= largest).all()
+
+
+def test_each_number_that_is_made_may_be_flushed():
+    exact = rounding.Evaluated(rounding.affine(), rounding.affine(), rounding.affine())
+    assert rounding.merged(3 * [exact], "mean", 4).error[0] >= 3 * 2 * TINY
+    # What is flushed early goes through the roundings that follow.
+    roundings = 2**22
+    enlarged = 1 + rounding.gamma(roundings)
+    assert rounding.linear(exact, 0.0, 1e30, 0.0, roundings, 1, (1, 1)).error[0] >= enlarged * 1e30 * TINY
+    assert rounding.function(exact, 1.0, 0.0, roundings, 1, 0.0).error[0] >= enlarged * roundings * TINY
 
 
 def test_weights_whose_products_overflow_are_refused():

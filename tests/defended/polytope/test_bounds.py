@@ -9,9 +9,11 @@ from keras import layers
 
 import defended
 from defended.margins import FLOAT_MAX, predicted_class
+from defended.numerics.float32 import UNIT_ROUNDOFF, gamma
 from defended.polytope import PolytopeNet
 from defended.polytope.dual_bounds import DualBounds
 from defended.polytope.graph import PolytopeGraph
+from defended.polytope.rounding import LARGEST_COEFFICIENTS, LARGEST_VALUE, Shares
 
 NORMS = ("linf", "l2")
 
@@ -280,6 +282,21 @@ class TestRounding:
         index = np.arange(6), rival
         assert np.all(counted[index] <= margins64[index])
         assert np.any(exact[index] > margins64[index]), "the case is too easy: without a budget it must break"
+
+    def test_adding_up_the_coefficients_of_many_branches_is_paid_for(self):
+        """A value that n layers use gets a sum of n coefficients: 2 (n - 1) u, at either end of a map."""
+        x = keras.Input((3,))
+        graph = PolytopeGraph(keras.Model(x, layers.Add()([layers.Dense(2)(x) for _ in range(30)])))
+        shares = Shares(graph)
+        for index, node in enumerate(graph.nodes):
+            if node.kind == "affine":
+                assert shares.affine[index] >= 2 * gamma(node.map.roundings[0]) + (10 + 4 * 29) * UNIT_ROUNDOFF
+
+    def test_flushed_weights_of_a_wide_map_are_paid_for(self):
+        """Of 2^20 weights that meet in an entry, each takes 2^-126 times a value and a coefficient, four times over."""
+        graph = PolytopeGraph(polytopes.sequential((2**20,), layers.Dense(2)))
+        needed = 4 * 2.0**-126 * 2**20 * LARGEST_VALUE * LARGEST_COEFFICIENTS
+        assert Shares(graph).flushed >= needed * len(graph.nodes)
 
     @pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e-3, 1e3, 1e12, 1e30])
     def test_any_scale_of_weights(self, scale):

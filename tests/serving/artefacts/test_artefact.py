@@ -489,8 +489,7 @@ class TestCppLoader:
             CppSession(tmp_path)
 
     def test_a_missing_library_is_named(self, exported, monkeypatch):
-        module = sys.modules["defended.serving.artefacts.cpp_loader"]
-        module._library.cache_clear()
+        sys.modules["defended.serving.artefacts.cpp_library"].load_library.cache_clear()
         monkeypatch.setattr(tf, "__file__", "/nowhere/tensorflow/__init__.py")
         with pytest.raises(CppLoaderError, match=r"libtensorflow_cc.*/nowhere/tensorflow"):
             CppSession(exported)

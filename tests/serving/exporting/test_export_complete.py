@@ -34,8 +34,8 @@ from defended.serving import (
 )
 from defended.serving.artefacts import allowed_ops as graph_ops
 from defended.serving.artefacts.cpp_loader import CppSession
-from defended.serving.artefacts.examples import serialized_examples
 from defended.serving.artefacts.manifest import DriftRecord, Manifest
+from defended.serving.artefacts.tf_example import serialized_examples
 from defended.serving.exporting import deployment_files as serving_files
 from defended.serving.exporting import drift
 from defended.serving.exporting.model_card import model_card

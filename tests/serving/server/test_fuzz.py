@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensorflow_serving.apis import predict_pb2
 
-from defended.serving.artefacts.cpp_loader import TensorInfo
+from defended.serving.artefacts.tensor_info import TensorInfo
+from defended.serving.server.classification import examples_from_json
 from defended.serving.server.errors import ServingError
-from defended.serving.server.examples import examples_from_json
 from defended.serving.server.json_tensors import parse_json, read_tensors, signature_name
 from defended.serving.server.tensors import read_tensor
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from defended.serving.artefacts.cpp_loader import SignatureInfo
-from defended.serving.server.errors import ServingError, invalid
-from defended.serving.server.json_tensors import is_base64, shown, write_json
+from defended.exceptions import ServingError
+from defended.serving.artefacts.tensor_info import SignatureInfo
+from defended.serving.server.errors import invalid
+from defended.serving.server.json_answers import write_json
+from defended.serving.server.json_tensors import decode_base64, is_base64, shown
 
 INPUTS, CLASSES, SCORES = "inputs", "classes", "scores"
 
@@ -158,10 +158,7 @@ def _append(name: str, value: Any, feature: Any) -> None:
     elif isinstance(value, str):
         _of_kind(name, feature, "bytes_list").append(value.encode("utf-8", "replace"))
     elif is_base64(value):
-        try:
-            _of_kind(name, feature, "bytes_list").append(base64.b64decode(value["b64"], validate=True))
-        except (binascii.Error, ValueError):
-            raise invalid("Unable to base64 decode") from None
+        _of_kind(name, feature, "bytes_list").append(decode_base64(value))
     else:
         raise _wrong_element(name, value)
 

@@ -1,0 +1,73 @@
+"""Checks of arguments, with one wording: what is wrong is named, what would be right, and what was received.
+
+Each function takes the argument's name and its value, and returns the value in the type that is meant.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+
+def whole_number(
+    name: str, value: Any, least: int | None = None, most: int | None = None, not_whole: type[Exception] = TypeError
+) -> int:
+    """Return `value` as an int from `least` to `most`.
+
+    Raises:
+        TypeError: when it is not a whole number (`not_whole` names another class of error).
+        ValueError: when it is too small, too large or a bool.
+    """
+    limits = "" if least is None else f", at least {least}" if most is None else f" from {least} to {most}"
+    message = f"`{name}` must be a whole number{limits}. Received: {name}={value!r}"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise not_whole(message) from None
+    if isinstance(value, bool) or (least is not None and number < least) or (most is not None and number > most):
+        raise ValueError(message)
+    return number
+
+
+def positive_number(name: str, value: Any, unit: str = "") -> float:
+    """Return `value` as a finite float above 0; `unit` is said in the error, such as "in input units"."""
+    number = _number(name, value)
+    if not 0 < number < math.inf:
+        said = f", {unit}" if unit else ""
+        raise ValueError(f"`{name}` must be a positive finite number{said}. Received: {name}={value!r}")
+    return number
+
+
+def number_not_negative(name: str, value: Any) -> float:
+    """Return `value` as a finite float of at least 0."""
+    number = _number(name, value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"`{name}` must be finite and not negative. Received: {name}={value!r}")
+    return number
+
+
+def number_in(name: str, value: Any, interval: str) -> float:
+    """Return `value` as a float in the interval, which is written as in mathematics: `"[0, 1)"` holds 0 and not 1."""
+    number = _number(name, value)
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    if not (low < number < high or (number == low and interval[0] == "[") or (number == high and interval[-1] == "]")):
+        raise ValueError(f"`{name}` must lie in {interval}. Received: {name}={value!r}")
+    return number
+
+
+def one_of(name: str, value: Any, known: Iterable[str]) -> str:
+    """Return `value`, if it is among the known names."""
+    names = tuple(known)
+    if value not in names:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, names))}. Received: {name}={value!r}")
+    return str(value)
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"`{name}` must be a number. Received: {name}={value!r}") from None

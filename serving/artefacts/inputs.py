@@ -1,0 +1,32 @@
+"""What everyone who runs a model does with its inputs: refuses other dtypes, and cuts many into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+
+def require_float32(x: np.ndarray) -> None:
+    """Refuse inputs that are not a NumPy array of float32.
+
+    Raises:
+        TypeError: they are not.
+    """
+    if not isinstance(x, np.ndarray) or x.dtype != np.float32:
+        received = f"{x.dtype} array" if isinstance(x, np.ndarray) else type(x).__name__
+        raise TypeError(
+            f"`x` must be a NumPy array of float32, scaled as in training. Received: {received}. "
+            "Convert it yourself: a silent conversion would take pixels in 0…255 for pixels in 0…1."
+        )
+
+
+def run_in_batches(
+    run: Callable[[np.ndarray], Mapping[str, np.ndarray]], x: np.ndarray, batch_size: int
+) -> dict[str, np.ndarray]:
+    """Return the outputs `[n, ...]` by name of `run` on inputs `[n, ...]`, `batch_size` of them at a time.
+
+    An empty array is run too, for the shapes of its outputs.
+    """
+    parts = [run(x[start : start + batch_size]) for start in range(0, max(len(x), 1), batch_size)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
