@@ -33,19 +33,19 @@ class Leader(NamedTuple):
 
 
 def leader(logits: Any) -> Leader:
-    """The predicted class of logits `[batch, m]`."""
+    """Find the predicted class of logits `[batch, m]`."""
     top, indices = ops.top_k(logits, 1)
     indices = ops.cast(indices, "int32")
     return Leader(indices[:, 0], top, ops.not_equal(ops.arange(logits.shape[-1], dtype="int32"), indices))
 
 
 def predicted_class(logits: Any) -> Any:
-    """Index of the largest logit, `[batch]` int32; the first one in a tie."""
+    """Return the index of the largest logit, `[batch]` int32; the first one in a tie."""
     return leader(logits).predicted
 
 
 def competitor_margins(logits: Any, top: Any) -> Any:
-    """`y_j - y_i` for every class i, `[batch, m]`, never above the exact difference; `top` is y_j, `[batch, 1]`."""
+    """Return `y_j - y_i` for every class i, `[batch, m]`, never above the exact one; `top` is y_j, `[batch, 1]`."""
     # A difference that overflowed would promise more than it is.
     return ops.minimum(top - logits, FLOAT_MAX) * _DOWN
 
@@ -64,7 +64,7 @@ class Budget(NamedTuple):
 
 
 def competitor_radii(logits: Any, lipschitz: Any, budget: Budget | None = None, first: Leader | None = None) -> Any:
-    """Radius up to which class i provably cannot reach the predicted class j (Leino et al. 2021, section 3).
+    """Return the radius up to which class i provably cannot reach the predicted class j (Leino et al. 2021, section 3).
 
     Args:
         logits: `[batch, m]`.
@@ -84,11 +84,11 @@ def competitor_radii(logits: Any, lipschitz: Any, budget: Budget | None = None, 
 
 
 def radius_slack(logits: Any, lipschitz: Any, epsilon: Any, budget: Budget | None = None, first: Any = None) -> Any:
-    """`min over i != j of (r_i - epsilon) * K_ij`, `[batch]`, in units of the logits; r_i as in `competitor_radii`.
+    """Return `min over i != j of (r_i - epsilon) * K_ij`, `[batch]`, in units of the logits.
 
     Positive where every radius exceeds epsilon, as compared in float32, and nowhere else: so the answer and the radius
     agree to the last bit. A constant of 0 counts as the smallest normal number. Arguments as in `competitor_radii`, and
-    the radius epsilon.
+    the radius epsilon; r_i is the radius that it returns.
     """
     first = first or leader(logits)
     constants = _constants(lipschitz)
@@ -115,7 +115,7 @@ def _radii(logits: Any, constants: Any, budget: Budget | None, first: Leader) ->
 
 
 def take_rows(matrix: Any, classes: Any) -> Any:
-    """Rows `[batch, m]` of a matrix for classes `[batch]`, whole numbers in range.
+    """Return the rows `[batch, m]` of a matrix for classes `[batch]`, whole numbers in range.
 
     On TensorFlow a single operation: `ops.take` allows for negative numbers, which costs four more.
     """
@@ -127,14 +127,14 @@ def take_rows(matrix: Any, classes: Any) -> Any:
 
 
 def spent_radius(logits: Any, lipschitz: Any, slack: Any) -> Any:
-    """`[batch]`, the c for which `slack` is `min over i != j of (y_j - y_i) - c * K_ij`, as in `certified_slack`."""
+    """Return the c, `[batch]`, for which `slack` is `min over i != j of (y_j - y_i) - c * K_ij`."""
     first = leader(logits)
     left = competitor_margins(logits, first.top) - slack[:, None]
     return ops.min(ops.where(first.rivals, left / ops.maximum(lipschitz, SMALLEST_NORMAL), FLOAT_MAX), axis=-1)
 
 
 def certified_slack(logits: Any, lipschitz: Any, epsilon: Any) -> Any:
-    """`min over i != j of (y_j - y_i) - epsilon * K_ij`, `[batch]`: positive where the ball is certified.
+    """Return `min over i != j of (y_j - y_i) - epsilon * K_ij`, `[batch]`: positive where the ball is certified.
 
     The form that training differentiates, with estimates for K.
     """
@@ -144,7 +144,7 @@ def certified_slack(logits: Any, lipschitz: Any, epsilon: Any) -> Any:
 
 
 def bottom_score(top: Any, slack: Any) -> Any:
-    """The score of ⊥: `top - slack`, strictly below `top` where the slack is positive, and strictly above elsewhere.
+    """Return the score of ⊥: `top - slack`, strictly below `top` where the slack is positive, otherwise above.
 
     A slack of exactly 0 means that the closed ball touches the decision boundary. `argmax` breaks ties in favour of the
     lower index, which would answer; so the score is lifted above `top` by two units in the last place. As far below it
@@ -156,5 +156,5 @@ def bottom_score(top: Any, slack: Any) -> Any:
 
 
 def finite_rows(values: Any) -> Any:
-    """`[batch]` bool: True where every entry of the row is finite."""
+    """Return where every entry of a row is finite, `[batch]` bool."""
     return ops.all(ops.isfinite(values), axis=tuple(range(1, len(values.shape))))

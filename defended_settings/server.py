@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+from defended_settings.addresses import is_loopback
 from defended_settings.fields import Count, NotNegative, Placeholder, Positive, settings_of
 
 _SHORTEST_TOKEN = 16
@@ -76,16 +76,6 @@ class ServerSettings:
         if self.rest_port is None and self.grpc_port is None:
             raise ValueError("`rest_port` and `grpc_port` are both None: give one of them, or 0 for any free port.")
         check_exposure(self.host, self.certificate, self.key, self.token)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is reached from its own machine only; a name other than `localhost` may be anything."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def check_exposure(host: str, certificate: Path | None, key: Path | None, token: str | None) -> None:

@@ -25,5 +25,5 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Give modules by the names that they had."""
+    """Return the module that an earlier name stands for."""
     return moved_attribute("defended.gloro", name)

@@ -18,7 +18,7 @@ NO_BUDGET = np.array([0.0, 0.0, 1.0, 2.0**62], "float32")
 
 
 def rounding_budget(proof: Proof, input_size: int, counted: bool = True) -> tuple[Array, Array]:
-    """The matrix K `[m, m]` and the rounding budget `[4]`, float32, rounded so that they keep what was proven.
+    """Return K `[m, m]` and the rounding budget `[4]` in float32, rounded so that they keep what was proven.
 
     Within r of x, `y_j - y_i` is computed within `c0 + c1 * (|x| + r)`, and at x itself within `c0 + c1 * |x|`. Both
     together are at most `K_ij * (t0 + t1 * |x| + (growth - 1) * r)` for `t0 = 2 c0 / K_ij`, `t1 = 2 c1 / K_ij` and
@@ -75,20 +75,20 @@ class CertificateReport:
 
     @property
     def radius_spent(self) -> float:
-        """What rounding takes off the radius of an input of norm `at_norm`, in input units."""
+        """Return what rounding takes off the radius of an input of norm `at_norm`, in input units."""
         t0, t1, *_ = self.budget
         return t0 + t1 * self.at_norm
 
     @staticmethod
     def of(graph: LipschitzGraph, at_norm: float, budget: Array) -> CertificateReport:
-        """The report on a graph, with the budget `[4]` that was deployed."""
+        """Make the report on a graph with the budget `[4]` that was deployed."""
         lines: list[LayerBound] = []
         proof = graph.prove(lines, at_norm)
         t0, t1, growth, limit = (float(value) for value in budget)
         return CertificateReport(tuple(lines), proof.constant, at_norm, (t0, t1, growth, limit))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
+        """Return the report as plain data, for JSON."""
         return {
             **asdict(self),
             "layers": [layer._asdict() for layer in self.layers],

@@ -29,7 +29,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Evaluation:
-    """Calls the layers of `steps`, in their order, on the value in slot 0; the last one's output is the network's.
+    """Call the layers of `steps`, in their order, on the value in slot 0; the last one's output is the network's.
 
     Attributes:
         is_rearranged: whether anything differs from the network's own forward pass.
@@ -47,7 +47,7 @@ class Evaluation:
         return self.values(inputs, training)[self._steps[-1].output if self._steps else 0]
 
     def norms(self, inputs: Any) -> dict[int, float]:
-        """The l2 norm of what each slot holds at an input, as float32 computes it: on the CPU, which has no TF32."""
+        """Return the l2 norm of what each slot holds at an input, computed in float32 on the CPU, which has no TF32."""
         norms = {}
         with keras.device("cpu:0"):
             values = self.values(ops.convert_to_tensor(inputs))
@@ -58,7 +58,7 @@ class Evaluation:
         return norms
 
     def in_order(self, slot: int, value: Any) -> Array:
-        """What a slot holds as an array, its channels in the order in which Keras has them."""
+        """Return what a slot holds as an array, its channels in the order in which Keras has them."""
         pieces = value if isinstance(value, list) else [value]
         array = np.concatenate([ops.convert_to_numpy(piece) for piece in pieces], axis=-1) if len(pieces) > 1 else None
         array = np.asarray(ops.convert_to_numpy(pieces[0])) if array is None else array
@@ -67,12 +67,12 @@ class Evaluation:
         half = array.shape[-1] // 2
         return np.stack([array[..., :half], array[..., half:]], axis=-1).reshape(array.shape)
 
-    def call_layer(self, layer: Any, inputs: Sequence[Any]) -> Any:
-        """A layer's output as Keras computes it, at inference."""
+    def call_layer(self, layer: layers.Layer, inputs: Sequence[Any]) -> Any:
+        """Return a layer's output as Keras computes it, at inference."""
         return _called(layer, inputs[0] if len(inputs) == 1 else list(inputs), False)
 
     def values(self, inputs: Any, training: bool = False) -> dict[int, Any]:
-        """What each slot holds; channels that run in halves as they run, perhaps in two pieces."""
+        """Return what each slot holds; channels that run in halves as they run, perhaps in two pieces."""
         values: dict[int, Any] = {0: inputs}
         for step in self._steps:
             sources = [values[slot] for slot in step.inputs]

@@ -66,17 +66,17 @@ class LipschitzGraph:
         return list(found.values())
 
     @property
-    def layers(self) -> list[Any]:
+    def layers(self) -> list[keras.layers.Layer]:
         """The hidden layers in the order in which they run; a shared layer appears at each use."""
         return [step.layer for step in self._steps]
 
-    def chain(self, wanted_by: str) -> list[Any]:
-        """All layers in order, the last one included, where each feeds the next and is used once.
+    def chain(self, wanted_by: str) -> list[keras.layers.Layer]:
+        """Return all layers in order, the last one included, if each feeds the next and is used once.
 
         Raises:
             ValueError: where the network branches or shares a layer; it names the layer, and `wanted_by`.
         """
-        found: list[Any] = []
+        found: list[keras.layers.Layer] = []
         slot = 0
         for step in self.all_steps:
             if tuple(step.inputs) != (slot,) or any(step.layer is other for other in found):
@@ -88,7 +88,7 @@ class LipschitzGraph:
         return found
 
     def estimate(self, training: bool) -> Any:
-        """Constant of the hidden layers, a differentiable scalar; a lower estimate (see `LinearOperator.estimate`)."""
+        """Estimate the hidden layers' constant from below, a differentiable scalar (`LinearOperator.estimate`)."""
         # A shared layer must move its iterate once, and both uses see the same value.
         norms: dict[int, Any] = {}
         values: dict[int, Any] = {0: ops.ones((), dtype="float32")}
@@ -101,7 +101,7 @@ class LipschitzGraph:
         return values[self._output]
 
     def bound(self) -> float:
-        """Proven upper bound on the constant of the hidden layers, for the weights as they are now."""
+        """Return a proven upper bound on the constant of the hidden layers for the weights as they are now."""
         return self.prove().constant
 
     def prove(
@@ -170,7 +170,7 @@ class LipschitzGraph:
         return Proof(constant, found.margins, found.errors, limit, proven, slot_errors)
 
     def estimate_rows(self, predicted: Any, training: bool) -> Any:
-        """Rows K_j of the class-by-class matrix for predicted classes `[batch]`: `[batch, m]`, differentiable.
+        """Return the rows K_j for predicted classes `[batch]`, estimates that are differentiable: `[batch, m]`.
 
         Only the rows that a batch needs are formed, by one product the size of the head's own: 1000 classes cost no
         `[batch, features, classes]` tensor and no m x m matrix while training.

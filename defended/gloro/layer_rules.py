@@ -30,8 +30,8 @@ _ACTIVATIONS: dict[str, LipschitzRule | None] = {
 }  # fmt: skip
 
 
-def activation_rule(layer: Any) -> LipschitzRule | None:
-    """The rule of a layer's `activation=`; None where there is none.
+def activation_rule(layer: keras.layers.Layer) -> LipschitzRule | None:
+    """Return the rule of a layer's `activation=`, or None where there is none.
 
     Raises:
         ValueError: for an activation without a known constant.
@@ -90,7 +90,7 @@ def _activation(layer: Any, shape: Shape) -> LipschitzRule:
 def linear_rule(
     operator: LinearOperator, bias: Callable[[], Any] | None, roundings: int, **options: Any
 ) -> LipschitzRule:
-    """The rule of a linear map with a bias `[channels]`, spread over all places of the output."""
+    """Make the rule of a linear map with a bias `[channels]`, spread over all places of the output."""
 
     def offset() -> float:
         if bias is None:

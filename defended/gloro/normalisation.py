@@ -11,7 +11,15 @@ from keras import layers, ops
 
 from defended.gloro import rounding
 from defended.gloro.layer_rules import linear_rule
-from defended.gloro.operators import ChannelScale, Conv2DOperator, DenseOperator, Kernel, in_float64, without_overflow
+from defended.gloro.operators import (
+    Array,
+    ChannelScale,
+    Conv2DOperator,
+    DenseOperator,
+    Kernel,
+    in_float64,
+    without_overflow,
+)
 from defended.gloro.rules import LipschitzRule, Shape, exact_rule, lipschitz_rule
 from defended.numerics.matrix_norms import bound_norm
 
@@ -37,8 +45,8 @@ def _check_normalises_channels(layer: Any, shape: Shape) -> None:
         )
 
 
-def normalisation_scale(layer: Any) -> Kernel:
-    """The factor of each channel, `gamma / sqrt(moving_variance + epsilon)`."""
+def normalisation_scale(layer: layers.BatchNormalization) -> Kernel:
+    """Return the factor of each channel, `gamma / sqrt(moving_variance + epsilon)`."""
 
     def tensor() -> Any:
         scale = ops.rsqrt(ops.convert_to_tensor(layer.moving_variance) + layer.epsilon)
@@ -65,14 +73,16 @@ def normalisation_scale(layer: Any) -> Kernel:
     return Kernel(tensor, exact, magnitude)
 
 
-def normalisation_shift(layer: Any) -> Any:
-    """Magnitudes, per channel, that bound the shift and the terms it is computed from: `|beta| + |mean * s|`."""
+def normalisation_shift(layer: layers.BatchNormalization) -> Array:
+    """Return magnitudes, per channel, of the terms that the shift is computed from: `|beta| + |mean * s|`."""
     shift = np.abs(in_float64(layer.moving_mean)) * normalisation_scale(layer).magnitude()
     return shift + np.abs(in_float64(layer.beta)) if layer.center else shift
 
 
-def fold_normalisation(rule: LipschitzRule, layer: Any, shape: Shape) -> tuple[LipschitzRule, LipschitzRule] | None:
-    """Rules of a linear layer and of the normalisation that follows it, their factors merged into one operator.
+def fold_normalisation(
+    rule: LipschitzRule, layer: layers.BatchNormalization, shape: Shape
+) -> tuple[LipschitzRule, LipschitzRule] | None:
+    """Merge the factors of a normalisation into the linear layer before it, and return the rules of both.
 
     The norm of the scaled map is smaller than the product of the norms. None where `rule` is not one of a linear layer.
     """

@@ -24,12 +24,12 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def in_float64(variable: Any) -> Array:
-    """The exact value of a float32 variable in float64."""
+    """Return the exact value of a float32 variable in float64."""
     return ops.convert_to_numpy(variable).astype(np.float64)
 
 
 def without_overflow(magnitudes: Array) -> Array:
-    """`magnitudes` of products that float32 forms of weights alone.
+    """Return `magnitudes`, of products that float32 forms of weights alone, if none can overflow.
 
     Raises:
         ValueError: when one is so large that a float32 result may be infinite.
@@ -64,7 +64,7 @@ class Kernel:
         self.roundings = roundings
 
     def scaled(self, scale: Kernel) -> Kernel:
-        """The kernel times a factor for each output channel, as normalisation behind a layer has it."""
+        """Return the kernel times a factor for each output channel, as a normalisation behind the layer needs it."""
         return Kernel(
             lambda: self.tensor() * scale.tensor(),
             lambda: self.exact() * scale.exact(),
@@ -94,22 +94,22 @@ class LinearOperator(ABC):
 
     @abstractmethod
     def apply(self, inputs: Any) -> Any:
-        """The map, on a batch of one."""
+        """Apply the map to a batch of one."""
 
     @abstractmethod
     def adjoint(self, outputs: Any) -> Any:
-        """The transposed map, on a batch of one."""
+        """Apply the transposed map to a batch of one."""
 
     @abstractmethod
     def bound(self, claimed: float | None = None) -> float:
-        """Proven upper bound on the norm, from the weights as they are now; a claimed one is verified, not believed."""
+        """Return a proven upper bound on the norm for the weights as they are now; a claimed one is verified first."""
 
     @abstractmethod
     def bound_of_magnitudes(self) -> float:
-        """Proven upper bound on the norm of the map whose kernel is the magnitudes of this one's."""
+        """Return a proven upper bound on the norm of the map whose weights are the magnitudes of this one's."""
 
     def lower_estimate(self, steps: int = 60) -> float:
-        """`|A v|` after some steps of power iteration from a fixed random start: at most the norm, but for rounding."""
+        """Return `|A v|` after power iteration from a fixed random start: at most the norm, but for rounding."""
         start = np.random.default_rng(0).standard_normal((1, *self.input_shape)).astype("float32")
         vector, norm = ops.convert_to_tensor(start), ops.convert_to_tensor(0.0)
         for _ in range(steps):
@@ -120,7 +120,7 @@ class LinearOperator(ABC):
         return float(norm)
 
     def estimate(self, training: bool) -> Any:
-        """`|A v|` for the iterate v, differentiable in the weights; a *lower* estimate of the norm.
+        """Return `|A v|` for the iterate v, a *lower* estimate of the norm, differentiable in the weights.
 
         With `training=True` the iterate moves one step: `v <- A^T A v / |A^T A v|`.
         """
@@ -206,7 +206,7 @@ class Conv2DOperator(LinearOperator):
         return axes_of(self.taps, self.input_shape[:2], self.strides, self.padding)
 
     def dense_kernel(self, kernel: Any, xp: Any) -> Any:
-        """The equivalent dense kernel `[kh, kw, c_in, c_out]`; `xp` is `keras.ops` or NumPy."""
+        """Return the equivalent dense kernel `[kh, kw, c_in, c_out]`; `xp` is `keras.ops` or NumPy."""
         if self._spread is not None:
             kernel = xp.einsum("ka,lb,klio->abio", *self._spread, kernel)
         if self.groups > 1:
@@ -275,7 +275,7 @@ class ChannelScale(LinearOperator):
         return self.apply(outputs)
 
     def estimate(self, training: bool) -> Any:
-        """The norm itself: it needs no iterate."""
+        """Return the norm itself, which needs no iterate."""
         return ops.max(ops.abs(self.kernel.tensor()))
 
     def bound(self, claimed: float | None = None) -> float:
@@ -286,7 +286,7 @@ class ChannelScale(LinearOperator):
 
 
 def _excess(operator: LinearOperator) -> float:
-    """What the float64 rounding of a computed kernel may add to its norm."""
+    """Return what the float64 rounding of a computed kernel may add to its norm."""
     return operator.bound_of_magnitudes() * 2.0**-48 if operator.kernel.computed else 0.0
 
 

@@ -35,7 +35,7 @@ class LayerBound(NamedTuple):
 
     @staticmethod
     def of(step: RuledStep, norm: float | None, value: Evaluated, at_norm: float) -> LayerBound:
-        """The line for a hidden layer.
+        """Make the line for a hidden layer.
 
         Args:
             step: the layer's use.
@@ -88,7 +88,7 @@ class Differences(NamedTuple):
 
 
 def differences_of_entries(classes: int, constant: float, value: Evaluated) -> Differences:
-    """The differences of the entries of a value `[m]`, where no Dense layer is the last one.
+    """Bound the differences of the entries of a value `[m]`, where no Dense layer is the last one.
 
     `|(a_j - b_j) - (a_i - b_i)| <= sqrt(2) |a - b|`, for values at two points as for a value and its computed one. The
     root and two products are rounded: at most `3 * 2^-53 < 2^-51`.
@@ -99,7 +99,7 @@ def differences_of_entries(classes: int, constant: float, value: Evaluated) -> D
 
 
 def differences_of_logits(head: layers.Dense, roundings: int, constant: float, value: Evaluated) -> Differences:
-    """The differences of the logits `y_j = w_j x + b_j`, by `|w_j - w_i|` for each pair of classes.
+    """Bound the differences of the logits `y_j = w_j x + b_j`, by `|w_j - w_i|` for each pair of classes.
 
     With x the exact and z the computed value before the layer, and the norms of `|w_j| + |w_i|` (magnitudes, entry by
     entry) as `sums`, the computed difference of two logits is off by at most

@@ -37,12 +37,12 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def affine(constant: float = 0.0, slope: float = 0.0) -> Array:
-    """The bound `constant + slope * rho`."""
+    """Return the bound `constant + slope * rho`."""
     return np.array([constant, slope])
 
 
 def blocks(channels: int, taps: int = 1) -> int:
-    """In how many blocks of channels an inner product is evaluated: equal ones, if nearly as few can be had.
+    """Return in how many blocks of channels an inner product is evaluated: equal ones, if nearly as few will do.
 
     Args:
         channels: of the input; a Dense layer's features.
@@ -53,7 +53,7 @@ def blocks(channels: int, taps: int = 1) -> int:
 
 
 def roundings_of_sum(channels: int, taps: int = 1, parts: int = 1) -> int:
-    """Roundings on the way of a product through the longest block, and through adding the blocks and the bias."""
+    """Count the roundings of a product on its way through the longest block, the other blocks and the bias."""
     return -(-channels // parts) * taps + parts
 
 
@@ -68,7 +68,7 @@ class Evaluated(NamedTuple):
     """l2 norm of the sums of magnitudes that the value was added up from, which no partial sum exceeds."""
 
     def anchored(self, at_zero: float, constant: float) -> Evaluated:
-        """The same with a magnitude of `|f(0)| + constant * rho`, where that is smaller.
+        """Return the same bounds with a magnitude of `|f(0)| + constant * rho`, where that is smaller.
 
         Layer by layer, biases count as if all that follows carried them on as far as it can. What the network holds at
         the input 0 is known instead: it was evaluated, and the error at 0 is bounded.
@@ -84,13 +84,13 @@ class Evaluated(NamedTuple):
 
 
 def of_input(size: int) -> Evaluated:
-    """The input itself: float32 numbers, of which kernels may flush the smallest to zero."""
+    """Return bounds on the input: float32 numbers, of which kernels may flush the smallest to zero."""
     norm = affine(slope=1.0)
     return Evaluated(norm, affine(SMALLEST_NORMAL * size**0.5), norm)
 
 
 def merged(values: Sequence[Evaluated], merge: str, size: int) -> Evaluated:
-    """Several values added (`"sum"`), averaged (`"mean"`) or concatenated (`"hypot"`).
+    """Return bounds on values that are added (`"sum"`), averaged (`"mean"`) or concatenated (`"hypot"`).
 
     Args:
         values: bounds on each of them.
@@ -123,7 +123,7 @@ def linear(
     sizes: tuple[int, int],
     scale: float = 1.0,
 ) -> Evaluated:
-    """A linear map and its bias, evaluated as inner products.
+    """Return bounds on the output of a linear map with a bias, evaluated as inner products.
 
     With W the map, x the exact and z the computed input, and g = gamma(roundings), the output is off by at most
 
@@ -163,7 +163,7 @@ def linear(
 def function(
     value: Evaluated, factor: float, offset: float, roundings: float, size: int, absolute: float, of_terms: bool = False
 ) -> Evaluated:
-    """A function with Lipschitz constant `factor` and norm `offset` at 0.
+    """Return bounds on a function with Lipschitz constant `factor` and norm `offset` at 0.
 
     Its evaluation is within `gamma(roundings) * (factor * t + offset + absolute)` of its exact value at the computed
     argument, with t the norm of that argument or, `of_terms`, of the sums it was added up from. All norms are l2.
@@ -179,7 +179,7 @@ def function(
 
 
 def largest_norm(terms: Sequence[Array]) -> float:
-    """Up to which input norm no sum passes `LARGEST`; negative where none is safe.
+    """Return the input norm up to which no sum passes `LARGEST`; negative where none is safe.
 
     Rounding here, and what computed sums and norms exceed exact ones by, is far less than the factor of two that is
     left between averages' `2^14 * LARGEST` and the largest float32.

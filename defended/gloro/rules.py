@@ -1,4 +1,4 @@
-"""What a layer does to distances: rules, and their registry, keyed by exact class.
+"""Rules that say what a layer does to distances, and their registry, keyed by exact class.
 
 A rule turns a layer into a `LipschitzRule`: how the constants of its inputs combine into the constant of its output. A
 subclass that overrides `call` must not inherit its parent's bound, so a class that is not registered itself is refused.
@@ -89,8 +89,8 @@ class LipschitzRule:
         """Norm of the value at zero, for the weights as they are."""
         return float(self._offset()) if callable(self._offset) else float(self._offset or 0.0)
 
-    def settle(self, layer: Any, input_shapes: Sequence[Shape]) -> LipschitzRule:
-        """The rule itself; an offset that was left open is from now on computed from the layer."""
+    def settle(self, layer: keras.layers.Layer, input_shapes: Sequence[Shape]) -> LipschitzRule:
+        """Return the rule itself; from now on an offset that was left open is computed from the layer."""
         if self._offset is None:
             zeros = [np.zeros((1, *shape), "float32") for shape in input_shapes]
 
@@ -105,7 +105,7 @@ class LipschitzRule:
         return self
 
     def estimate(self, inputs: Sequence[Any], norm: Any = None) -> Any:
-        """The constant of the output as a tensor; `norm` is the operator's, where there is one."""
+        """Return the constant of the output as a tensor; `norm` is the operator's, where there is one."""
         result = self._merged(inputs, ops.sqrt)
         if callable(self._factor):
             result = ops.cast(ops.convert_to_tensor(self._factor()), "float32") * result
@@ -115,7 +115,7 @@ class LipschitzRule:
         return result if self.then is None else self.then.estimate([result])
 
     def bound(self, inputs: Sequence[float], norm: float | None = None) -> float:
-        """The proven constant of the output, rounded upwards; `norm` is a bound on the operator's."""
+        """Return the proven constant of the output, rounded upwards; `norm` is a bound on the operator's."""
         result = self._merged(inputs, math.sqrt) * self.factor * (1.0 if norm is None else norm)
         result *= 1 + 2.0**-52 * (len(inputs) + 4)  # n roundings to merge, two products and this one, 2^-53 each
         return result if self.then is None else self.then.bound([result])
@@ -126,7 +126,7 @@ class LipschitzRule:
         sizes: tuple[int, int],
         norms: tuple[float, float] | None = None,
     ) -> rounding.Evaluated:
-        """Bounds on the output's magnitude and on the error of its float32 evaluation.
+        """Return bounds on the output's magnitude and on the error of its float32 evaluation.
 
         Args:
             inputs: the same of each input.
@@ -155,7 +155,7 @@ _RULES: dict[type, Callable[[Any, Shape], LipschitzRule]] = {}
 
 
 def exact_rule(factor: Any = 1.0, **options: Any) -> LipschitzRule:
-    """A rule without rounding and with value 0 at 0, unless the options say otherwise."""
+    """Make a rule without rounding and with value 0 at 0, unless the options say otherwise."""
     return LipschitzRule(factor, **{"offset": 0.0, "roundings": 0, **options})
 
 
@@ -193,12 +193,12 @@ def lipschitz_rule(
 
 
 def known_layers() -> list[str]:
-    """Names of the layer classes that have a rule."""
+    """Return the names of the layer classes that have a rule."""
     return sorted(cls.__name__ for cls in _RULES)
 
 
-def rule_for(layer: Any, input_shape: Shape) -> LipschitzRule:
-    """The rule of a layer that was built: the registered one, or the layer's own `lipschitz_bound()`.
+def rule_for(layer: keras.layers.Layer, input_shape: Shape) -> LipschitzRule:
+    """Return the rule of a built layer: the registered one, or the layer's own `lipschitz_bound()`.
 
     Raises:
         ValueError: for a layer without a rule, naming it and the remedy; for one with both.

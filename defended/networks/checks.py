@@ -11,7 +11,7 @@ from keras import layers
 
 
 def checked_radius(epsilon: Any) -> float:
-    """`epsilon` as a positive finite number; otherwise `ValueError`."""
+    """Return `epsilon` as a positive finite number, or raise `ValueError`."""
     with np.errstate(over="ignore"):
         value = float(np.float32(epsilon))  # as it is stored
     if isinstance(epsilon, bool) or not (np.isfinite(value) and value > 0):
@@ -20,7 +20,7 @@ def checked_radius(epsilon: Any) -> float:
 
 
 def require_float32_policy(dtype: Any) -> str:
-    """`"float32"`; `ValueError` for any other dtype that somebody wants a defended model to compute in."""
+    """Return `"float32"`, or raise `ValueError` for another dtype that a defended model is asked to compute in."""
     name = getattr(dtype, "name", dtype)
     if name not in (None, "float32"):
         raise ValueError(
@@ -31,7 +31,7 @@ def require_float32_policy(dtype: Any) -> str:
 
 
 def checked_network(model: Any) -> keras.Model:
-    """`model`, if it is a built network with one input and logits `[batch, m]` out in float32.
+    """Return `model`, if it is a built network with one input and logits `[batch, m]` out in float32.
 
     Raises:
         TypeError: for anything that is not a Keras model.
@@ -82,7 +82,7 @@ def checked_network(model: Any) -> keras.Model:
     return model
 
 
-def check_plain_weights(layer: Any) -> None:
+def check_plain_weights(layer: layers.Layer) -> None:
     """Refuse a layer whose kernel is not what it computes with.
 
     Raises:
@@ -95,8 +95,8 @@ def check_plain_weights(layer: Any) -> None:
         )
 
 
-def check_channels_last(layer: Any) -> None:
-    """Refuse a layer whose channels are not its last axis, naming it; `ValueError`."""
+def check_channels_last(layer: layers.Layer) -> None:
+    """Refuse a layer whose channels are not its last axis, naming it: `ValueError`."""
     if getattr(layer, "data_format", "channels_last") != "channels_last":
         raise ValueError(
             f"Layer {layer.name!r} ({type(layer).__name__}) uses data_format={layer.data_format!r}. "
@@ -104,8 +104,8 @@ def check_channels_last(layer: Any) -> None:
         )
 
 
-def check_does_not_broadcast(layer: Any, shapes: Sequence[tuple[int, ...]]) -> None:
-    """Refuse a sum of different shapes, in which one entry is added to many others; `ValueError`."""
+def check_does_not_broadcast(layer: layers.Layer, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Refuse a sum of different shapes, in which one entry is added to many others: `ValueError`."""
     if isinstance(layer, layers.Add | layers.Subtract | layers.Average) and len(set(shapes)) > 1:
         raise ValueError(
             f"Layer {layer.name!r} ({type(layer).__name__}) broadcasts its inputs, of shapes {list(shapes)}, which "

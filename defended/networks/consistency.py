@@ -21,7 +21,7 @@ class Inconsistency(NamedTuple):
 
 
 def inconsistency(network: keras.Model) -> Inconsistency | None:
-    """How evaluations of a network differ that should be the same; None where they are.
+    """Say how evaluations of a network differ that should be the same; None where they are.
 
     Compared on three random inputs are: the same batch twice, an input alone and two of them, and a compiled graph.
     """

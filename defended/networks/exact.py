@@ -37,8 +37,8 @@ class Exact(NamedTuple):
 Rule = Callable[[Any, list[Array]], Exact]
 
 
-def exact_layer(layer: Any, inputs: Sequence[Array]) -> Exact | None:
-    """What a layer makes of float64 inputs `[n, ...]` at inference; None where the class is not known here."""
+def exact_layer(layer: layers.Layer, inputs: Sequence[Array]) -> Exact | None:
+    """Return what a layer makes of float64 inputs `[n, ...]` at inference; None where the class is not known here."""
     rule = _RULES.get(type(layer))
     return None if rule is None else rule(layer, list(inputs))
 

@@ -18,7 +18,7 @@ def convolution(
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
 ) -> Array:
-    """A convolution `[n, h, w, c]` of inputs and a kernel `[kh, kw, c / groups, filters]`, as Keras defines it."""
+    """Convolve inputs `[n, h, w, c]` with a kernel `[kh, kw, c / groups, filters]`, as Keras defines it."""
     inputs, counts = with_padding(inputs, kernel.shape[:2], strides, padding, dilation)
     per_in, per_out = kernel.shape[2], kernel.shape[3] // groups
     result = np.zeros((len(inputs), *counts, kernel.shape[3]))
@@ -33,7 +33,7 @@ def convolution(
 def transposed_convolution(
     rows: Array, kernel: Array, strides: tuple[int, int], padding: str, input_shape: Sequence[int]
 ) -> Array:
-    """The transpose of `convolution`, for one group and no dilation: `[n, h, w, filters]` to `[n, *input_shape]`."""
+    """Apply the transpose of `convolution`, of one group, undilated: `[n, h, w, filters]` to `[n, *input_shape]`."""
     empty, counts = with_padding(np.zeros((len(rows), *input_shape)), kernel.shape[:2], strides, padding)
     for tap in np.ndindex(*kernel.shape[:2]):
         read_by_tap(empty, tap, counts, strides)[...] += rows @ kernel[tap].T
@@ -46,7 +46,7 @@ def transposed_convolution(
 
 
 def windows(inputs: Array, size: Sequence[int], strides: Sequence[int], padding: str, fill: float = 0.0) -> Array:
-    """What a window holds at all of its places, tap by tap: `[taps, n, rows, columns, channels]`."""
+    """Return what a window holds at all of its places, tap by tap: `[taps, n, rows, columns, channels]`."""
     filled, counts = with_padding(inputs, size, strides, padding, fill=fill)
     return np.stack([read_by_tap(filled, tap, counts, strides) for tap in np.ndindex(*size)])
 
@@ -59,7 +59,7 @@ def with_padding(
     dilation: Sequence[int] = (1, 1),
     fill: float = 0.0,
 ) -> tuple[Array, tuple[int, int]]:
-    """Inputs with their padding (the odd pixel at the end), and how many places there are along each axis."""
+    """Return inputs with their padding (the odd pixel at the end), and how many places there are along each axis."""
     pads, counts = [(0, 0)], []
     for length, taps, stride, step in zip(inputs.shape[1:3], size, strides, dilation, strict=True):
         reach = (taps - 1) * step + 1
@@ -73,7 +73,7 @@ def with_padding(
 def read_by_tap(
     inputs: Array, tap: Sequence[int], counts: Sequence[int], strides: Sequence[int], dilation: Sequence[int] = (1, 1)
 ) -> Array:
-    """What one tap of a window reads of padded inputs, at all of its places."""
+    """Return what one tap of a window reads of padded inputs, at all of its places."""
     rows, columns = (
         slice(t * d, t * d + (count - 1) * s + 1, s)
         for t, count, s, d in zip(tap, counts, strides, dilation, strict=True)

@@ -1,4 +1,4 @@
-"""Whether a network is still the one that something was proven of: a digest, and a watch that costs next to nothing.
+"""Tests whether a network is still the one that was proven: a digest, and a watch that costs next to nothing.
 
 The digest is SHA-256 over architecture, settings, code and weights, so that two networks that share it are the same
 network. It takes a millisecond and more. The watch remembers which objects the settings are and which buffers the
@@ -28,7 +28,7 @@ _PLAIN = (bool, int, float, str, bytes, type(None))
 
 
 def digest_of_settings(network: keras.Model) -> bytes:
-    """SHA-256 of what a network computes, its weights aside: layers, their order, settings, code that was replaced."""
+    """Return the SHA-256 of a network without its weights: layers, their order, settings, replaced code."""
     digest = hashlib.sha256()
     for part in _settings(network):
         digest.update(part.encode() + b"\0")
@@ -36,7 +36,7 @@ def digest_of_settings(network: keras.Model) -> bytes:
 
 
 def digest_of_values(variables: Iterable[Any]) -> bytes:
-    """SHA-256 of the types, shapes and values of variables or arrays, in their order."""
+    """Return the SHA-256 of the types, shapes and values of variables or arrays, in their order."""
     digest = hashlib.sha256()
     for variable in variables:
         value = np.ascontiguousarray(ops.convert_to_numpy(variable))
@@ -71,7 +71,7 @@ class Watch:
             return False
 
     def values_are_untouched(self) -> bool:
-        """Whether every variable still lies in the buffer that it lay in; False where that cannot be told."""
+        """Whether every variable still lies in the buffer that it lay in; False where that is not known."""
         return all(
             held is not None and _is_same(_buffer(variable), held)
             for variable, held in zip(self._variables, self._held, strict=True)
@@ -79,7 +79,7 @@ class Watch:
 
 
 def _buffer(variable: Any) -> Any:
-    """What holds a variable's value: unchanged as long as it is the same; None where that cannot be told."""
+    """Return what holds a variable's value, the same object as long as the value is; None where that is not known."""
     value = getattr(variable, "_value", None)
     backend = keras.backend.backend()
     if backend == "jax":
@@ -149,7 +149,7 @@ def _described(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return digest_of_values([value]).hex()
     text = repr(value)
-    # A text with an address tells nothing.
+    # A text with an address says nothing.
     return f"{type(value).__module__}.{type(value).__qualname__}" if " at 0x" in text else text
 
 
@@ -158,7 +158,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _code(function: Any, depth: int = 4) -> str:
-    """A text that tells functions apart: name, code, and the functions and numbers that it closes over."""
+    """Return a text that differs between functions: name, code, and the functions and numbers that it closes over."""
     function = getattr(function, "__func__", function)
     code = getattr(function, "__code__", None)
     name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__qualname__)}"

@@ -1,4 +1,4 @@
-"""What users pass as inputs, as float32 before anything is computed of it."""
+"""What users pass as inputs, turned into float32 before anything is computed from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _REAL = ("float", "int", "uint", "bool", "bfloat")
 
 
 def float32_array(x: Any, name: str = "x") -> Array:
-    """`x` as a float32 array: of whole numbers, floats of any width, booleans, lists or tensors.
+    """Return `x` as a float32 array: of whole numbers, floats of any width, booleans, lists or tensors.
 
     Values that float32 cannot hold are rounded to nearest; a certificate is then about the rounded point.
 
@@ -34,7 +34,7 @@ def float32_array(x: Any, name: str = "x") -> Array:
 
 
 def float32_tensor(x: Any, name: str = "inputs") -> Any:
-    """`x` as a float32 tensor: of tensors (symbolic ones too) and of whatever `float32_array` takes.
+    """Return `x` as a float32 tensor: of tensors (symbolic ones too) and of whatever `float32_array` takes.
 
     Raises:
         TypeError: as `float32_array`.
@@ -50,7 +50,7 @@ def float32_tensor(x: Any, name: str = "inputs") -> Any:
 
 
 def whole_batch_size(batch_size: Any) -> int:
-    """`batch_size` as an int of at least 1.
+    """Return `batch_size` as an int of at least 1.
 
     Raises:
         TypeError: when it is not a whole number.

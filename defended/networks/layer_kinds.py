@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from keras import activations, layers
 
 from defended.layers.gaussian_noise_augmentation import GaussianNoiseAugmentation
@@ -25,6 +23,6 @@ LINEAR = (None, activations.linear)
 """What a layer's `activation` is where it has none."""
 
 
-def is_plain_convolution(layer: Any) -> bool:
+def is_plain_convolution(layer: layers.Layer) -> bool:
     """Whether the layer is a convolution of one group, channels last: `activation(kernel * x + bias)`."""
     return type(layer) is layers.Conv2D and layer.groups == 1 and layer.data_format == "channels_last"

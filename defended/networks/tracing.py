@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 class Step:
     """One use of a layer. Values are numbered in the order in which they are computed; number 0 is the input."""
 
-    layer: Any
+    layer: keras.Operation
     """A Keras layer, or an operation of `keras.ops` that was applied to a tensor of the functional API."""
     inputs: tuple[int, ...]
     output: int

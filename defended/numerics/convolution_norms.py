@@ -28,7 +28,7 @@ def bound_conv2d_norm(
     padding: str = "valid",
     claimed: float | None = None,
 ) -> float:
-    """Upper bound on the norm of a zero-padded, strided 2-D convolution (channels last).
+    """Bound the norm of a zero-padded, strided 2-D convolution (channels last) from above.
 
     The Gram matrix of the operator, over its inputs or over its outputs, couples only pixels within a window: it is
     banded. It is formed and factorised as such, which proves a bound within 1e-3 of the norm, mostly within 1e-8. Where
@@ -56,13 +56,13 @@ def bound_conv2d_norm(
 
 
 def conv2d_norm_method(kernel_shape: Sequence[int], input_shape: Sequence[int], strides: Any, padding: str) -> str:
-    """How `bound_conv2d_norm` bounds an operator of this geometry, in words."""
+    """Say how `bound_conv2d_norm` bounds an operator of this geometry."""
     band = _narrowest_band(axes_of(kernel_shape, input_shape, strides, padding), *kernel_shape[2:])
     return "banded factorisation" if band.is_affordable else "frequencies of a torus"
 
 
 def bound_nonnegative_conv2d_norm(kernel: Array, strides: tuple[int, int] = (1, 1)) -> float:
-    """Upper bound on the norm of a zero-padded, strided convolution without negative weights, on inputs of any size.
+    """Bound the norm of a zero-padded, strided convolution without negative weights, on inputs of any size.
 
     On a torus the transfer matrix of such a kernel is, entry by entry, largest at frequency zero, where it is the sum
     of the taps, taken for each phase of the stride; zero padding restricts the torus and cannot enlarge the norm.
@@ -226,7 +226,7 @@ def _placements(kernel: Array, axes: list[Axis]) -> Iterator[tuple[Any, Any, Arr
 
 
 def torus_blocks(kernel: Array, axes: list[Axis]) -> tuple[Array, list[int]]:
-    """The blocks of a convolution's embedding on a torus, whose singular values are the embedding's.
+    """Return the blocks of a convolution's embedding on a torus, whose singular values are the embedding's.
 
     A strided convolution couples the `stride^2` fine frequencies that alias onto one coarse frequency; its block there
     is `[W(f_1) ... W(f_s^2)] / s` (per axis `1 / sqrt(s)`).
@@ -248,7 +248,7 @@ def torus_blocks(kernel: Array, axes: list[Axis]) -> tuple[Array, list[int]]:
 
 
 def entry_errors(kernel: Array) -> Array:
-    """Bounds `[c_in, c_out]` on what float64 makes of the entries of `torus_blocks`.
+    """Return bounds `[c_in, c_out]` on the rounding errors of the entries of `torus_blocks`.
 
     An angle goes through three roundings, and angles reach 2 pi: an exponential is within `3 * 2 pi u + 2 u < 21 u`,
     the product of two within 42 u. To multiply them by taps and to add these up takes at most `taps + 4` complex

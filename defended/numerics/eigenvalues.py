@@ -23,7 +23,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def bound_largest_eigenvalue(gram: Array, claimed: float | None = None) -> float:
-    """Upper bound on the largest eigenvalue of a symmetric positive semidefinite matrix `[n, n]`.
+    """Bound the largest eigenvalue of a symmetric positive semidefinite matrix `[n, n]`.
 
     `claimed`, what somebody says is a bound, is verified by one factorisation, and spares the search where it holds.
     """
@@ -51,7 +51,7 @@ def bound_largest_eigenvalue(gram: Array, claimed: float | None = None) -> float
 
 
 def verified(estimate: float, n: int, longest: int, factorises: Callable[[float], bool]) -> float | None:
-    """The smallest tried number, from `estimate` upwards, that is proven to bound the largest eigenvalue.
+    """Return the smallest number that was tried, from `estimate` upwards, and proven to bound the largest eigenvalue.
 
     Args:
         estimate: an approximation, possibly low; positive.
@@ -86,7 +86,7 @@ def _rump(n: int, longest: int) -> float:
 
 
 def estimate_by_lanczos(product: Callable[[Array], Array], n: int, tolerance: float = 1e-10) -> float:
-    """The largest eigenvalue of a symmetric map `[n] -> [n]` as Lanczos iteration finds it: at most the true one."""
+    """Find the largest eigenvalue of a symmetric map `[n] -> [n]` by Lanczos iteration: at most the true one."""
     from scipy.sparse import linalg
 
     if n < 3:
@@ -108,7 +108,7 @@ def estimate_by_lanczos(product: Callable[[Array], Array], n: int, tolerance: fl
 
 
 def bound_by_gram_iteration(gram: Array, steps: int = 13) -> float:
-    """Gram iteration with Frobenius rescaling (Delattre et al. 2023), its rounding errors carried along.
+    """Bound it by Gram iteration with Frobenius rescaling (Delattre et al. 2023), rounding errors carried along.
 
     `R_{k+1} = R_k^2 / |R_k^2|_F`. The Frobenius norm bounds the last spectral norm, and backwards
     `|R_k|_2^2 = |R_k^2|_2 <= |computed R_k^2|_2 + gamma_n |R_k|_F^2`. The overestimate is at most n^(2^-steps / 2).

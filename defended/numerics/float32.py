@@ -21,7 +21,7 @@ FLOAT_MAX = 3.4028234663852886e38
 
 
 def gamma(roundings: float, unit_roundoff: float = UNIT_ROUNDOFF) -> float:
-    """`n u / (1 - n u)`, a bound on the relative effect of n roundings; infinite where n u >= 1 proves nothing.
+    """Return `n u / (1 - n u)`, a bound on the relative effect of n roundings; infinite where n u >= 1.
 
     `|prod (1 + d_i)^(+-1) - 1| <= gamma(n)` for n factors with `|d_i| <= u` (Higham 2002, lemma 3.1). So an inner
     product in which no product goes through more than n roundings, in any order and with or without fused

@@ -9,5 +9,5 @@ UNIT_ROUNDOFF = 2.0**-53
 
 
 def gamma(roundings: float) -> float:
-    """`n u / (1 - n u)`, a bound on the relative effect of n roundings of float64; see `float32.gamma`."""
+    """Return `n u / (1 - n u)`, a bound on the relative effect of n roundings of float64, as `float32.gamma`."""
     return float32.gamma(roundings, UNIT_ROUNDOFF)

@@ -26,7 +26,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def bound_matrix_norm(matrix: Array, claimed: float | None = None) -> float:
-    """Upper bound on the largest singular value of a matrix `[rows, columns]`; `claimed` is one to be verified."""
+    """Bound the largest singular value of a matrix `[rows, columns]` from above; a `claimed` bound is verified."""
     matrix, exponent = normalised(matrix)
     if matrix.shape[0] > matrix.shape[1]:
         matrix = matrix.T
@@ -40,7 +40,7 @@ def bound_matrix_norm(matrix: Array, claimed: float | None = None) -> float:
 
 
 def bound_nonnegative_norm(matrix: Array) -> float:
-    """Upper bound on the largest singular value of a matrix `[rows, columns]` without negative entries.
+    """Bound the largest singular value of a matrix `[rows, columns]` without negative entries from above.
 
     For every positive vector v the largest eigenvalue of `A^T A` is at most `max_k (A^T A v)_k / v_k` (Collatz 1942,
     Wielandt 1950). All terms are positive, so rounding only costs a relative `gamma` of the number of operations.
@@ -61,13 +61,13 @@ def bound_nonnegative_norm(matrix: Array) -> float:
 
 
 def bound_norm(vector: Array, copies: float = 1) -> float:
-    """Upper bound on the l2 norm of some copies of a vector, one behind the other."""
+    """Bound the l2 norm of some copies of a vector, one behind the other, from above."""
     # n squares and n - 1 sums, halved by the root, and four more operations: 2^-40 is more for all n < 2^14.
     return float(np.linalg.norm(vector) * copies**0.5) * (1 + max(2.0**-40, gamma(np.size(vector) / 2 + 8)))
 
 
 def average_pooling_norm(size: int, pool: int, stride: int, padding: str) -> float:
-    """Norm of average pooling along one axis; the 2-D operator is the Kronecker product of its axes, so norms multiply.
+    """Bound the norm of average pooling along one axis; the norms of both axes multiply to that of the 2-D operator.
 
     Zero padding is not averaged (Keras's convention), so windows at the border average fewer entries.
     """
@@ -77,7 +77,7 @@ def average_pooling_norm(size: int, pool: int, stride: int, padding: str) -> flo
 
 
 def max_pooling_overlap(size: int, pool: int, stride: int, padding: str) -> int:
-    """The number of windows along one axis that share their most shared entry.
+    """Count the windows along one axis that share their most shared entry.
 
     Max pooling is `sqrt(overlap_h * overlap_w)`-Lipschitz in l2: `|max a - max b|^2 <= |a - b|^2` in every window, and
     each input entry is counted once for every window that holds it.
@@ -86,7 +86,7 @@ def max_pooling_overlap(size: int, pool: int, stride: int, padding: str) -> int:
 
 
 def round_up_to_float32(values: Any) -> Array:
-    """Float32 values never below `values`; positive ones are at least the smallest normal float32."""
+    """Return float32 values never below `values`; positive ones are at least the smallest normal float32."""
     values = np.asarray(values, dtype=np.float64)
     with np.errstate(over="ignore"):
         rounded = values.astype(np.float32)
@@ -96,7 +96,7 @@ def round_up_to_float32(values: Any) -> Array:
 
 
 def normalised(values: Array) -> tuple[Array, int]:
-    """Values in float64 scaled exactly by a power of two to a largest magnitude in [0.5, 1), and the exponent.
+    """Return values in float64, scaled exactly by a power of two to a largest magnitude in [0.5, 1), and the exponent.
 
     Raises:
         ValueError: when they are not all finite.
@@ -110,11 +110,11 @@ def normalised(values: Array) -> tuple[Array, int]:
 
 
 def scaled_square(norm: float, exponent: int) -> float:
-    """The square of `norm * 2^-exponent`; `scaled_root` of what is proven of it is not below the norm."""
+    """Return the square of `norm * 2^-exponent`; `scaled_root` of what is proven of it is not below the norm."""
     return float(np.ldexp(norm, -exponent)) ** 2
 
 
 def scaled_root(squared: float, exponent: int) -> float:
-    """`sqrt(squared) * 2^exponent`, never below it, nor below the root of the sum that `squared` was rounded from."""
+    """Return `sqrt(squared) * 2^exponent`, rounded upwards, also if `squared` is a sum that was rounded."""
     # Half a rounding for the sum, one for the root, one for this factor.
     return float(np.ldexp(np.sqrt(squared) * (1 + 4 * UNIT_ROUNDOFF), exponent))

@@ -1,4 +1,4 @@
-"""The affine maps of a network, each with what bounding it takes: forward, transposed, and with magnitudes of weights.
+"""The affine maps of a network, with all that bounding takes: forward, transposed, and with magnitudes of weights.
 
 Values are rows: `[rows, *shape]` float32. `roundings` is the number of float32 operations on the way from a product to
 an output entry, forward (the bias included) and transposed; it enters the budget of `defended.polytope.rounding`.
@@ -74,7 +74,7 @@ class AffineMap:
 
 
 class ReshapeMap(AffineMap):
-    """Entries keep their values and get other places."""
+    """A change of shape: entries keep their values."""
 
     def __init__(self, input_shape: Shape, output_shape: Shape):
         self.input_shape, self.output_shape = input_shape, output_shape
@@ -271,14 +271,14 @@ class GlobalPoolMap(AffineMap):
 
 
 def identity(size: int) -> Any:
-    """The identity matrix, of operations that a deployed graph may hold."""
+    """Return the identity matrix, made of operations that a deployed graph may hold."""
     return ops.one_hot(ops.arange(size), size, dtype="float32")
 
 
 def transposed_convolution(
     rows: Any, kernel: Any, strides: tuple[int, int], padding: str, offsets: tuple[int, int], shape: Shape
 ) -> Any:
-    """The transpose of a convolution, applied to `[rows, h, w, filters]`: `[rows, *shape]`, `shape` its input's."""
+    """Apply the transpose of a convolution to `[rows, h, w, filters]`: `[rows, *shape]`, `shape` its input's."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 

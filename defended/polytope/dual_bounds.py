@@ -65,7 +65,7 @@ class DualBounds:
         self._roundings = 4 * UNIT_ROUNDOFF if counted else 0.0
 
     def chains(self, inputs: Any, epsilon: Any, hidden: str = "dual") -> list[Chain]:
-        """Bounds on all values over the balls of radius `epsilon` `[batch]` around `inputs`.
+        """Return bounds on all values over the balls of radius `epsilon` `[batch]` around `inputs`.
 
         With the adaptive slope, the paper's chain and the tighter one. `hidden="interval"` bounds hidden values by
         interval arithmetic only, in one chain: looser, and much cheaper.
@@ -83,7 +83,7 @@ class DualBounds:
         return [paper, tight]
 
     def margins(self, chain: Chain, rows: Any, boxes: bool = False) -> Margins:
-        """Lower bounds on `y_j - y_i` for one class j of each input and every i, `[batch, m]`.
+        """Return lower bounds on `y_j - y_i` for one class j of each input and every i, `[batch, m]`.
 
         Args:
             chain: bounds on all values.
@@ -103,7 +103,7 @@ class DualBounds:
         return Margins(difference - spent, norm)
 
     def entries_of_coefficients(self, index: int) -> int:
-        """Entries of the largest tensor of coefficients that carrying back a value makes, for one input."""
+        """Count the entries of the largest tensor of coefficients that carrying back a value makes for one input."""
         size = self.graph.nodes[index].size
         if index in self._patches:
             return size * self._patches[index].largest

@@ -78,7 +78,7 @@ class PolytopeGraph:
             check_plain_weights(layer)
 
     def values(self, inputs: Any, blocked: bool = True) -> list[Any]:
-        """Every value at inputs `[batch, ...]`, the input first and the logits last.
+        """Return every value at inputs `[batch, ...]`, the input first and the logits last.
 
         `blocked` evaluates long inner products in the blocks that the budget for rounding counts on.
         """
@@ -99,7 +99,7 @@ class PolytopeGraph:
         return found
 
     def chain_of_patches(self, index: int) -> list[int] | None:
-        """The nodes from a value down to the input, where it is worth following single patches; None elsewhere.
+        """Return the nodes from a value down to the input where following single patches pays, and None elsewhere.
 
         An output entry of a convolution depends on a patch of the value below, of that below it, and so on. Where all
         nodes down to the input are convolutions, ReLUs and maps that leave a value as it is, and patches stay smaller
@@ -141,7 +141,7 @@ class PolytopeGraph:
         return self._append("relu", (source,), node.shape, layer=layer)
 
     def _append_layer(self, step: Step, sources: tuple[int, ...]) -> int:
-        """Append the nodes of one use of a layer; the number of its output."""
+        """Append the nodes of one use of a layerand return the number of its output."""
         layer, key = step.layer, (id(step.layer), step.input_shapes)
         if key not in self._maps:
             self._maps[key] = pieces_of(layer, step.input_shapes, step.shape)

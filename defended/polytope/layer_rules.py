@@ -1,4 +1,4 @@
-"""What each layer is made of, in affine maps and ReLUs: keyed by exact class, everything else refused."""
+"""The affine maps and ReLUs that each layer is made of, by its exact class; all other classes are refused."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Pieces = list[AffineMap | None]
 
 
 def known_layers() -> list[str]:
-    """Names of the layer classes that have bounds."""
+    """Return the names of the layer classes that have bounds."""
     return sorted(cls.__name__ for cls in _PIECES)
 
 
-def pieces_of(layer: Any, shapes: Sequence[Shape], output_shape: Shape) -> Pieces:
-    """The affine maps and ReLUs of a built layer.
+def pieces_of(layer: layers.Layer, shapes: Sequence[Shape], output_shape: Shape) -> Pieces:
+    """Return the affine maps and ReLUs of a built layer.
 
     Args:
         layer: a Keras layer.
@@ -73,7 +73,7 @@ def _relu(layer: Any, shapes: Sequence[Shape], output_shape: Shape) -> Pieces:
     settings = {name: getattr(layer, name) for name in ("max_value", "negative_slope", "threshold")}
     if settings["max_value"] is not None or settings["negative_slope"] or settings["threshold"]:
         raise ValueError(
-            f"Layer {layer.name!r} is no plain ReLU but {settings}; polytope bounds know max(z, 0) only. "
+            f"Layer {layer.name!r} is not a plain ReLU but {settings}; polytope bounds know max(z, 0) only. "
             f"Use `layers.ReLU()`."
         )
     return [None]

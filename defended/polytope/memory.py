@@ -1,4 +1,4 @@
-"""How much one evaluation of the bounds holds at a time."""
+"""The memory that one evaluation of the bounds takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _COPIES = 6  # of the largest tensor of coefficients: both parts, their products
 
 
 def bytes_per_input(graph: PolytopeGraph, bounds: DualBounds) -> int:
-    """Bytes that bounding one input takes: `_COPIES` times its largest tensor of coefficients, in float32."""
+    """Return the bytes that bounding an input takes: `_COPIES` times its largest tensor of float32 coefficients."""
     largest = graph.num_classes * max(node.size for node in graph.nodes)
     for index in graph.relus:
         source = graph.nodes[index].sources[0]

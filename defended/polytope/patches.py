@@ -36,19 +36,19 @@ class _Level:
         self._inside = inside.reshape(self.positions, *self.size, 1).astype("float32")
 
     def gather(self, values: Any) -> Any:
-        """Patches `[batch, positions, h * w * channels]` of `[batch, height, width, channels]`; 0 outside the map."""
+        """Cut `[batch, height, width, channels]` into patches `[batch, positions, h * w * channels]`, padded with 0."""
         flat = ops.reshape(values, (-1, self._area, self.channels))
         flat = ops.pad(flat, ((0, 0), (0, 1), (0, 0)))
         taken = ops.take(flat, self._places, axis=1)
         return ops.reshape(taken, (-1, self.positions, math.prod(self.size) * self.channels))
 
     def inside(self, coefficients: Any) -> Any:
-        """Coefficients `[..., positions, targets, h, w, channels]`, 0 outside the map."""
+        """Return coefficients `[..., positions, targets, h, w, channels]`, 0 outside the map."""
         return coefficients * self._inside[:, None]
 
 
 class Patches:
-    """Carries the entries of one value, a convolution or what a map leaves as it is, back to the input.
+    """Carry the entries of one value, a convolution or what a map leaves as it is, back to the input.
 
     Args:
         graph: the network.
@@ -82,7 +82,7 @@ class Patches:
         return [(*level.size, level.channels) for level in self._levels.values()]
 
     def carried_back(self, chain: Chain, side: str) -> tuple[Any, Any]:
-        """What the lines take from each entry, and the dual norm of what arrives at the input: `[batch, *shape]`."""
+        """Return what lines take from each entry, and the dual norm of what reaches the input: `[batch, *shape]`."""
         first, filters = self._nodes[0][1].map, self._shape[-1]
         single = ops.reshape(identity(filters), (1, 1, filters, filters))
         # One row of coefficients for each filter, the same at all positions: [1, 1, filters, h, w, channels].

@@ -24,7 +24,7 @@ _MARGIN = 1e-4  # cuts Cauchy numbers at 3000, beyond which float32 sums suffer 
 
 
 def projected_chain(bounds: DualBounds, inputs: Any, epsilon: Any, count: int, seeds: Any) -> Chain:
-    """A chain of parallel lines between estimated bounds.
+    """Return a chain of parallel lines between estimated bounds.
 
     Args:
         bounds: of the network; rounding is not counted.

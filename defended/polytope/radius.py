@@ -14,7 +14,7 @@ _MOST = 4.0
 
 
 def search_radius(certify: Callable[[Any], tuple[Any, Any]], epsilon: Any, steps: int) -> tuple[Any, Any]:
-    """The slack at epsilon, and a certified radius: `[batch]` each.
+    """Return the slack at epsilon and a certified radius, `[batch]` each.
 
     Bounds are evaluated at epsilon, then, where that is certified, at 2 epsilon, and from there on in the middle
     between the largest radius known to be certified and the smallest not known to be, 4 epsilon at first. The result is

@@ -15,18 +15,18 @@ twice as many."""
 
 
 def block_of(terms: int) -> int:
-    """Terms of a block in which an inner product is evaluated: all of them, or the root, so that roundings are few."""
+    """Return the length of the blocks of an inner product: all of it, or its root, so that roundings are few."""
     return terms if terms <= 2 * TERMS else math.isqrt(terms - 1) + 1
 
 
 def product_roundings(terms: int) -> int:
-    """Roundings on the way of a product through `product`, and through adding a bias."""
+    """Count the roundings of a product on its way through `product` and through adding a bias."""
     block = block_of(terms)
     return block + -(-terms // block)
 
 
 def product(values: Any, kernel: Any, blocked: bool = True) -> Any:
-    """`values kernel` of `[..., n]` and `[n, k]`, long inner products in blocks that are added up afterwards."""
+    """Return `values kernel` of `[..., n]` and `[n, k]`, long inner products in blocks that are added up afterwards."""
     terms, width = kernel.shape
     block = block_of(terms)
     parts = -(-terms // block)
@@ -43,7 +43,7 @@ def product(values: Any, kernel: Any, blocked: bool = True) -> Any:
 
 
 def axes_of(shape: Shape) -> Shape:
-    """The axes over which a value is summed, one after the other: those of a map, two for a long vector."""
+    """Return the axes over which a value is summed, one after the other: those of a map, two for a long vector."""
     if len(shape) != 1:
         return shape or (1,)
     size = shape[0]
@@ -52,7 +52,7 @@ def axes_of(shape: Shape) -> Shape:
 
 
 def total(values: Any, shape: Shape) -> Any:
-    """The sum of `[..., *shape]` over `shape`, one axis after the other."""
+    """Return the sum of `[..., *shape]` over `shape`, one axis after the other."""
     lead = tuple(values.shape[: len(values.shape) - len(shape)])
     lead = tuple(-1 if size is None else size for size in lead)
     axes = axes_of(shape)
@@ -64,12 +64,12 @@ def total(values: Any, shape: Shape) -> Any:
 
 
 def roundings_of_sums(shape: Shape) -> int:
-    """Roundings of `total` and of `weighted`."""
+    """Count the roundings of `total` and of `weighted`."""
     return max(sum(axes_of(shape)), product_roundings(math.prod(shape)))
 
 
 def weighted(coefficients: Any, weights: Any, shape: Shape) -> Any:
-    """`sum coefficients * weights`, `[batch, targets]`, of `[batch or 1, targets, *shape]` and `[batch, *shape]`."""
+    """Sum `coefficients * weights`, `[batch or 1, targets, *shape]` and `[batch, *shape]`, to `[batch, targets]`."""
     if coefficients.shape[0] == 1:
         size = math.prod(shape)
         return product(ops.reshape(weights, (-1, size)), ops.transpose(ops.reshape(coefficients, (-1, size))))
@@ -77,7 +77,7 @@ def weighted(coefficients: Any, weights: Any, shape: Shape) -> Any:
 
 
 def dual_norm(coefficients: Any, shape: Shape, norm: str) -> Any:
-    """The l1 norm (for l∞ balls) or l2 norm (for l2 balls) of `[..., *shape]` over `shape`."""
+    """Return the l1 norm (for l∞ balls) or l2 norm (for l2 balls) of `[..., *shape]` over `shape`."""
     if norm == "linf":
         return total(ops.abs(coefficients), shape)
     # The floor keeps the gradient of the root finite, and enlarges it by 1e-15.

@@ -21,14 +21,14 @@ class Lines(NamedTuple):
     low_drop: Any
 
     def reach(self, argument: Any, value: Any) -> tuple[Any, Any]:
-        """How far the lines lie below and above `value` at `argument`; both at least 0."""
+        """Return how far the lines lie below and above `value` at `argument`; both at least 0."""
         below = value - self.low_slope * argument + self.low_drop
         above = self.slope * argument + self.lift - value
         return ops.maximum(below, 0.0), ops.maximum(above, 0.0)
 
 
 def lines(lower: Any, upper: Any, pending: Any, slope: str) -> Lines:
-    """The lines for bounds `lower <= z <= upper`, widened by `pending`, what rounding may have done to z.
+    """Return the lines for bounds `lower <= z <= upper`, widened by `pending`, what rounding may have done to z.
 
     Above, the chord: with l < 0 < u, `u (z - l) / (u - l)`. Below, through the origin: of slope `u / (u - l)` too
     (`"wong-kolter"`, equation 5 of Wong and Kolter 2018), or of slope 1 where u > -l and 0 elsewhere (`"adaptive"`,
@@ -51,6 +51,6 @@ def lines(lower: Any, upper: Any, pending: Any, slope: str) -> Lines:
 
 
 def constant_lines(lower: Any, upper: Any) -> Lines:
-    """The box: `relu(lower) <= relu(z) <= relu(upper)`, whatever z."""
+    """Return the box `relu(lower) <= relu(z) <= relu(upper)`, whatever z."""
     zero = ops.zeros_like(upper)
     return Lines(zero, ops.relu(upper), zero, -ops.relu(lower))

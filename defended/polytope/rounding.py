@@ -113,7 +113,7 @@ class Shares:
 
 
 def largest_coefficients(graph: PolytopeGraph, row_sums: dict[int, Any]) -> float:
-    """Bound on the sum of magnitudes of any bound's coefficients, from the l1 norms of each map's rows (float64).
+    """Bound the sum of magnitudes of any bound's coefficients by the l1 norms of each map's rows, in float64.
 
     `|Wᵀ a|_1 <= |a|_1 * (largest l1 norm of a row)`; slopes are at most 1, and a bound on a difference of logits begins
     with coefficients of 1 and -1. The factor 1.01 outweighs rounding, as `_MORE` does.

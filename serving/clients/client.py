@@ -22,7 +22,7 @@ from defended.exceptions import ClientError
 from defended.serving.artefacts.inputs import require_float32
 from defended.serving.artefacts.tensor_info import SignatureInfo
 from defended.serving.clients.transports import GrpcTransport, RestTransport, Transport
-from defended_settings.server import is_loopback
+from defended_settings.addresses import is_loopback
 
 if TYPE_CHECKING:
     from defended.defended_model import Verdicts

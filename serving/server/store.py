@@ -16,7 +16,8 @@ from defended.serving.artefacts.manifest import MAX_VERSION, NAME
 from defended.serving.server.errors import invalid
 from defended.serving.server.metrics import Metrics
 from defended.serving.server.models import ModelVersion
-from defended_settings.server import ServerSettings, is_loopback
+from defended_settings.addresses import is_loopback
+from defended_settings.server import ServerSettings
 
 _LOG = logging.getLogger(__name__)
 _VERSION = re.compile(r"[0-9]{1,19}")

@@ -20,7 +20,7 @@ from defended.gloro.legacy.archive import RESAVE
 from defended.gloro.legacy.weights import Array, Shape, StoredWeight, StoredWeights
 
 MAX_CONFIG = 2**21
-"""Bytes of the text that tells the architecture."""
+"""Bytes of the text that describes the architecture."""
 MAX_PARTS = 200_000
 """Entries, nodes and messages that are looked at."""
 MAX_DEPTH = 8
@@ -40,7 +40,7 @@ class _Message(NamedTuple):
 
 
 def read_h5(content: bytes) -> tuple[str, StoredWeights]:
-    """The text of the attribute `model_config`, and the weights below `model_weights`, not yet read.
+    """Return the text of the attribute `model_config`, and the weights below `model_weights`, not yet read.
 
     Raises:
         ValueError: for a file that is not HDF5, damaged, or holds anything but what legacy Keras writes; it names the
@@ -65,7 +65,7 @@ class _File:
         self._root = self._messages(self._number(64), "/")
 
     def model_config(self) -> str:
-        """The attribute of the root that tells the architecture, at most `MAX_CONFIG` bytes of UTF-8."""
+        """Return the attribute of the root that describes the architecture, at most `MAX_CONFIG` bytes of UTF-8."""
         for message in self._root:
             if message.kind == _ATTRIBUTE:
                 name, datatype, shape, start, size = self._attribute(message)
@@ -74,7 +74,9 @@ class _File:
                 if shape != ():
                     break
                 return self._text(datatype, start, size)
-        raise ValueError(f"its attribute 'model_config', one text that tells the architecture, is missing. {RESAVE}")
+        raise ValueError(
+            f"its attribute 'model_config', one text that describes the architecture, is missing. {RESAVE}"
+        )
 
     def weights(self) -> dict[str, dict[tuple[str, ...], StoredWeight]]:
         """Every data set below `model_weights`, by the name of its layer, then by the parts of its own name."""

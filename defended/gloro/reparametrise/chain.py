@@ -29,11 +29,11 @@ def chain_of(model: Any, user: str) -> list[Any]:
     return model._graph.chain(user)
 
 
-def maps_channels(layer: Any) -> bool:
+def maps_channels(layer: layers.Layer) -> bool:
     """Return whether a layer is Dense, or a convolution of one group, channels last: `activation(kernel x + bias)`."""
     return is_plain_convolution(layer) or type(layer) is layers.Dense
 
 
-def is_homogeneous(layer: Any) -> bool:
+def is_homogeneous(layer: layers.Layer) -> bool:
     """Return whether a layer is a ReLU or leaky ReLU that positive factors pass: one that is not capped."""
     return type(layer) is layers.LeakyReLU or (type(layer) is layers.ReLU and layer.max_value is None)
