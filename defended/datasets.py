@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from defended.arguments import number_in
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -49,8 +51,7 @@ class Dataset(NamedTuple):
         Returns:
             Two arrays `[n]` int64, each rising; together all indices.
         """
-        if not 0 <= share < 1:
-            raise ValueError(f"`share` must be in [0, 1). Received: {share}")
+        share = number_in("share", share, "[0, 1)")
         n = len(self.x_train)
         if self.track_train is None:
             return np.arange(int(n * (1 - share))), np.arange(int(n * (1 - share)), n)

@@ -19,6 +19,7 @@
     ├── StateError (ValueError)
     └── WorkerLostError (RuntimeError)
 
+    BFloat16Warning (UserWarning)
     EditedFileWarning (UserWarning)
 
 In brackets stands the builtin exception that each one is too. An argument that does not fit raises a plain ValueError
@@ -208,6 +209,10 @@ class WorkerLostError(DefendedError, RuntimeError):
 
     Use fewer workers or smaller batches, and run the same command again: finished pieces are kept.
     """
+
+
+class BFloat16Warning(UserWarning):
+    """Training in bfloat16 was asked for, and the processor cannot: it goes on in float32."""
 
 
 class EditedFileWarning(UserWarning):

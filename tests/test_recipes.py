@@ -11,8 +11,9 @@ import pytest
 import tensorflow as tf
 
 from defended import GloroNet, datasets, zoo
+from defended.exceptions import BFloat16Warning
 from defended.training import training_run
-from defended.training.bfloat16 import BFloat16Warning, supports_bfloat16
+from defended.training.bfloat16 import supports_bfloat16
 from defended.training.training_run import TrainingSettings, build_network, train, training_data
 
 RECIPES = sorted((Path(__file__).parents[1] / "benchmarks" / "recipes").rglob("*.toml"))

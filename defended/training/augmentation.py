@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import Any
 
 import keras
 from keras import ops
+
+from defended.arguments import number_in, number_not_negative, whole_number
 
 
 class RandomAffine:
@@ -42,11 +42,9 @@ class RandomAffine:
         share: float = 0.8,
         seed: int | None = None,
     ):
-        limits = {"turn": turn, "shear": shear, "zoom": zoom, "shift": shift, "share": share}
-        _check_sizes(limits)
-        if zoom >= 1:
-            raise ValueError(f"`zoom` must be below 1. Received: {zoom}")
-        self.turn, self.shear, self.zoom, self.shift, self.share = limits.values()
+        limits = {"turn": turn, "shear": shear, "shift": shift}
+        self.turn, self.shear, self.shift = (number_not_negative(name, value) for name, value in limits.items())
+        self.zoom, self.share = number_in("zoom", zoom, "[0, 1)"), number_in("share", share, "[0, 1]")
         self._seeds = keras.random.SeedGenerator(seed)
 
     def __call__(self, images: Any) -> Any:
@@ -91,10 +89,7 @@ class RandomElastic(RandomAffine):
 
     def __init__(self, bend: float = 0.6, nodes: int = 5, **affine: Any):
         super().__init__(**affine)
-        _check_sizes({"bend": bend})
-        if nodes < 2:
-            raise ValueError(f"`nodes` must be 2 or more to a side. Received: {nodes}")
-        self.bend, self.nodes = bend, nodes
+        self.bend, self.nodes = number_not_negative("bend", bend), whole_number("nodes", nodes, 2)
 
     def __call__(self, images: Any) -> Any:
         matrix, movement, changed = self._motion(images)
@@ -137,9 +132,9 @@ class RandomExposure:
         share: float = 0.8,
         seed: int | None = None,
     ):
-        limits = {"brightness": brightness, "contrast": contrast, "blur": blur, "share": share}
-        _check_sizes(limits)
-        self.brightness, self.contrast, self.blur, self.share = limits.values()
+        limits = {"brightness": brightness, "contrast": contrast, "blur": blur}
+        self.brightness, self.contrast, self.blur = (number_not_negative(name, value) for name, value in limits.items())
+        self.share = number_in("share", share, "[0, 1]")
         self._seeds = keras.random.SeedGenerator(seed)
 
     def __call__(self, images: Any) -> Any:
@@ -155,15 +150,6 @@ class RandomExposure:
         mean = ops.mean(images, axis=(1, 2, 3), keepdims=True)
         scale = ops.exp(within(-self.contrast, self.contrast))
         return ops.clip(mean + scale * (images - mean) + within(-self.brightness, self.brightness), 0.0, 1.0)
-
-
-def _check_sizes(sizes: Mapping[str, float]) -> None:
-    """Raise a ValueError for the size of a change that is negative or not finite, and for a share above 1."""
-    for name, value in sizes.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"`{name}` must be finite and at least 0, such as 0.1. Received: {value}")
-    if sizes.get("share", 0) > 1:
-        raise ValueError(f"`share` must be at most 1. Received: {sizes['share']}")
 
 
 def _centre(images: Any) -> tuple[float, float]:

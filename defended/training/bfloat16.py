@@ -9,13 +9,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from defended.exceptions import BFloat16Warning
+
 _CPUINFO = Path("/proc/cpuinfo")
 _ABLE = {"avx512f", "avx_ne_convert"}
 """Flags of the processors on which TensorFlow gives oneDNN bfloat16 (`tensorflow/core/util/util.cc`)."""
-
-
-class BFloat16Warning(UserWarning):
-    """Training in bfloat16 was asked for, and the processor cannot."""
 
 
 class BFloat16Training(keras.callbacks.Callback):

@@ -12,11 +12,12 @@ import keras
 import numpy as np
 
 from defended._io import atomic_write_text
+from defended.arguments import number_in, number_not_negative, one_of, whole_number
 from defended.defended_model import DefendedModel
 from defended.gloro.reparametrise.balance import BalanceLayers
 from defended.gloro.reparametrise.sharpen import sharpen_bounds
 from defended.training import metrics
-from defended.training.schedules import check_schedule, interpolate
+from defended.training.schedules import SCHEDULES, interpolate
 
 
 class _Scheduled(keras.callbacks.Callback):
@@ -34,12 +35,9 @@ class _Scheduled(keras.callbacks.Callback):
         by_batch: bool = False,
     ):
         super().__init__()
-        check_schedule(schedule)
-        if not 0 < ramp <= 1:
-            raise ValueError(f"`ramp` is the share of the epochs spent moving, in (0, 1]. Received: {ramp}")
-        if not (start >= 0 and end >= 0):
-            raise ValueError(f"A schedule's values must not be negative. Received: start={start}, end={end}")
-        self.schedule, self.start, self.end, self.ramp = schedule, float(start), float(end), float(ramp)
+        self.schedule = one_of("schedule", schedule, SCHEDULES)
+        self.start, self.end = number_not_negative("start", start), number_not_negative("end", end)
+        self.ramp = number_in("ramp", ramp, "(0, 1]")
         self.by_batch = bool(by_batch)
         self._epoch = 0
 
@@ -200,9 +198,7 @@ class SharpenBounds(keras.callbacks.Callback):
 
     def __init__(self, every: int = 5, steps: int = 8):
         super().__init__()
-        if every < 1:
-            raise ValueError(f"`every` is a number of epochs, at least 1. Received: {every}")
-        self.every, self.steps = int(every), int(steps)
+        self.every, self.steps = whole_number("every", every, 1), whole_number("steps", steps, 1)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         # At an epoch's beginning, so that a run that resumes there does what the one that was killed would have done.

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from defended.arguments import number_in, number_not_negative, one_of
 from defended.training.labels import soft_labels, sparse_labels
 
 _PACKAGE = "defended"
@@ -70,12 +71,8 @@ class Trades(_ModelLoss):
 
     def __init__(self, weight: float = 1.0, divergence: str = "kl", name: str = "trades", **kwargs: Any):
         super().__init__(name=name, **kwargs)
-        if divergence not in ("kl", "crossentropy"):
-            raise ValueError(f"`divergence` must be 'kl' or 'crossentropy'. Received: {divergence!r}")
-        if not weight >= 0:
-            raise ValueError(f"`weight` must not be negative. Received: {weight}")
-        self.weight = float(weight)
-        self.divergence = divergence
+        self.weight = number_not_negative("weight", weight)
+        self.divergence = one_of("divergence", divergence, ("kl", "crossentropy"))
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         logits = y_pred[:, :-1]
@@ -145,9 +142,7 @@ class CertifiedCrossentropy(_ModelLoss):
 
     def __init__(self, weight: float = 1.0, name: str = "certified_crossentropy", **kwargs: Any):
         super().__init__(name=name, **kwargs)
-        if not 0 <= weight <= 1:
-            raise ValueError(f"`weight` must lie in [0, 1]. Received: {weight}")
-        self.weight = float(weight)
+        self.weight = number_in("weight", weight, "[0, 1]")
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         model = self.model()

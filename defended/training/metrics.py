@@ -12,6 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from defended.arguments import positive_number
 from defended.training.labels import sparse_labels
 
 _PACKAGE = "defended"
@@ -23,10 +24,9 @@ class _Rate(keras.metrics.Mean):
     default_name: str
 
     def __init__(self, radius_scale: float = 1.0, name: str | None = None, **kwargs: Any):
-        if not radius_scale > 0:
-            raise ValueError(f"`radius_scale` must be positive. Received: {radius_scale}")
-        super().__init__(name=name or _scaled_name(self.default_name, radius_scale), **kwargs)
-        self.radius_scale = float(radius_scale)
+        scale = positive_number("radius_scale", radius_scale)
+        super().__init__(name=name or _scaled_name(self.default_name, scale), **kwargs)
+        self.radius_scale = scale
         self._model: Any = lambda: None
 
     def attach(self, model: Any) -> None:

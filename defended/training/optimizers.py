@@ -6,6 +6,8 @@ from typing import Any
 
 import keras
 
+from defended.arguments import number_not_negative
+
 
 @keras.saving.register_keras_serializable(package="defended")
 class BiasRateAdam(keras.optimizers.Adam):
@@ -21,9 +23,7 @@ class BiasRateAdam(keras.optimizers.Adam):
 
     def __init__(self, learning_rate: Any = 1e-3, bias_rate: float = 1.0, **kwargs: Any):
         super().__init__(learning_rate, **kwargs)
-        if not bias_rate >= 0:
-            raise ValueError(f"`bias_rate` must not be negative. Received: {bias_rate}")
-        self.bias_rate = float(bias_rate)
+        self.bias_rate = number_not_negative("bias_rate", bias_rate)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         slower = self.bias_rate if len(variable.shape) < 2 else 1.0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
-Schedule = Literal["fixed", "linear", "log"]
+from defended.arguments import one_of
+
+SCHEDULES = ("fixed", "linear", "log")
 
 
 def interpolate(schedule: str, start: float, end: float, progress: float) -> float:
@@ -17,7 +18,7 @@ def interpolate(schedule: str, start: float, end: float, progress: float) -> flo
     Raises:
         ValueError: for another name.
     """
-    check_schedule(schedule)
+    one_of("schedule", schedule, SCHEDULES)
     if schedule == "fixed" or progress >= 1:
         return end
     if schedule == "linear":
@@ -26,9 +27,3 @@ def interpolate(schedule: str, start: float, end: float, progress: float) -> flo
     top = max(start, end)
     low, high = math.exp(start - top), math.exp(end - top)
     return top + math.log(low + progress * (high - low))
-
-
-def check_schedule(schedule: str) -> None:
-    """Raise a ValueError for a name that `interpolate` does not know."""
-    if schedule not in ("fixed", "linear", "log"):
-        raise ValueError(f"`schedule` must be 'fixed', 'linear' or 'log'. Received: {schedule!r}")

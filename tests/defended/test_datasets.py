@@ -89,7 +89,7 @@ class TestSplit:
     def test_nothing_is_held_out_of_nothing_asked(self, folder):
         write(folder, "gtsrb", track_train=np.arange(12))
         assert len(datasets.load("gtsrb").split(0.0)[1]) == 0
-        with pytest.raises(ValueError, match="`share` must be in"):
+        with pytest.raises(ValueError, match="`share` must lie in"):
             datasets.load("gtsrb").split(1.0)
 
 

@@ -35,6 +35,7 @@ KNOWN = {
     "SourceError": (RuntimeError, ("defended.serving.monitoring.sources",)),
     "StateError": (ValueError, ("defended.serving", "defended.serving.monitoring.rejection_monitor")),
     "WorkerLostError": (RuntimeError, ("defended.serving.cluster", "defended.serving.cluster.engines")),
+    "BFloat16Warning": (UserWarning, ("defended.training.bfloat16",)),
     "EditedFileWarning": (UserWarning, ("defended.serving", "defended.serving.exporting.deployment_files")),
 }
 
@@ -89,7 +90,7 @@ def test_each_is_what_it_was_and_where_it_was(name):
     builtin, places = KNOWN[name]
     cls = getattr(exceptions, name)
     assert [base for base in cls.__bases__ if base is not DefendedError] == ([] if builtin is Exception else [builtin])
-    assert issubclass(cls, DefendedError) == (name != "EditedFileWarning")
+    assert issubclass(cls, DefendedError) == (not issubclass(cls, Warning))
     assert all(getattr(importlib.import_module(place), name) is cls for place in places)
 
 

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from defended.arguments import positive_number
 from defended.gloro.reparametrise.chain import HOMOGENEOUS, chain_of, is_homogeneous
 from defended.layers.minmax import MinMax
 from defended.networks.layer_kinds import AVERAGING, LINEAR, MOVING
@@ -43,9 +44,9 @@ class BalanceLayers(keras.callbacks.Callback):
 
     def __init__(self, proportions: Sequence[float] | None = None):
         super().__init__()
-        if proportions is not None and not all(np.isfinite(value) and value > 0 for value in proportions):
-            raise ValueError(f"`proportions` must be positive and finite. Received: {proportions}")
-        self.proportions = None if proportions is None else tuple(proportions)
+        self.proportions = (
+            None if proportions is None else tuple(positive_number("proportions", value) for value in proportions)
+        )
         self._layers: list[Any] = []
 
     def set_model(self, model: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from keras import layers, ops
 
+from defended.arguments import number_in
 from defended.gloro.gloro_net import GloroNet
 from defended.gloro.reparametrise.chain import chain_of, maps_channels
 from defended.layers.minmax import MinMax
@@ -46,8 +47,7 @@ def centre_biases(model: GloroNet, images: Any = None, *, padded: bool = False, 
         ValueError: the network is not a chain, `images` differ in shape from its inputs, or `exceptions` are too many.
     """
     steps = chain_of(model, "centre_biases")
-    if not 0 <= exceptions < 0.5:
-        raise ValueError(f"`exceptions` must lie in [0, 0.5). Received: {exceptions}")
+    exceptions = number_in("exceptions", exceptions, "[0, 0.5)")
     was_final = model.is_final
     shape = tuple(model.network.inputs[0].shape[1:])
     values = [np.zeros((1, *shape), "float32")]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from keras import layers
 
+from defended.arguments import whole_number
 from defended.gloro.gloro_net import GloroNet
 from defended.gloro.operators import Conv2DOperator, in_float64
 from defended.gloro.reparametrise.chain import HOMOGENEOUS, chain_of, is_homogeneous, maps_channels
@@ -63,8 +64,7 @@ def sharpen_bounds(model: GloroNet, *, steps: int = 25) -> float:
     from scipy.optimize import minimize
     from threadpoolctl import threadpool_limits
 
-    if steps < 1:
-        raise ValueError(f"`steps` must be at least 1. Received: {steps}")
+    whole_number("steps", steps, 1)
     chain, was_final = _Chain(model), model.is_final
     if not chain.junctions:
         return 1.0

@@ -3,8 +3,9 @@
 import pytest
 import tensorflow as tf
 
+from defended.exceptions import BFloat16Warning
 from defended.training import bfloat16
-from defended.training.bfloat16 import BFloat16Training, BFloat16Warning, supports_bfloat16
+from defended.training.bfloat16 import BFloat16Training, supports_bfloat16
 from defended.training.training_run import TrainingSettings, train
 
 OPTION = "auto_mixed_precision_onednn_bfloat16"

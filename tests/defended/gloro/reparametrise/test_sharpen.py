@@ -216,5 +216,5 @@ def test_sharpening_during_training_falls_between_epochs(monkeypatch):
 
 
 def test_sharpening_between_epochs_wants_a_number_of_them():
-    with pytest.raises(ValueError, match="`every` is a number of epochs"):
+    with pytest.raises(ValueError, match="`every` must be a whole number, at least 1"):
         SharpenBounds(every=0)
