@@ -6,7 +6,6 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +14,7 @@ from pydantic import ValidationError
 from defended._io import sha256_file
 from defended.exceptions import ArtefactError, CppLoaderError
 from defended.serving.artefacts.allowed_ops import CLASSIFY, check_ops, check_parsing, list_ops
+from defended.serving.artefacts.closing import Closing
 from defended.serving.artefacts.cpp_loader import CppSession
 from defended.serving.artefacts.inputs import require_float32
 from defended.serving.artefacts.manifest import MANIFEST, FileRecord, Manifest, files_below
@@ -95,7 +95,7 @@ def verify(
     return manifest
 
 
-class Artefact:
+class Artefact(Closing):
     """A verified artefact in TensorFlow's C++ loader; made by `load`, to be closed.
 
     Inputs are float32 `[batch, *input_shape]` in the units the model was trained on; the batch may be empty. An input
@@ -163,14 +163,6 @@ class Artefact:
     def close(self) -> None:
         """Free the model; a second call does nothing."""
         self._session.close()
-
-    def __enter__(self) -> Artefact:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         m = self.manifest

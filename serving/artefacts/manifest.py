@@ -18,6 +18,7 @@ _APART = (MANIFEST, SIGNATURE)  # what cannot list its own hash
 
 # TensorFlow Serving puts the name into the paths of its routes and the version into an int64.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_VERSION = re.compile(r"[0-9]{1,19}")
 MAX_VERSION = 2**63 - 1
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -188,3 +189,17 @@ def files_below(directory: Path) -> dict[str, Path]:
     for name in _APART:
         found.pop(name, None)
     return found
+
+
+def versions_below(directory: Path) -> dict[int, Path]:
+    """Return what in a model's directory is named as a version, a positive int64, by its number; `{}` where it is gone.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        children = list(directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    numbered = {int(path.name): path for path in children if _VERSION.fullmatch(path.name)}
+    return {version: path for version, path in numbered.items() if 1 <= version <= MAX_VERSION}

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
+import hashlib
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +55,7 @@ def generate_key(path: str | os.PathLike[str], passphrase: str | None = None) ->
     shown = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     for file in (private, public):
         if os.path.lexists(file):
-            raise FileExistsError(17, "exists and is never overwritten: choose another name", str(file))
+            raise FileExistsError(errno.EEXIST, "exists and is never overwritten: choose another name", str(file))
     private.parent.mkdir(parents=True, exist_ok=True)
     made: list[Path] = []
     try:
@@ -70,8 +73,6 @@ def generate_key(path: str | os.PathLike[str], passphrase: str | None = None) ->
 
 def key_fingerprint(key: Ed25519PublicKey) -> str:
     """The first 32 hexadecimal digits of the SHA-256 of a public key's 32 bytes: its name in messages."""
-    import hashlib
-
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:32]
 
 
@@ -151,40 +152,37 @@ def read_signing_key(path: str | os.PathLike[str]) -> Ed25519PrivateKey:
     """Read an Ed25519 private key from a PEM file.
 
     Raises:
-        ValueError: it is none, or its passphrase is missing or wrong.
+        ValueError: it is not one, or its passphrase is missing or wrong.
     """
     serialization, ed25519 = _cryptography()
     passphrase = os.environ.get(PASSPHRASE)
-    try:
-        content = Path(path).read_bytes()
-        encrypted = b"ENCRYPTED" in content
-        key = serialization.load_pem_private_key(content, passphrase.encode() if passphrase and encrypted else None)
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"`signing_key` must be a PEM file of an Ed25519 private key, as `defended keygen` makes it, its "
-            f"passphrase, if it has one, in {PASSPHRASE}. {os.fspath(path)}: {error}"
-        ) from error
-    if not isinstance(key, ed25519.Ed25519PrivateKey):
-        raise ValueError(f"`signing_key` must be an Ed25519 key. {os.fspath(path)} holds a {type(key).__name__}.")
-    return key
+
+    def read(content: bytes) -> Any:
+        password = passphrase.encode() if passphrase and b"ENCRYPTED" in content else None
+        return serialization.load_pem_private_key(content, password)
+
+    what = f"private key, as `defended keygen` makes it, its passphrase, if it has one, in {PASSPHRASE}"
+    return _read_key("signing_key", what, path, read, ed25519.Ed25519PrivateKey)
 
 
 def read_public_key(path: str | os.PathLike[str]) -> Ed25519PublicKey:
     """Read an Ed25519 public key from a PEM file.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not one.
     """
     serialization, ed25519 = _cryptography()
+    what = "public key, the `.pub` that `defended keygen` makes"
+    return _read_key("public_key", what, path, serialization.load_pem_public_key, ed25519.Ed25519PublicKey)
+
+
+def _read_key(argument: str, what: str, path: str | os.PathLike[str], read: Callable[[bytes], Any], kind: type) -> Any:
     try:
-        key = serialization.load_pem_public_key(Path(path).read_bytes())
+        key = read(Path(path).read_bytes())
     except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"`public_key` must be a PEM file of an Ed25519 public key, the `.pub` that `defended keygen` makes. "
-            f"{os.fspath(path)}: {error}"
-        ) from error
-    if not isinstance(key, ed25519.Ed25519PublicKey):
-        raise ValueError(f"`public_key` must be an Ed25519 key. {os.fspath(path)} holds a {type(key).__name__}.")
+        raise ValueError(f"`{argument}` must be a PEM file of an Ed25519 {what}. {os.fspath(path)}: {error}") from error
+    if not isinstance(key, kind):
+        raise ValueError(f"`{argument}` must be an Ed25519 key. {os.fspath(path)} holds a {type(key).__name__}.")
     return key
 
 

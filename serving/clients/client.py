@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
 from defended.exceptions import ClientError
+from defended.serving.artefacts.closing import Closing
 from defended.serving.artefacts.inputs import require_float32
 from defended.serving.artefacts.tensor_info import SignatureInfo
 from defended.serving.clients.transports import GrpcTransport, RestTransport, Transport, is_loopback
@@ -36,7 +36,7 @@ _REST_PATH = re.compile(r"(?:/v1/models/([^/:]+)(?:/versions/([0-9]+)|/labels/([
 _GRPC_PATH = re.compile(r"(?:/([^/]+)(?:/([0-9]+))?)?/?")
 
 
-class Client:
+class Client(Closing):
     """Asks a served model; may be used by several threads at once, and is a context manager.
 
     Connections refused or reset, and answers that say that a server is busy (429, 503, UNAVAILABLE,
@@ -151,14 +151,6 @@ class Client:
         """Close the connections; a second call does nothing."""
         self._pool.shutdown(cancel_futures=True)
         self._transport.close()
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _signature(self, name: str) -> SignatureInfo:
         offered = self.metadata()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,30 +66,54 @@ def require_agreement(
 
 
 def require_rejection(session: CppSession, clean: np.ndarray, sampled: bool = False) -> None:
-    """See that every signature rejects what is not finite, and that it does not touch the rest of the batch.
+    """See that every signature rejects what is not finite, as `check_rejection` does.
 
     Args:
         session: the graph in the C++ loader.
         clean: one finite input, `[1, *input_shape]` float32.
-        sampled: whether verdicts are drawn at random, so that the finite input's may change by itself.
+        sampled: whether verdicts are drawn at random.
 
     Raises:
-        AgreementError: it does not.
+        AgreementError: one of them does not.
     """
-    batch = np.repeat(clean, 4, axis=0)
+
+    def run(name: str, batch: np.ndarray) -> dict[str, np.ndarray]:
+        return session.run(name, {"image": batch})
+
+    for name in session.signatures:
+        if name != CLASSIFY:
+            check_rejection(f"The graph's signature {name!r}", partial(run, name), clean, sampled)
+
+
+def check_rejection(
+    what: str, run: Callable[[np.ndarray], Mapping[str, np.ndarray]], clean: np.ndarray, sampled: bool = False
+) -> Mapping[str, np.ndarray]:
+    """See that NaN and infinities are rejected, and that they do not touch the rest of their batch.
+
+    Args:
+        what: the graph in messages.
+        run: the graph, from a batch to outputs by name.
+        clean: one finite input, `[1, *input_shape]` float32.
+        sampled: whether verdicts are drawn at random, so that the finite input's may change by itself.
+
+    Returns:
+        The outputs for the finite input, one with NaN, one with inf and one with -inf.
+
+    Raises:
+        AgreementError: they are not, or they do.
+    """
+    alone = np.repeat(clean, 4, axis=0)
+    batch = alone.copy()
     flat = batch.reshape(4, -1)
     flat[1, 0], flat[2, -1], flat[3, flat.shape[1] // 2] = np.nan, np.inf, -np.inf
-    alone = np.repeat(clean, 4, axis=0)
-    for name in session.signatures:
-        if name == CLASSIFY:
-            continue
-        outputs = session.run(name, {"image": batch})
-        expected = (outputs if sampled else session.run(name, {"image": alone}))["label"][0]
-        if outputs["label"].tolist() != [expected, -1, -1, -1] or not outputs["rejected"][1:].all():
-            raise AgreementError(
-                f"The graph's signature {name!r} must reject NaN and infinity, and them only. To a finite input, one "
-                f"with NaN, one with inf and one with -inf it answered {outputs['label'].tolist()} (-1 = rejected)."
-            )
+    outputs = run(batch)
+    expected = (outputs if sampled else run(alone))["label"][0]
+    if outputs["label"].tolist() != [expected, -1, -1, -1] or not outputs["rejected"][1:].all():
+        raise AgreementError(
+            f"{what} must reject NaN and infinity, and them only. To a finite input, one with NaN, one with inf and "
+            f"one with -inf it answered {outputs['label'].tolist()} (-1 = rejected)."
+        )
+    return outputs
 
 
 def require_classification(session: CppSession, x: np.ndarray, labels: Sequence[str], sampled: bool = False) -> None:

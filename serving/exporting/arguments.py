@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,10 @@ from defended.serving.exporting.agreement import BOTTOM
 
 if TYPE_CHECKING:
     from defended.defended_model import DefendedModel
+
+
+# Fewer where each takes thousands of evaluations.
+_SAMPLES, _SAMPLES_WHERE_SAMPLED = 64, 4
 
 
 def check_version(model: DefendedModel, name: str, version: int) -> int:
@@ -43,6 +46,25 @@ def check_version(model: DefendedModel, name: str, version: int) -> int:
     if isinstance(version, (bool, np.bool_)) or not 1 <= number <= MAX_VERSION:
         raise ValueError(f"`version` must be a positive integer, such as 1. Received: {version!r}.")
     return number
+
+
+def check_sample(model: DefendedModel, sample: np.ndarray | None) -> np.ndarray:
+    """Inputs to compare a deployed graph with the model on: those given, checked, or random ones in [0, 1]."""
+    shape = tuple(model.input_shape[1:])
+    if None in shape:
+        raise ValueError(f"`model` must have a fixed input shape to be certified. Received: {shape}.")
+    if sample is None:
+        number = _SAMPLES if model.sampling is None else _SAMPLES_WHERE_SAMPLED
+        return np.random.default_rng(0).uniform(size=(number, *shape)).astype(np.float32)
+    sample = np.asarray(sample)
+    if sample.dtype != np.float32 or sample.shape[1:] != shape or sample.size == 0:
+        raise ValueError(
+            f"`sample` must be at least one float32 input of shape {list(shape)}, the batch axis first. "
+            f"Received: {sample.dtype} of shape {list(sample.shape)}."
+        )
+    if not np.isfinite(sample).all():
+        raise ValueError("`sample` must be finite. Received values that are not; leave those inputs out.")
+    return sample
 
 
 def check_labels(class_names: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
@@ -109,8 +131,3 @@ def check_json(argument: str, content: dict[str, Any]) -> dict[str, Any]:
             f"`{argument}` must hold what JSON can: text, finite numbers, booleans, None, lists, dicts ({error})."
         ) from error
     return content
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message on one line, and not endless."""
-    return re.sub(r"\s+", " ", str(error))[:500]

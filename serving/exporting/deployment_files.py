@@ -8,18 +8,18 @@ and what would have been written goes into a file beside it, `NAME.new`, with a 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from defended._io import atomic_write_text
+from defended._io import atomic_write_text, lock_file
 from defended.exceptions import EditedFileWarning
-from defended.serving.artefacts.manifest import MANIFEST, NAME
+from defended.serving.artefacts.manifest import MANIFEST, NAME, versions_below
+from defended.serving.exporting.templating import render
 from defended.serving.exporting.warm_up import BATCH_SIZES
 
 _LOCK = ".serving-files.lock"
@@ -57,8 +57,7 @@ def served_models(directory: str | os.PathLike[str]) -> tuple[ServedModel, ...]:
     for parent in sorted(Path(directory).iterdir()):
         if NAME.fullmatch(parent.name) is None or parent.is_symlink() or not parent.is_dir():
             continue
-        numbers = [path for path in parent.iterdir() if path.name.isascii() and path.name.isdecimal()]
-        versions = sorted(int(path.name) for path in numbers if (path / MANIFEST).is_file())
+        versions = sorted(number for number, path in versions_below(parent).items() if (path / MANIFEST).is_file())
         if versions:
             found.append(ServedModel(parent.name, tuple(versions)))
     return tuple(found)
@@ -129,26 +128,14 @@ def _is_dangling(path: Path) -> bool:
 
 
 def _render(template: str, models: tuple[ServedModel, ...]) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701  (names are letters, digits, '.', '_' and '-')
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    batching: dict[str, Any] = {"sizes": BATCH_SIZES, "timeout_micros": 1000, "waiting": 100}
-    return environment.get_template(template).render(models=models, batching=batching)
+    return render(template, models=models, batching={"sizes": BATCH_SIZES, "timeout_micros": 1000, "waiting": 100})
 
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """One process at a time: who comes later sees the artefacts of who came before."""
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    descriptor = lock_file(folder / _LOCK, wait=True)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

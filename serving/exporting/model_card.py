@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from defended.serving.artefacts.manifest import Manifest
+from defended.serving.exporting.templating import render
 
 MODEL_CARD = "README.md"
 
@@ -25,22 +25,13 @@ _METRICS = {
 
 def model_card(manifest: Manifest) -> str:
     """The card's text: Markdown with a YAML header."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701  (Markdown: `md` escapes what would be markup)
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"yaml": _as_yaml, "md": _as_text}
     figures = manifest.susceptibility or {}
     rates = {key: rate for key in _METRICS if (rate := _rate(figures.get(key))) is not None}
     shape = manifest.signatures["serving_default"].inputs["image"].shape
     drift = manifest.check.drift
-    return environment.get_template("model_card.md.j2").render(
+    return render(
+        "model_card.md.j2",
+        filters={"yaml": _as_yaml, "md": _as_text},
         manifest=manifest,
         shape=f"[batch, {', '.join(map(str, shape[1:]))}]",
         metrics=[(key, value, _METRICS[key]) for key, (value, _) in rates.items()],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from defended.exceptions import Code, ServingError
 from defended.serving.artefacts.artefact import load
-from defended.serving.artefacts.manifest import MAX_VERSION, NAME
+from defended.serving.artefacts.manifest import NAME, versions_below
 from defended.serving.clients.transports import is_loopback
 from defended.serving.server.errors import invalid
 from defended.serving.server.metrics import Metrics
@@ -20,7 +19,6 @@ from defended.serving.server.models import ModelVersion
 from defended.serving.server.settings import ServerSettings
 
 _LOG = logging.getLogger(__name__)
-_VERSION = re.compile(r"[0-9]{1,19}")
 
 # The states of TensorFlow Serving that a version goes through here, by their names in `ModelVersionStatus`.
 LOADING, AVAILABLE, END = "LOADING", "AVAILABLE", "END"
@@ -208,13 +206,12 @@ def find_models(directory: Path) -> dict[str, Path]:
 
 
 def find_versions(directory: Path) -> dict[int, Path]:
-    """Return a model's version folders by number; names that are no positive int64 are passed over."""
-    try:
-        children = list(directory.iterdir())
-    except (FileNotFoundError, NotADirectoryError):  # removed meanwhile
-        return {}
-    named = {int(path.name): path for path in children if _VERSION.fullmatch(path.name) and path.is_dir()}
-    return {version: path for version, path in named.items() if 1 <= version <= MAX_VERSION}
+    """Return a model's version folders by number; whatever else lies there is passed over.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return {version: path for version, path in versions_below(directory).items() if path.is_dir()}
 
 
 def fingerprint(directory: Path) -> Fingerprint:

@@ -162,7 +162,7 @@ def apart(monkeypatch):
         off = served["scores"] + np.array([2.0**-20, 0, 0], "float32")
         return drift.measure_drift(model, x, {**evaluations, "tensorflow": {**served, "scores": off}})
 
-    monkeypatch.setattr(sys.modules["defended.serving.exporting.export"], "measure_drift", measured)
+    monkeypatch.setattr(sys.modules["defended.serving.exporting.graphs"], "measure_drift", measured)
 
 
 class TestFolding:
