@@ -39,14 +39,14 @@ _ROWS = (
 _LEGEND = """\
   VRA at ε        answered, rightly; no change within ε gets another answer
   VRA at 2ε       and no change within ε gets a rejection either
-  rejection rate  rejected with nobody attacking
+  rejection rate  rejected without any attack
   FPR, at least   of the answers, those that the attack forced into rejections
   FPR, at most    of the answers, those that no certificate protects from that
 """
 
 
 class Demonstration(NamedTuple):
-    """What the demo made: the two figures, the name of the better net, its artefact, and the audit of that."""
+    """What the demo made: the figures of both nets, the name of the better one, its artefact and its audit."""
 
     figures: dict[str, Susceptibility]
     better: str

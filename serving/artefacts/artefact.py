@@ -34,9 +34,9 @@ def load(
 
     Args:
         path: the artefact's directory, as `export` returned it.
-        digest: the `manifest.digest` that the artefact must have, kept from the export. Hashes inside the artefact tell
-            of accidents; only a digest kept elsewhere tells of somebody who rewrote the artefact and its manifest.
-        public_key: PEM file of the Ed25519 key that must have signed the manifest, kept elsewhere: tells of that too.
+        digest: the `manifest.digest` that the artefact must have, kept from the export. Hashes inside the artefact
+            reveal accidents; only a digest kept elsewhere reveals that somebody rewrote the artefact and its manifest.
+        public_key: PEM file of the Ed25519 key that must have signed the manifest, kept elsewhere; it reveals that too.
 
     Returns:
         The open artefact; close it, or use it in a `with` statement. Nobody else should write the directory meanwhile.
@@ -121,8 +121,8 @@ class Artefact(Closing):
         """Run `serving_default` on one batch.
 
         Returns:
-            `label` `[batch]` int64, -1 where rejected; `rejected` `[batch]` bool; `scores` `[batch, m]` float32; of a
-            defence that tells why it rejects, `reason` `[batch]` int32.
+            `label` `[batch]` int64, -1 where rejected; `rejected` `[batch]` bool; `scores` `[batch, m]` float32;
+            `reason` `[batch]` int32 where the defence says why it rejects.
 
         Raises:
             TypeError: `x` is not float32.
@@ -134,7 +134,7 @@ class Artefact(Closing):
         """Run the signature `audit` on any number of inputs, `batch_size` at a time.
 
         Returns:
-            What `serving_default` gives, and `certified_radius` `[batch]`, `availability_radius` `[batch]`, both in
+            What `serving_default` returns, and `certified_radius` `[batch]`, `availability_radius` `[batch]`, both in
             input units, and `scores_with_bottom` `[batch, m + 1]`; of a smoothed model also `samples_used` `[batch]`,
             the draws that each input took, and the network's `logits` `[batch, m]` without noise.
 
@@ -178,7 +178,7 @@ class Artefact(Closing):
 
 
 def _read_manifest(directory: Path) -> tuple[Manifest, bytes]:
-    """The manifest, and the bytes that it was read from."""
+    """Return the manifest, and the bytes that it was read from."""
     path = directory / MANIFEST
     try:
         regular = stat.S_ISREG(path.lstat().st_mode)

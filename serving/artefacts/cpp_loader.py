@@ -210,7 +210,7 @@ def _describe(tensors: Mapping[str, Any]) -> dict[str, TensorInfo]:
 
 
 def _name_of(array: np.ndarray) -> str:
-    """The array's dtype by the name that a signature gives it; objects are text where all of them are bytes."""
+    """Return the array's dtype by the name that a signature gives it; objects are text where all of them are bytes."""
     if array.dtype != object or not all(isinstance(item, bytes) for item in array.flat):
         return array.dtype.name
     return "string"

@@ -1,7 +1,7 @@
-"""Signed manifests: who exported an artefact, told by an Ed25519 key that need not be on the serving machine.
+"""Signed manifests: proof of who exported an artefact, by an Ed25519 key that need not be on the serving machine.
 
 The manifest lists the hash of every file, so a signature of the manifest's bytes covers the artefact. It lies beside
-the manifest in a file of its own, which TensorFlow Serving passes over, so an artefact can be signed later and
+the manifest in a file of its own, which TensorFlow Serving ignores, so an artefact can be signed later and
 elsewhere.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PASSPHRASE = "DEFENDED_SIGNING_PASSPHRASE"  # noqa: S105  (the variable's name)
 
-# What is signed begins so: a signature of anything else by the same key is none of a manifest.
+# What is signed begins with this, so a signature of anything else by the same key does not pass for a manifest's.
 _CONTEXT = b"defended manifest, ed25519, 1\n"
 _MOST_BYTES = 10_000
 
@@ -38,7 +38,7 @@ def generate_key(path: str | os.PathLike[str], passphrase: str | None = None) ->
     Both are PEM files. Keep the private one where nothing is served.
 
     Args:
-        path: of the private key; nothing is overwritten.
+        path: where the private key goes; nothing is overwritten.
         passphrase: encrypts the private key; signing then reads it from the variable `DEFENDED_SIGNING_PASSPHRASE`.
 
     Raises:
@@ -64,7 +64,7 @@ def generate_key(path: str | os.PathLike[str], passphrase: str | None = None) ->
             made.append(file)
             with os.fdopen(descriptor, "wb") as stream:
                 stream.write(content)
-    except BaseException:  # half a key is none
+    except BaseException:  # half a key pair is useless
         for file in made:
             file.unlink(missing_ok=True)
         raise
@@ -72,22 +72,22 @@ def generate_key(path: str | os.PathLike[str], passphrase: str | None = None) ->
 
 
 def key_fingerprint(key: Ed25519PublicKey) -> str:
-    """The first 32 hexadecimal digits of the SHA-256 of a public key's 32 bytes: its name in messages."""
+    """Return the first 32 hexadecimal digits of the SHA-256 of a public key's 32 bytes: its name in messages."""
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:32]
 
 
 def sign(artefact: str | os.PathLike[str], signing_key: str | os.PathLike[str]) -> Path:
-    """Sign the manifest of an artefact; a signature that is there is replaced.
+    """Sign the manifest of an artefact; an earlier signature is replaced.
 
     Args:
-        artefact: the artefact's directory, whole: verify it first, a signature says that you did.
+        artefact: the artefact's directory. Verify it first: a signature says that you did.
         signing_key: PEM file of an Ed25519 private key, as `defended keygen` makes it.
 
     Returns:
         The signature's file, `manifest.json.sig` in the artefact.
 
     Raises:
-        ValueError: the file is no such key, or its passphrase is missing or wrong.
+        ValueError: the file is not such a key, or its passphrase is missing or wrong.
         ImportError: the extra is not installed: `pip install 'keras-defended[signing]'`.
     """
     key = read_signing_key(signing_key)
@@ -96,7 +96,7 @@ def sign(artefact: str | os.PathLike[str], signing_key: str | os.PathLike[str]) 
 
 
 def signature_of(manifest: bytes, key: Ed25519PrivateKey) -> str:
-    """The content of the signature's file, for a manifest's bytes."""
+    """Return the content of the signature's file, for a manifest's bytes."""
     return canonical_json(
         {
             "algorithm": "ed25519",
@@ -107,16 +107,16 @@ def signature_of(manifest: bytes, key: Ed25519PrivateKey) -> str:
 
 
 def verify_signature(directory: Path, manifest: bytes, public_key: str | os.PathLike[str]) -> None:
-    """See that the manifest's bytes were signed by the owner of a key.
+    """Check that the manifest's bytes were signed by the owner of a key.
 
     Args:
-        directory: the artefact's.
+        directory: the artefact's directory.
         manifest: the bytes that were read of its manifest.
         public_key: PEM file of an Ed25519 public key, kept apart from the artefact.
 
     Raises:
         SignatureError: they were not, or there is no signature.
-        ValueError: the file is no such key.
+        ValueError: the file is not such a key.
     """
     from cryptography.exceptions import InvalidSignature
 
@@ -125,7 +125,7 @@ def verify_signature(directory: Path, manifest: bytes, public_key: str | os.Path
     try:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
-            raise ValueError("it is no small regular file")
+            raise ValueError("it is not a small regular file")
         content = json.loads(path.read_text(encoding="utf-8"))
         signature = base64.b64decode(content["signature"], validate=True)
         named = str(content["key"])
@@ -135,7 +135,7 @@ def verify_signature(directory: Path, manifest: bytes, public_key: str | os.Path
             "sign`), or load it without `public_key`."
         ) from None
     except (OSError, ValueError, KeyError, TypeError, binascii.Error) as error:
-        raise SignatureError(f"{path} is no signature ({error}). Fetch the artefact again.") from error
+        raise SignatureError(f"{path} is not a signature ({error}). Fetch the artefact again.") from error
     try:
         key.verify(signature, _CONTEXT + manifest)
     except InvalidSignature:

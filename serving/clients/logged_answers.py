@@ -20,7 +20,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoggedAnswer:
-    """One answered request, a row an input: `inputs` `[batch, ...]`, None if they were not kept, `outputs` by name."""
+    """One answered request, one row per input: `inputs` `[batch, ...]`, None if not kept, and `outputs` by name."""
 
     model: str
     version: int
@@ -33,7 +33,7 @@ def read_request_log(path: str | os.PathLike[str]) -> Iterator[LoggedAnswer]:
     """Read a request log, oldest answers first, one at a time in memory.
 
     A torn record at the end of a file, which a killed server leaves or a running one is just writing, ends that file.
-    A file that its server removes meanwhile, being the oldest, is passed over with a warning in Python's log. Nothing
+    A file that its server removes meanwhile, being the oldest, is skipped with a warning in Python's log. Nothing
     else is left out.
 
     Args:

@@ -42,15 +42,15 @@ class RequestLog(Closing):
 
     A record is a `PredictionLog` whose `predict_log` holds the `PredictRequest` and the `PredictResponse`. Each is
     handed to the system as soon as it is written, so a killed process leaves files whose whole records are readable,
-    with at most one torn record at a file's end. A full or slow disk stops nobody: what cannot be written is dropped
-    and counted in `lost`, and what a failed write left is cut off.
+    with at most one torn record at a file's end. A full or slow disk delays no answer: what cannot be written is
+    dropped and counted in `lost`, and what a failed write left is cut off.
 
     Args:
         directory: the folder, made where it is missing; one log at a time writes into it.
         max_bytes: a file that has reached this size is followed by another one.
         max_files: files kept; the oldest goes when there are more.
         sample: share of the answers that are logged, each drawn by itself, in [0, 1].
-        keep_inputs: whether records hold the inputs; without them a log tells of verdicts only.
+        keep_inputs: whether records hold the inputs; without them they hold the verdicts only.
 
     Raises:
         BlockingIOError: another process writes into the folder.
@@ -95,7 +95,7 @@ class RequestLog(Closing):
         inputs: Mapping[str, np.ndarray],
         outputs: Mapping[str, np.ndarray],
     ) -> None:
-        """Log one answer, soon and without waiting; the arrays must not be changed afterwards."""
+        """Queue one answer to be logged, without waiting; the arrays must not be changed afterwards."""
         if self.sample < 1 and random.random() >= self.sample:
             return
         kept = inputs if self.keep_inputs else {}
@@ -109,7 +109,7 @@ class RequestLog(Closing):
             self._changed.notify_all()
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until everything added so far is written or lost; returns whether that came within `timeout` seconds."""
+        """Wait until everything added so far is written or lost; return whether that took at most `timeout` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: self._idle and not self._pending, timeout)
 
@@ -189,7 +189,7 @@ class _LogFile:
         self._writer = tf.io.TFRecordWriter(os.fspath(self.path))
 
     def write(self, burst: list[_Pending], max_bytes: int) -> int:
-        """Append records until the file is full; return how many of the burst."""
+        """Append records until the file is full; return how many of the burst were appended."""
         for number, pending in enumerate(burst, 1):
             self._writer.write(record_of(*pending))
             self._writer.flush()  # into the system's cache, which outlives a killed process

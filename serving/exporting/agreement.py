@@ -1,4 +1,4 @@
-"""Whether a deployed graph answers as the Keras model that it was made from."""
+"""Checks that a deployed graph answers as the Keras model that it was made from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from defended.defended_model import DefendedModel
 
 # Two float32 evaluations of one network differ by roundings, some 1e-6 of the largest score. A difference above this is
-# no rounding: reduced precision, other weights, another graph.
+# not rounding: reduced precision, other weights, another graph.
 SCORE_DRIFT_BOUND = 1e-4
 BOTTOM = "⊥"
 _SAMPLED_INPUTS = 64
@@ -33,8 +33,8 @@ def require_agreement(
     Args:
         model: a final model.
         x: float32 `[n, *input_shape]`, finite.
-        outputs: the graph's outputs of the signature `audit` for `x`.
-        batch_size: inputs a run of the model.
+        outputs: the outputs of the graph's signature `audit` for `x`.
+        batch_size: inputs in one run of the model.
 
     Returns:
         The drift: the largest difference of a score, relative to the largest score, or to 1 where that is smaller.
@@ -48,7 +48,7 @@ def require_agreement(
     found = outputs["scores"] if model.sampling is None else outputs["logits"]
     scores = np.concatenate([np.asarray(model.undefended_logits(x[i : i + batch_size])) for i in starts])
     drift = float(np.abs(found - scores).max() / max(1.0, float(np.abs(scores).max())))
-    if not drift <= SCORE_DRIFT_BOUND:  # a NaN is no agreement
+    if not drift <= SCORE_DRIFT_BOUND:  # a NaN is not agreement
         raise AgreementError(
             f"The graph's scores are {drift:.3g} (relative) away from the Keras model's; up to {SCORE_DRIFT_BOUND:g} "
             "could be rounding. Is it the same model? Are both evaluated in float32, without TF32 or mixed precision?"
@@ -66,7 +66,7 @@ def require_agreement(
 
 
 def require_rejection(session: CppSession, clean: np.ndarray, sampled: bool = False) -> None:
-    """See that every signature rejects what is not finite, as `check_rejection` does.
+    """Check that every signature rejects what is not finite, as `check_rejection` does.
 
     Args:
         session: the graph in the C++ loader.
@@ -74,7 +74,7 @@ def require_rejection(session: CppSession, clean: np.ndarray, sampled: bool = Fa
         sampled: whether verdicts are drawn at random.
 
     Raises:
-        AgreementError: one of them does not.
+        AgreementError: a signature does not.
     """
 
     def run(name: str, batch: np.ndarray) -> dict[str, np.ndarray]:
@@ -88,7 +88,7 @@ def require_rejection(session: CppSession, clean: np.ndarray, sampled: bool = Fa
 def check_rejection(
     what: str, run: Callable[[np.ndarray], Mapping[str, np.ndarray]], clean: np.ndarray, sampled: bool = False
 ) -> Mapping[str, np.ndarray]:
-    """See that NaN and infinities are rejected, and that they do not touch the rest of their batch.
+    """Check that NaN and infinities are rejected, and that they do not touch the rest of their batch.
 
     Args:
         what: the graph in messages.
@@ -100,7 +100,7 @@ def check_rejection(
         The outputs for the finite input, one with NaN, one with inf and one with -inf.
 
     Raises:
-        AgreementError: they are not, or they do.
+        AgreementError: one of the two does not hold.
     """
     alone = np.repeat(clean, 4, axis=0)
     batch = alone.copy()
@@ -117,7 +117,7 @@ def check_rejection(
 
 
 def require_classification(session: CppSession, x: np.ndarray, labels: Sequence[str], sampled: bool = False) -> None:
-    """See that the signature `classify` names the class that `serving_default` answers, and ⊥ where it rejects.
+    """Check that the signature `classify` names the class that `serving_default` answers, and ⊥ where it rejects.
 
     Args:
         session: the graph in the C++ loader.

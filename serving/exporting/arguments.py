@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from defended.defended_model import DefendedModel
 
 
-# Fewer where each takes thousands of evaluations.
+# The number of random inputs; fewer where each takes thousands of evaluations.
 _SAMPLES, _SAMPLES_WHERE_SAMPLED = 64, 4
 
 
 def check_version(model: DefendedModel, name: str, version: int) -> int:
-    """The version as an int, after a look at the model's type and its name.
+    """Return the version as an int, after checking the model's type and its name.
 
     Raises:
-        TypeError, ValueError: one of them does not fit.
+        TypeError, ValueError: one of the three does not fit.
     """
     from defended.defended_model import DefendedModel
 
@@ -49,7 +49,7 @@ def check_version(model: DefendedModel, name: str, version: int) -> int:
 
 
 def check_sample(model: DefendedModel, sample: np.ndarray | None) -> np.ndarray:
-    """Inputs to compare a deployed graph with the model on: those given, checked, or random ones in [0, 1]."""
+    """Return the inputs on which a graph is compared with the model: those given, checked, or random ones in [0, 1]."""
     shape = tuple(model.input_shape[1:])
     if None in shape:
         raise ValueError(f"`model` must have a fixed input shape to be certified. Received: {shape}.")
@@ -68,7 +68,7 @@ def check_sample(model: DefendedModel, sample: np.ndarray | None) -> np.ndarray:
 
 
 def check_labels(class_names: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
-    """The names of the classes, one for each and all different."""
+    """Return the names of the classes, one for each and all different."""
     if class_names is None:
         return None
     names = tuple(class_names)
@@ -82,7 +82,7 @@ def check_labels(class_names: Sequence[str] | None, num_classes: int) -> tuple[s
 
 
 def check_data(model: DefendedModel, given: Any) -> tuple[DataRecord, ...]:
-    """What the model was trained on: as given, or as its `fit` recorded."""
+    """Return the records of the data that the model was trained on: as given, or as its `fit` recorded them."""
     if given is None:
         return tuple(DataRecord(**record) for record in model.training_data)
     try:
@@ -100,14 +100,14 @@ def check_data(model: DefendedModel, given: Any) -> tuple[DataRecord, ...]:
 
 
 def check_mode(argument: str, value: Any) -> bool | str:
-    """True, False, or "require"."""
+    """Return the mode: True, False, or "require"."""
     if value is True or value is False or value == "require":
         return value
     raise ValueError(f"`{argument}` must be True (where it can be made), False or 'require'. Received: {value!r}.")
 
 
 def figures_of(susceptibility: Any) -> dict[str, Any] | None:
-    """The figures of a measurement, ready for JSON."""
+    """Return the figures of a measurement, ready for JSON."""
     from defended.attacks.measurement.result import Susceptibility
 
     if susceptibility is None:
@@ -123,7 +123,7 @@ def figures_of(susceptibility: Any) -> dict[str, Any] | None:
 
 
 def check_json(argument: str, content: dict[str, Any]) -> dict[str, Any]:
-    """`content`, if JSON can hold it."""
+    """Return `content`, if JSON can hold it."""
     try:
         canonical_json(content)
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What TensorFlow Serving and its surroundings read, written beside the artefacts of a directory.
+"""The files that TensorFlow Serving and its surroundings read, written beside the artefacts of a directory.
 
 The files are made from what is in the directory, for all of its models together, after every export. Each begins with a
 line that holds a hash of the rest. A file whose hash still holds is replaced; one that somebody edited is left alone,
@@ -35,7 +35,7 @@ TEMPLATES = {
 
 
 class ServedModel(NamedTuple):
-    """A model of the directory."""
+    """A model of the directory, and its versions."""
 
     name: str
     versions: tuple[int, ...]
@@ -52,7 +52,7 @@ class ServedModel(NamedTuple):
 
 
 def served_models(directory: str | os.PathLike[str]) -> tuple[ServedModel, ...]:
-    """The models of a directory that have an exported version, by name."""
+    """Return the models of a directory that have an exported version, sorted by name."""
     found = []
     for parent in sorted(Path(directory).iterdir()):
         if NAME.fullmatch(parent.name) is None or parent.is_symlink() or not parent.is_dir():
@@ -67,7 +67,7 @@ def write_serving_files(directory: str | os.PathLike[str]) -> dict[str, Path]:
     """Write the files for TensorFlow Serving from what the directory holds.
 
     `models.config` (all models), `batching.config`, `monitoring.config`, `prometheus.yml`, `compose.yaml`, and of each
-    model `kserve/NAME.yaml`. Each appears whole or not at all; of processes that do it at once, the last one sees all.
+    model `kserve/NAME.yaml`. Each appears whole or not at all; of several processes at once, the last sees everything.
 
     Args:
         directory: the folder of all models.
@@ -92,7 +92,7 @@ def write_serving_files(directory: str | os.PathLike[str]) -> dict[str, Path]:
 
 
 def is_generated(text: str) -> bool:
-    """Whether a file is as it was written here."""
+    """Return whether a file is as it was written here."""
     head, _, rest = text.partition("\n")
     return head == _HEAD + hashlib.sha256(rest.encode()).hexdigest()
 
@@ -123,7 +123,7 @@ def _write(path: Path, rest: str) -> Path:
 
 
 def _is_dangling(path: Path) -> bool:
-    # A link to nowhere is somebody's; it is neither followed nor replaced.
+    # Somebody made a link to nowhere on purpose: it is neither followed nor replaced.
     return os.path.lexists(path)
 
 
@@ -133,7 +133,7 @@ def _render(template: str, models: tuple[ServedModel, ...]) -> str:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time: who comes later sees the artefacts of who came before."""
+    """Let one process in at a time: a later one sees the artefacts of those before it."""
     descriptor = lock_file(folder / _LOCK, wait=True)
     try:
         yield

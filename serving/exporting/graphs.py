@@ -1,4 +1,4 @@
-"""The graphs of an artefact: written, compared with the model that they were made from, and what was seen of them."""
+"""The graphs of an artefact: written, and compared with the model that they were made from."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _CLASSIFIED = 16
 
 
 class Graphs(NamedTuple):
-    """The graphs of an artefact, and what was seen of them."""
+    """What was found out about the graphs that were written."""
 
     ops: tuple[str, ...]
     signatures: dict[str, SignatureInfo]

@@ -71,7 +71,7 @@ def with_outputs(content: bytes, names: tuple[str, ...]) -> bytes:
 
 
 def _shapes(context: Any, node: Any, name: str, _: Any) -> Any:
-    """The shapes of several tensors, one operation each; derivatives of convolutions ask for them."""
+    """Write the shapes of several tensors as one operation each; derivatives of convolutions need them."""
     inputs, outputs = list(node.input), list(node.output)
     dtypes = [context.get_dtype(output) for output in outputs]
     context.remove_node(node.name)
@@ -83,7 +83,7 @@ def _shapes(context: Any, node: Any, name: str, _: Any) -> Any:
 
 
 def _relu_gradient(context: Any, node: Any, name: str, _: Any) -> Any:
-    """`gradient where features > 0`, written as a product."""
+    """Write `gradient where features > 0`."""
     (gradient, features), outputs = list(node.input), list(node.output)
     dtype, shape = context.get_dtype(outputs[0]), context.get_shape(outputs[0])
     context.remove_node(node.name)
@@ -95,7 +95,7 @@ def _relu_gradient(context: Any, node: Any, name: str, _: Any) -> Any:
 
 
 def _where(context: Any, node: Any, name: str, _: Any) -> Any:
-    """tf2onnx's handler of a selection, replaced by ONNX's `Where`, which multiplies nothing."""
+    """Write a selection as ONNX's `Where`, which multiplies nothing, in place of tf2onnx's own handler."""
     inputs, outputs = list(node.input), list(node.output)
     dtypes, shapes = ([get(output) for output in outputs] for get in (context.get_dtype, context.get_shape))
     ranks = [len(context.get_shape(value) or ()) for value in inputs]
@@ -115,7 +115,7 @@ HANDLERS: dict[str, tuple[Any, list[Any]]] = {
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """tf2onnx warns of NumPy's and protobuf's future, and logs each step; what matters is checked afterwards."""
+    """Silence tf2onnx's log and its warnings of future NumPy and protobuf; what matters is checked afterwards."""
     logger = logging.getLogger("tf2onnx")
     level = logger.level
     with warnings.catch_warnings():

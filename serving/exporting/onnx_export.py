@@ -83,7 +83,7 @@ def export_onnx(
 
 
 class Converted(NamedTuple):
-    """A model converted and compared."""
+    """A model that was converted and compared."""
 
     content: bytes
     """The file: the default signature, or of random verdicts one step of sampling."""
@@ -160,7 +160,7 @@ def _require_same_verdicts(model: DefendedModel, converted: OnnxModel, sample: n
 
 
 def _require_same_votes(model: Any, converted: OnnxModel, step: Callable[..., Any], sample: np.ndarray) -> None:
-    """The same noise must give the same votes, but for draws that rounding may turn, and the same gate."""
+    """Check that the same noise gives the same votes, up to draws that rounding may turn, and the same gate."""
     import tensorflow as tf
 
     rng = np.random.default_rng(0)

@@ -22,7 +22,7 @@ def staged(target: Path) -> Iterator[Path]:
     """Yield an empty directory, hidden beside `target`, and rename it to `target` when the block ends well.
 
     After an error the directory is removed; after a kill it stays behind, and the next `staged` in the same parent
-    removes it. Whether its owner lives is told by a lock, which the system drops with the process.
+    removes it. A lock, which the system drops with the process, shows whether its owner lives.
 
     Raises:
         FileExistsError: `target` exists now, or something took its place while the block ran; it is left as it is.

@@ -1,4 +1,4 @@
-"""What a server is told: where it listens, what it serves, and the limits that hostile or many requests meet."""
+"""Settings of a server: where it listens, what it serves, and the limits on hostile or numerous requests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ServerSettings:
         max_body_total: bytes of all requests being read or in work over REST.
         timeout: seconds a request may take, reading its body not included.
         read_timeout: seconds a client may take to send a request and to receive its answer.
-        shutdown_timeout: seconds that accepted requests get when the server is told to stop.
+        shutdown_timeout: seconds that accepted requests get when the server stops.
         threads: model runs at a time.
 
     Raises:

@@ -28,7 +28,7 @@ Fingerprint = tuple[tuple[str, int, int, int], ...]
 
 @dataclass
 class VersionState:
-    """Where a version is: `error` says why it ended, in words that name no file."""
+    """The state of a version; `error` says why it ended, without naming a file."""
 
     state: str
     error: str = ""
@@ -60,18 +60,18 @@ class ModelStore:
 
     @property
     def names(self) -> list[str]:
-        """The models that have a version to serve."""
+        """The names of the models that have a version to serve."""
         return sorted(name for name, model in self._models.items() if model.served)
 
     def serves(self, name: str) -> bool:
-        """Whether a model of this name has a version to serve."""
+        """Return whether a model of this name has a version to serve."""
         return name in self._models and bool(self._models[name].served)
 
     def resolve(self, name: str, version: int | None = None, label: str | None = None) -> ModelVersion:
         """Return the version that a request names, the largest where it names none.
 
         Raises:
-            ServingError: NOT_FOUND, INVALID_ARGUMENT for a label that nobody gave.
+            ServingError: NOT_FOUND, or INVALID_ARGUMENT for a label that was never assigned.
         """
         if not name:
             raise invalid("ModelSpec has no name specified.")
@@ -122,7 +122,7 @@ class ModelStore:
         self._labels.update({name: dict(named) for name, named in labels.items()})
 
     async def poll(self) -> None:
-        """Look at the folder once, and load and free what changed."""
+        """Read the folder once, and load and free what changed."""
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self._loads, find_models, self._settings.directory)
         for name in sorted(set(found) | set(self._models)):
@@ -174,7 +174,7 @@ class ModelStore:
         return True
 
     def close(self) -> None:
-        """Free every version; nothing may run any more."""
+        """Free every version; none may be running."""
         for model in self._models.values():
             for version in model.served.values():
                 version.artefact.close()
@@ -215,7 +215,7 @@ def find_versions(directory: Path) -> dict[int, Path]:
 
 
 def fingerprint(directory: Path) -> Fingerprint:
-    """Return what changes when a file below a folder does: names, sizes, times and inodes."""
+    """Return the names, sizes, times and inodes of a folder's files, which change when a file does."""
     found = []
     for path in sorted(directory.rglob("*")):
         try:

@@ -426,7 +426,7 @@ class TestSignatures:
             path.unlink()
         else:
             path.write_text(content)
-        with pytest.raises(SignatureError, match="not signed" if content is None else "is no signature"):
+        with pytest.raises(SignatureError, match="not signed" if content is None else "is not a signature"):
             verify(copy, public_key=keys[0][1])
 
     def test_keys_that_are_none(self, model, exported, keys, tmp_path):
