@@ -526,6 +526,8 @@ class DefendedModel(VisibleSteps, Gate, keras.Model):
             ValueError: when integer labels lie outside [0, m).
             TypeError: when inputs hold no real numbers.
         """
+        from defended.training.optimizers import make_variables
+
         x = self._checked_data(x, y)
         validation = kwargs.get("validation_data")
         if isinstance(validation, tuple | list) and len(validation) >= 2:
@@ -536,6 +538,7 @@ class DefendedModel(VisibleSteps, Gate, keras.Model):
         self._begin_training()
         try:
             self._refine_estimates()
+            make_variables(self)
             history = super().fit(x, y, **kwargs)
         finally:
             self._end_training()
