@@ -16,6 +16,7 @@ from defended.margins import finite_rows
 from defended.networks.inputs import float32_array
 from defended.provenance import describe_data, read_training_data, write_training_data
 from defended.rejection_head import RejectionHead
+from defended.training.optimizers import make_variables
 
 
 class Fitting(VisibleSteps, Gate, keras.Model):
@@ -112,6 +113,7 @@ class Fitting(VisibleSteps, Gate, keras.Model):
         self._begin_training()
         try:
             self._certificate.refine()
+            make_variables(self)
             history = super().fit(x, y, **kwargs)
         finally:
             self._end_training()
