@@ -11,25 +11,26 @@ import typer
 
 from defended_settings.fields import Setting, settings_of
 
-_OWN: Mapping[str, str | None] = {}
+Command = Callable[..., None]
 
 
-def sets(cls: type, instead: Mapping[str, str | None] = _OWN) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def options_from(cls: type, instead: Mapping[str, str | None] | None = None) -> Callable[[Command], Command]:
     """Return a decorator that gives a command an option for each field of a class of settings.
 
     The command's first parameter takes their values, by field. A field in `instead` has no such option: the command's
     own parameter of that name stands in its place, or none.
     """
+    own_names = instead or {}
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+    def decorate(command: Command) -> Command:
         _, *own = inspect.signature(command, eval_str=True).parameters.values()
         named = {parameter.name: parameter for parameter in own}
-        fields = {setting.name: setting for setting in settings_of(cls) if setting.name not in instead}
+        fields = {setting.name: setting for setting in settings_of(cls) if setting.name not in own_names}
         parameters = []
         for setting in settings_of(cls):
             if setting.name in fields:
                 parameters.append(_parameter(setting))
-            elif (name := instead[setting.name]) is not None:
+            elif (name := own_names[setting.name]) is not None:
                 parameters.append(named.pop(name))
 
         @functools.wraps(command)

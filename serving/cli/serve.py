@@ -12,13 +12,13 @@ import typer
 
 from defended_cli.common import load_tensorflow
 from defended_cli.config import Config
-from defended_cli.options import sets
+from defended_cli.options import options_from
 from defended_settings.server import ServerSettings
 
 _LABEL = re.compile(r"([^/=]+)/([^/=]+)=([1-9][0-9]{0,18})")
 
 
-@sets(
+@options_from(
     ServerSettings,
     instead={
         "directory": "directory", "rest_port": "rest_port", "grpc_port": "grpc_port", "token": "token_file",

@@ -10,11 +10,11 @@ import typer
 from defended_cli.app import EXIT_INTERRUPTED
 from defended_cli.common import load_tensorflow, shown_warnings
 from defended_cli.config import Config
-from defended_cli.options import sets
+from defended_cli.options import options_from
 from defended_settings.training import TrainingSettings
 
 
-@sets(TrainingSettings)
+@options_from(TrainingSettings)
 def train(
     settings: dict[str, Any],
     out: Annotated[

@@ -13,6 +13,7 @@ from defended import GloroNet
 from defended.gloro import LipschitzRule, lipschitz_rule, rules
 from defended.gloro.graph import LipschitzGraph
 from defended.layers import MinMax
+from defended.networks import exact
 
 
 def normalised(*, activation=False):
@@ -187,6 +188,12 @@ def test_the_value_at_zero_is_counted_where_a_rule_leaves_it_open():
     """3 x + 1 moves activations away from 0, where later layers round more coarsely."""
     errors = [LipschitzGraph(behind(*body)).prove().errors[0][0, 1] for body in ([Tripled()], [])]
     assert errors[0] > 10 * errors[1]
+
+
+def test_a_layer_with_a_rule_has_an_exact_value():
+    """What `finalize` compares with the layer as Keras evaluates it."""
+    missing = {cls.__name__ for cls in set(rules._RULES) - set(exact._RULES)}
+    assert not missing
 
 
 def test_the_report():

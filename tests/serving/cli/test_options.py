@@ -8,7 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 import defended_cli
-from defended_cli.options import sets
+from defended_cli.options import options_from
 from defended_settings.fields import Count, NotNegative, Placeholder, Positive, settings_of
 from defended_settings.server import ServerSettings
 from defended_settings.training import TrainingSettings
@@ -43,7 +43,7 @@ def bake(*words):
     app = typer.Typer()
 
     @app.command()
-    @sets(Oven, instead={"dish": "dish", "door": None})
+    @options_from(Oven, instead={"dish": "dish", "door": None})
     def command(
         settings: dict[str, Any], dish: Annotated[str, typer.Argument()], loud: Annotated[bool, typer.Option()] = False
     ) -> None:
