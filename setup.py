@@ -101,7 +101,7 @@ setup(
     packages=list(PACKAGES),
     package_dir=PACKAGES,
     package_data={
-        "defended": ["py.typed"],
+        "defended": ["py.typed", "moved_modules.json"],
         "defended.pretrained": ["*.json", "*.keras"],
         "defended.serving.auditing": ["templates/*", "schemas/*.json"],
         "defended.serving.exporting": ["templates/*"],

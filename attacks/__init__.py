@@ -9,9 +9,7 @@ if __name__ != "defended.attacks":
         f"Install the package with `pip install -e .` and write `from defended import attacks`."
     )
 
-from typing import Any
-
-from defended._moved import moved_attribute
+from defended._moved import earlier_modules
 from defended.attacks.black_box.boundary_search import Boundary
 from defended.attacks.black_box.decision_attack import DecisionAttack
 from defended.attacks.black_box.score_descent import ScoreDescent
@@ -71,7 +69,4 @@ __all__ = [
     "susceptibility",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Give modules by the names that they had."""
-    return moved_attribute("defended.attacks", name)
+__getattr__ = earlier_modules("defended.attacks")

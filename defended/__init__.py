@@ -45,4 +45,4 @@ def __getattr__(name: str) -> Any:
     """Give `defended.attacks` and `defended.serving`, which are imported on first use."""
     if name in ("attacks", "serving"):
         return importlib.import_module(f"defended.{name}")
-    return _moved.moved_attribute("defended", name)
+    return _moved.earlier_modules("defended")(name)

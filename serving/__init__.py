@@ -13,9 +13,7 @@ if __name__ != "defended.serving":
     )
 
 # TensorFlow, matplotlib and jinja2 are imported where they are used, so this import stays light.
-from typing import Any
-
-from defended._moved import moved_attribute
+from defended._moved import earlier_modules
 from defended.exceptions import (
     AgreementError,
     ArtefactError,
@@ -89,7 +87,4 @@ __all__ = [
     "StateError",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Give modules by the names that they had."""
-    return moved_attribute("defended.serving", name)
+__getattr__ = earlier_modules("defended.serving")

@@ -1,8 +1,6 @@
 """GloRo Nets: certification by a global Lipschitz bound (Leino, Wang, Fredrikson 2021)."""
 
-from typing import Any
-
-from defended._moved import moved_attribute
+from defended._moved import earlier_modules
 from defended.gloro.certificate import CertificateReport
 from defended.gloro.gloro_net import GloroNet
 from defended.gloro.graph import LayerBound
@@ -23,7 +21,4 @@ __all__ = [
     "load_gloronet",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Return the module that an earlier name stands for."""
-    return moved_attribute("defended.gloro", name)
+__getattr__ = earlier_modules("defended.gloro")
