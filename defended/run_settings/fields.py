@@ -57,8 +57,8 @@ def settings_of(cls: type) -> tuple[Setting, ...]:
     found = []
     for name, field in fields.items():
         kind, *notes = get_args(hints[name]) if get_origin(hints[name]) is Annotated else (hints[name],)
-        lowest = next((note.ge for note in notes if isinstance(note, Ge)), None)
-        above = next((note.gt for note in notes if isinstance(note, Gt)), None)
+        lowest: Any = next((note.ge for note in notes if isinstance(note, Ge)), None)
+        above: Any = next((note.gt for note in notes if isinstance(note, Gt)), None)
         placeholder = next((note.text for note in notes if isinstance(note, Placeholder)), None)
         found.append(Setting(name, kind, field.default, lowest, above, placeholder, texts.get(name, "")))
     return tuple(found)

@@ -71,7 +71,7 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "directory", Path(self.directory))
-        for setting in settings_of(type(self)):
+        for setting in settings_of(ServerSettings):
             setting.check(getattr(self, setting.name))
         if self.rest_port is None and self.grpc_port is None:
             raise ValueError("`rest_port` and `grpc_port` are both None: give one of them, or 0 for any free port.")

@@ -287,8 +287,8 @@ class SmoothedNet(DefendedModel):
         names = ("sigma", "alpha", "mode", "samples", "selection_samples", "precision")
         return {name: getattr(self, name) for name in names}
 
-    certificate_method = property(method_of)  # type: ignore[assignment]
-    certificate_assumptions = property(assumptions_of)  # type: ignore[assignment]
+    certificate_method = property(method_of)
+    certificate_assumptions = property(assumptions_of)
 
     def get_config(self) -> dict[str, Any]:
         names = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import keras
@@ -48,6 +48,8 @@ class VoteCertificate(Certificate):
     max_batch: int | None
     precision: str
     attack_samples: int
+    _gate_radius: float = field(init=False)
+    """The epsilon that the gate was made for."""
 
     at_run_time = True
 

@@ -38,12 +38,14 @@ class Answers(NamedTuple):
     @classmethod
     def of(cls, raw: Mapping[str, np.ndarray]) -> Answers:
         """Answers from outputs by name, which `checked` has seen."""
-        real = {name: raw[name].astype(np.float64) for name in _RADII if name in raw}
+        radius, neighbours, availability = (raw[name].astype(np.float64) if name in raw else None for name in _RADII)
         return cls(
             raw["label"].astype(np.int64),
             raw["rejected"].astype(bool),
             raw.get("scores"),
-            *(real.get(name) for name in _RADII),
+            radius,
+            neighbours,
+            availability,
             raw.get("samples_used"),
             raw.get("reason"),
             raw,

@@ -147,7 +147,8 @@ def _ask(target: Target, x: np.ndarray, model: DefendedModel | None, batch_size:
     """The answers to clean inputs, what they or the model's copy tell of the target, and what is assumed thereby."""
     told = target.ask(x)
     answers = told if model is None else compare_with_copy(model, target.subject, x, told, batch_size)
-    assumptions, known = [], {}
+    assumptions: list[str] = []
+    known: dict[str, Any] = {}
     if answers.radius is not told.radius:
         assumptions.append(
             f"The radii are the Keras model's, since the endpoint tells none; on these {len(x):,} inputs its "
@@ -181,8 +182,8 @@ def _attacked(
 def check_data(subject: Subject, x: np.ndarray | None, y: np.ndarray | None) -> np.ndarray | None:
     """The labels as an array, after inputs and labels were found to fit the subject."""
     labels = None if y is None else np.asarray(y)
-    fits = labels is None or (labels.shape == np.shape(x)[:1] and labels.dtype.kind in "iu")
-    if not isinstance(x, np.ndarray) or not fits or len(x) == 0:
+    fits = labels is None or labels.dtype.kind in "iu"
+    if not isinstance(x, np.ndarray) or not fits or len(x) == 0 or (labels is not None and labels.shape != x.shape[:1]):
         received = x.shape if isinstance(x, np.ndarray) else type(x).__name__
         raise ValueError(
             "`x` and `y` must be arrays of the same positive length, `y` integers [n]. "

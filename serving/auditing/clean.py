@@ -119,11 +119,11 @@ def clean_figures(
         data=data,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         confidence=confidence,
-        **facts.rates(RATES, confidence, alpha),  # type: ignore[arg-type]  (the rejection rate is always known)
+        **facts.rates(RATES, confidence, alpha),  # type: ignore[arg-type]  # the rejection rate is always known
         availability=None if radius is None else _availability(radius, epsilon),
         curves=None if radius is None or facts.correct is None else _curves(radius, facts.correct, epsilon),
         strata=kinds,
-        advice=None if radius is None else advise(radius, facts.correct, epsilon, confidence, alpha),
+        advice=None if radius is None or epsilon is None else advise(radius, facts.correct, epsilon, confidence, alpha),
         draws=draws(answers.samples, subject.cap),
         profile=None if scores is None else _profile(subject, answers, scores, x),
         unknown=tuple(_unknown(subject, answers, y, data["training_data"])),

@@ -187,7 +187,7 @@ def replay(
     return AttackFindings(
         name=attacked.name,
         attacked=len(chosen),
-        **rates,  # type: ignore[arg-type]  (what is degraded is known)
+        **rates,  # type: ignore[arg-type]  # what is degraded is known
         discarded=int((~inside).sum()),
         broken_answers=int((changed & (size * (1 + ROUNDING) < vouched)).sum()),
         broken_availability=0

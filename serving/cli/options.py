@@ -39,7 +39,7 @@ def options_from(cls: type, instead: Mapping[str, str | None] | None = None) -> 
             tuples = {name: tuple(values[name] or ()) for name, field in fields.items() if _is_tuple(field.type)}
             command(values | tuples, **given)
 
-        del with_settings.__wrapped__  # type: ignore[attr-defined]
+        del with_settings.__wrapped__
         with_settings.__signature__ = inspect.Signature([*parameters, *named.values()])  # type: ignore[attr-defined]
         with_settings.__annotations__ = {}
         return with_settings
