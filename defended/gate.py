@@ -61,7 +61,7 @@ class Gate:
     _local: threading.local
     """What holds in this thread: whether it estimates, and whether an entry was passed."""
 
-    def _inside(self) -> tuple[Gate, ...]:
+    def _inside(self) -> tuple[Any, ...]:
         """The defended models that this one asks: its proof rests on theirs."""
         return ()
 

@@ -52,7 +52,7 @@ class GuardCertificate(Certificate):
         return self._base._certificate
 
     @property
-    def drift(self) -> float:  # type: ignore[override]
+    def drift(self) -> float:
         """The drift of the model inside."""
         return self.inner.drift
 
