@@ -149,17 +149,17 @@ def exceeds(radius: Array, epsilon: float) -> Array:
     return np.asarray(radius, np.float32) > np.float32(epsilon)
 
 
-def share_above(radius: Array, radii: Array, among: int) -> Array:
-    """`|r > eps| / among` at each eps of `radii`."""
-    return (len(radius) - np.searchsorted(np.sort(radius), radii, side="right")) / max(among, 1)
-
-
 def vra_curve(radius: Array, correct: Array, radii: Array) -> Array:
     """VRA, had the model been deployed at each of `radii`: `|correct and r > eps| / n`."""
-    return share_above(radius[correct], radii, len(radius))
+    return _above(radius[correct], radii) / max(len(radius), 1)
 
 
 def fpr_upper_curve(radius: Array, radii: Array) -> Array:
-    """`1 - |r > 2 eps| / |r > eps|` at each eps of `radii`; NaN where nothing is answered."""
-    answered, safe = (share_above(radius, factor * radii, len(radius)) for factor in (1, 2))
-    return np.where(answered > 0, 1 - safe / np.where(answered > 0, answered, 1), np.nan)
+    """`|eps < r <= 2 eps| / |r > eps|` at each eps of `radii`; NaN where nothing is answered."""
+    answered, safe = _above(radius, radii), _above(radius, 2 * radii)
+    return np.where(answered > 0, (answered - safe) / np.maximum(answered, 1), np.nan)
+
+
+def _above(radius: Array, radii: Array) -> Array:
+    """`|r > eps|` at each eps of `radii`."""
+    return len(radius) - np.searchsorted(np.sort(radius), radii, side="right")
