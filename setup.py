@@ -42,7 +42,7 @@ PACKAGES = {
     "defended.serving.monitoring": "serving/monitoring",
     "defended.serving.server": "serving/server",
     "defended_cli": "serving/cli",
-    "defended_settings": "defended_settings",
+    "defended_settings": "defended/run_settings",
 }
 
 ONNX = ["tf2onnx>=1.17", "onnx>=1.23", "onnxruntime>=1.32"]

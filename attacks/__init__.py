@@ -13,9 +13,9 @@ from typing import Any
 
 from defended._moved import moved_attribute
 from defended.attacks.black_box.boundary_search import Boundary
-from defended.attacks.black_box.decision import DecisionAttack
+from defended.attacks.black_box.decision_attack import DecisionAttack
 from defended.attacks.black_box.score_descent import ScoreDescent
-from defended.attacks.black_box.square import SquareAttack
+from defended.attacks.black_box.square_attack import SquareAttack
 from defended.attacks.composed.degradation_attack import DegradationAttack
 from defended.attacks.composed.ensemble import Ensemble
 from defended.attacks.composed.foolbox_adapter import FoolboxAttack, from_foolbox

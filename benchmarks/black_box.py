@@ -18,7 +18,7 @@ import tensorflow as tf
 import defended  # registers the classes of the model's file
 from defended import datasets
 from defended.attacks import CertificateDescent, ScoreDescent
-from defended.attacks.black_box.score_search import Asked
+from defended.attacks.black_box.score_descent import Asked
 
 HERE = Path(__file__).resolve().parent
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

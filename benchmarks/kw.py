@@ -110,6 +110,7 @@ def measure(names: list[str], out: Path, points: int) -> None:
 
     import defended
     from defended.attacks import Rate
+    from defended.statistics.rates import InputFacts
 
     data = defended.datasets.load("mnist")
     x, y = data.x_test[:points], data.y_test[:points]
@@ -119,12 +120,11 @@ def measure(names: list[str], out: Path, points: int) -> None:
         model = defended.PolytopeNet(network, epsilon=EPSILON, radius_steps=1)  # which tells whether r > 2 eps
         model.finalize()
         verdicts = model.verdicts(x)
-        correct = verdicts.label == y
+        facts = InputFacts.at(verdicts.radius, verdicts.label == y, EPSILON)
         clean = np.argmax(network.predict(data.x_test, verbose=0), axis=-1) == data.y_test
         rates = {
             "clean_accuracy": Rate(int(clean.sum()), len(clean)),
-            "vra": Rate(int(correct.sum()), len(y)),
-            "vra_2eps": Rate(int((correct & (verdicts.radius > 2 * EPSILON)).sum()), len(y)),
+            **{rate: facts.rate(rate) for rate in ("vra", "vra_2eps")},
         }
         results[name] = {key: rate.to_dict() for key, rate in rates.items()}
         results[name] |= json.loads((out / f"{name}_time.json").read_text())

@@ -18,7 +18,7 @@ from defended.jax_steps import VisibleSteps
 from defended.margins import FLOAT_MAX, finite_rows, predicted_class
 from defended.networks.checks import checked_network, checked_radius, require_float32_policy
 from defended.networks.inputs import float32_array, float32_tensor, whole_batch_size
-from defended.provenance import describe_data, read_record, write_record
+from defended.provenance import describe_data, read_training_data, write_training_data
 from defended.rejection_head import RejectionHead
 from defended.settings import ProvenConstants, Settings
 
@@ -633,11 +633,11 @@ class DefendedModel(VisibleSteps, Gate, keras.Model):
 
     def save_assets(self, inner_path: str) -> None:
         """Keras's hook: what is saved with the weights and is none."""
-        write_record(inner_path, self.training_data)
+        write_training_data(inner_path, self.training_data)
 
     def load_assets(self, inner_path: str | None) -> None:
         """Keras's hook, the way back."""
-        self._aside.training_data = read_record(inner_path)
+        self._aside.training_data = read_training_data(inner_path)
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,52 @@ _PIECE = 4096
 
 
 def data_digest(x: Array, y: Array | None = None) -> str:
-    """SHA-256 of a data set: types, shapes and values of inputs `[n, ...]` and, where given, of targets `[n, ...]`."""
+    """SHA-256 of a data set: types, shapes and values of inputs `[n, ...]` and, where given, of targets `[n, ...]`.
+
+    Whole numbers as targets count as int64: how a file stores class numbers says nothing of the data.
+    """
     digest = hashlib.sha256()
-    for part in (x, y):
-        if part is None:
-            continue
-        array = np.asarray(part)
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        for first in range(0, len(array), _PIECE):
-            digest.update(np.ascontiguousarray(array[first : first + _PIECE]).tobytes())
+    _add(digest, np.asarray(x))
+    if y is not None:
+        _add(digest, _class_numbers(y))
     return digest.hexdigest()
+
+
+def is_among(x: Array, y: Array | None, digests: Collection[str]) -> bool:
+    """Whether a data set is one of those with these digests, of inputs alone or with targets.
+
+    Args:
+        x: `[n, ...]`, as float32 where training took it so.
+        y: `[n]` class numbers; None where they are not known.
+        digests: of `data_digest`, those of earlier versions too, which told types of class numbers apart.
+    """
+    inputs = hashlib.sha256()
+    _add(inputs, np.asarray(x))
+    found = {inputs.hexdigest()}
+    for target in [] if y is None else _as_stored(np.asarray(y)):
+        both = inputs.copy()
+        _add(both, target)
+        found.add(both.hexdigest())
+    return not found.isdisjoint(digests)
+
+
+def _add(digest: Any, array: Array) -> None:
+    digest.update(f"{array.dtype.str}{array.shape}".encode())
+    for first in range(0, len(array), _PIECE):
+        digest.update(np.ascontiguousarray(array[first : first + _PIECE]).tobytes())
+
+
+def _class_numbers(y: Any) -> Array:
+    array = np.asarray(y)
+    return array.astype(np.int64) if array.dtype.kind in "iu" else array
+
+
+def _as_stored(y: Array) -> Iterator[Array]:
+    """Class numbers as training may have been given them: of any type that holds them, flat or in a column."""
+    for kind in ("i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "f4", "f8"):
+        stored = y.astype(kind)
+        if np.array_equal(stored, y):
+            yield from (stored, stored.reshape(-1, 1))
 
 
 def describe_data(x: Any, y: Any) -> dict[str, Any] | None:
@@ -36,13 +73,13 @@ def describe_data(x: Any, y: Any) -> dict[str, Any] | None:
     return {"sha256": data_digest(x, y), "points": len(x)}
 
 
-def write_record(folder: str, record: tuple[dict[str, Any], ...]) -> None:
+def write_training_data(folder: str, record: tuple[dict[str, Any], ...]) -> None:
     """Keep a record in the folder that Keras saves beside the weights."""
     if record:
         Path(folder, _FILE).write_text(json.dumps(record), encoding="utf-8")
 
 
-def read_record(folder: str | None) -> tuple[dict[str, Any], ...]:
+def read_training_data(folder: str | None) -> tuple[dict[str, Any], ...]:
     """The record in such a folder; empty where there is none, as in files of earlier versions."""
     path = None if folder is None else Path(folder, _FILE)
     if path is None or not path.is_file():

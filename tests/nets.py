@@ -118,6 +118,14 @@ def finalized(network, epsilon=1e-6, **options):
     return model
 
 
+def affine(weights, bias=None, epsilon=0.25):
+    """A final GloRo Net of one Dense layer: where there are two classes, its radius is the distance to the boundary."""
+    inputs, classes = np.shape(weights)
+    network = sequential((inputs,), layers.Dense(classes))
+    set_weights(network.layers[-1], weights, np.zeros(classes) if bias is None else bias)
+    return finalized(network, epsilon)
+
+
 def near_the_boundary(model, n, rng, offset=0.0):
     """Inputs at distances from the decision boundary that range over six orders of magnitude, and a few others."""
     shape = model.input_shape[1:]

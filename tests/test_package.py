@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # In the order of imports: each may import those before it. A folder inside another one belongs to itself.
 SOURCES = {
-    "defended_settings": ROOT / "defended_settings",
+    "defended_settings": ROOT / "defended" / "run_settings",
     "defended": ROOT / "defended",
     "defended.attacks": ROOT / "attacks",
     "defended.serving": ROOT / "serving",
@@ -36,9 +36,10 @@ def packages_of_setup() -> dict[str, str]:
 def source_files() -> list[tuple[str, str, Path]]:
     """Return every file with its source's name and its own module name."""
     found = []
-    for folder in (ROOT / "defended_settings", ROOT / "defended", ROOT / "attacks", ROOT / "serving"):
+    for folder in (ROOT / "defended", ROOT / "attacks", ROOT / "serving"):
         for path in sorted(folder.rglob("*.py")):
-            owner = next(name for name, source in reversed(SOURCES.items()) if path.is_relative_to(source))
+            owners = [name for name, source in SOURCES.items() if path.is_relative_to(source)]
+            owner = max(owners, key=lambda name: len(SOURCES[name].parts))
             parts = path.relative_to(SOURCES[owner]).with_suffix("").parts
             found.append((owner, ".".join((owner, *(part for part in parts if part != "__init__"))), path))
     return found

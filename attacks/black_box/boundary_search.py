@@ -1,4 +1,4 @@
-"""The search for the nearest point of another verdict, asking for verdicts only."""
+"""The search for the nearest point of another verdict, which asks for verdicts only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from defended.attacks.core.balls import distances
+from defended.attacks.core.balls import column, distances, into_box
 from defended.attacks.core.checks import Array
 
 # Noise that leads to a first point grows up to 2 to this power times the radius.
@@ -34,7 +34,7 @@ class Boundary(NamedTuple):
 
 
 class BoundarySearch:
-    """HopSkipJump around a batch of inputs. Each has its own random numbers, budget and pace.
+    """Runs HopSkipJump around a batch of inputs. Each has its own random numbers, budget and pace.
 
     Args:
         query: points `[k, ...]` to labels `[k]` with -1 for ⊥, or to an object with such a `label`.
@@ -90,7 +90,7 @@ class BoundarySearch:
     # Asking.
 
     def _labels(self, rows: Array, points: Array) -> Array:
-        """Verdicts at one point of each of the rows (a row may occur repeatedly), on their bills."""
+        """Return the verdicts at one point of each of the rows (a row may occur repeatedly), on their bills."""
         np.add.at(self.used, rows, 1)
         answered = self.query(points)
         labels = np.asarray(getattr(answered, "label", answered))
@@ -102,7 +102,7 @@ class BoundarySearch:
         return labels.astype(np.int64)
 
     def _outside(self, rows: Array, points: Array) -> Array:
-        """Whether the verdicts at these points differ from the answers at x; the nearest such points are kept."""
+        """Return whether the verdicts at these points differ from the answers at x; the nearest that do are kept."""
         outside = self._labels(rows, points) != self.answer[rows]
         size = distances(self.x[rows], points, self.norm)
         # From the farthest to the nearest, so that of a row's points the nearest is written last.
@@ -122,10 +122,10 @@ class BoundarySearch:
             else:
                 size = self.radius * 2.0 ** (attempt - len(starts) + 1)
                 points = self.x[rows] + size * np.concatenate([self._noise(row, 1) for row in rows.tolist()])
-            self._outside(rows, self._boxed(points))
+            self._outside(rows, into_box(points, self.clip))
 
     def _bisect(self, rows: Array, ends: Array) -> None:
-        """From ends `[len(rows), ...]`, which are outside, towards x down to the edge, where that gives nearer points.
+        """Go from ends outside, `[len(rows), ...]`, towards x down to the edge, where that gives nearer points.
 
         The first question is asked at the distance of the nearest point so far: an end that leads to no nearer one
         costs nothing more.
@@ -151,13 +151,13 @@ class BoundarySearch:
             low[going[nothing_nearer]] = high[going[nothing_nearer]]
 
     def _directions(self, rows: Array, number: int) -> Array:
-        """`[len(rows), ...]`, steepest ways out at the nearest points: HopSkipJump's estimate, equations 9 and 16."""
+        """Return the steepest ways out at the nearest points, `[len(rows), ...]`: HopSkipJump's equations 9 and 16."""
         wanted = int(self.samples * np.sqrt(number))
         counts = np.minimum(wanted, self.budget - self.used[rows] - _RESERVE)
         noise = [self._noise(row, count) for row, count in zip(rows, counts, strict=True)]
         spread = np.repeat(self.distance[rows] / self.x[0].size, counts)
         around = np.concatenate(noise)
-        points = self._boxed(np.repeat(self.nearest[rows], counts, axis=0) + _column(spread, around) * around)
+        points = into_box(np.repeat(self.nearest[rows], counts, axis=0) + column(spread, around) * around, self.clip)
         signs = np.where(self._outside(np.repeat(rows, counts), points), 1.0, -1.0)
         directions = []
         for own, vectors in zip(np.split(signs, np.cumsum(counts)[:-1]), noise, strict=True):
@@ -169,17 +169,17 @@ class BoundarySearch:
         if self.norm == "linf":
             return np.sign(result)
         length = np.linalg.norm(result.reshape(len(rows), -1), axis=1)
-        return result / _column(np.where(length > 0, length, 1.0), result)
+        return result / column(np.where(length > 0, length, 1.0), result)
 
     def _step(self, rows: Array, directions: Array, number: int) -> tuple[Array, Array]:
-        """Points outside along the directions, and whether there are any: the first of steps that are halved."""
+        """Return points outside along the directions, and whether there are any: the first of steps that are halved."""
         size = self.distance[rows] / np.sqrt(number)
         origin, ends, done = self.nearest[rows].copy(), self.nearest[rows].copy(), np.zeros(len(rows), bool)
         for _ in range(_HALVINGS):
             trying = np.flatnonzero(~done & (self.used[rows] < self.budget))
             if not len(trying):
                 break
-            points = self._boxed(origin[trying] + _column(size[trying], origin) * directions[trying])
+            points = into_box(origin[trying] + column(size[trying], origin) * directions[trying], self.clip)
             done[trying] = self._outside(rows[trying], points)
             ends[trying[done[trying]]] = points[done[trying]]
             size[trying] /= 2
@@ -188,26 +188,17 @@ class BoundarySearch:
     # Points.
 
     def _noise(self, row: int, count: int) -> Array:
-        """`[count, ...]` float32: uniform on the unit sphere (l2), or in the cube [-1, 1]^d."""
+        """Return `[count, ...]` float32: uniform on the unit sphere (l2), or in the cube [-1, 1]^d."""
         shape = (int(count), *self.x.shape[1:])
         if self.norm == "linf":
             return 2 * self.streams[row].random(shape, np.float32) - 1
         noise = self.streams[row].standard_normal(shape, np.float32)
-        return noise / _column(np.linalg.norm(noise.reshape(len(noise), -1), axis=1), noise)
+        return noise / column(np.linalg.norm(noise.reshape(len(noise), -1), axis=1), noise)
 
     def _between(self, rows: Array, ends: Array, size: Array) -> Array:
-        """The points on the way from x to the ends, at these distances from x."""
+        """Return the points on the way from x to the ends, at these distances from x."""
         x = self.x[rows].astype(np.float64)
         way = ends - x
         if self.norm == "linf":
-            return self._boxed(x + np.clip(way, -_column(size, x), _column(size, x)))
-        return self._boxed(x + way * _column(size / np.linalg.norm(way.reshape(len(way), -1), axis=1), x))
-
-    def _boxed(self, points: Array) -> Array:
-        if self.clip is not None:
-            points = np.clip(points, np.float32(self.clip[0]), np.float32(self.clip[1]))
-        return points.astype(np.float32)
-
-
-def _column(values: Array, like: Array) -> Array:
-    return values.reshape(-1, *[1] * (like.ndim - 1))
+            return into_box(x + np.clip(way, -column(size, x), column(size, x)), self.clip)
+        return into_box(x + way * column(size / np.linalg.norm(way.reshape(len(way), -1), axis=1), x), self.clip)

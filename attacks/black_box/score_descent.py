@@ -1,59 +1,64 @@
-"""A score-based black-box attack on availability: what an outsider can do who sees scores and rejections."""
+"""The score-based attack on availability: what an outsider can do who sees scores and rejections."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from defended.attacks.black_box.score_search import Asked, Found, ScoreSearch
-from defended.attacks.core import checks
+from defended.arguments import one_of, positive_number, whole_number
+from defended.attacks.core import arguments, checks
+from defended.attacks.core.arguments import argument
 from defended.attacks.core.attack import Attack, Task
+from defended.attacks.core.balls import BALLS, column, into_box, place_inside
 from defended.attacks.core.checks import Array
 
 
+class Found(NamedTuple):
+    """What was found of each input."""
+
+    inputs: Array
+    """`[n, *input shape]` float32 within the radius: rejected where `found`, otherwise the least margin seen."""
+    found: Array
+    """`[n]` bool: the query answered a rejection there. An input that is rejected as it is counts at distance 0."""
+    queries: Array
+    """`[n]` int64, points asked for."""
+
+
+class Asked(NamedTuple):
+    """What a query gives: `scores` `[k, m]`, and `rejected` `[k]` bool."""
+
+    scores: Array
+    rejected: Array
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ScoreDescent(Attack):
-    """Rejected points within the radius, found from scores and rejections alone, within a budget of queries.
+    """Finds rejected points within the radius from scores and rejections alone, within a budget of queries.
 
     A model rejects where its margin is too small for its certificate. So the margin of the answered class over its
-    strongest rival, which the scores tell, is descended inside the ball, its gradient estimated by differences along
+    strongest rival, which the scores give, is descended inside the ball, its gradient estimated by differences along
     smooth directions (`ScoreSearch`), until the model rejects. No gradients, no radii, no score of ⊥: it needs no more
     than the default answer of a deployed model. Every point that counts was asked for, as it is returned.
-
-    Args:
-        norm: `"l2"` or `"linf"`; None for the model's.
-        queries: points asked for each input, at most.
-        block: differences between two tries.
-        reach: length of a difference, as a share of the radius. Scores that are noisy need long ones.
-        clip: box `(low, high)` for perturbed inputs and queries, or None.
-        epsilon: radius in input units; None for `model.epsilon`.
-        seed: of directions, where they are random: for inputs that are no images.
-        batch_size: inputs attacked at a time.
 
     In a call, `y` plays no part. `run` takes any function in place of a model, and a budget for all inputs together.
     """
 
-    def __init__(
-        self,
-        *,
-        norm: str | None = None,
-        queries: int = 500,
-        block: int = 16,
-        reach: float = 0.5,
-        clip: tuple[float, float] | None = None,
-        epsilon: float | None = None,
-        seed: int = 0,
-        batch_size: int = 128,
-    ):
-        self.norm = None if norm is None else checks.known_norm(norm)
-        self.queries = checks.whole_number("queries", queries, 1)
-        self.block = checks.whole_number("block", block, 1)
-        self.reach = checks.positive("reach", reach)
-        self.clip = checks.box(clip)
-        self.epsilon = None if epsilon is None else checks.positive("epsilon", epsilon)
-        self.seed = checks.whole_number("seed", seed, 0)
-        self.batch_size = checks.whole_number("batch_size", batch_size, 1)
+    norm: str | None = arguments.norm()
+    queries: int = arguments.queries(500)
+    block: int = argument(16, "differences between two tries.", whole_number, least=1)
+    reach: float = argument(
+        0.5,
+        "length of a difference, as a share of the radius. Scores that are noisy need long ones.",
+        positive_number,
+    )
+    clip: tuple[float, float] | None = arguments.clip()
+    epsilon: float | None = arguments.epsilon()
+    seed: int = arguments.seed(meaning="of directions, where they are random: for inputs that are not images.")
+    batch_size: int = arguments.batch_size()
 
     def _perturb(self, task: Task) -> Array:
         m = task.model.num_classes
@@ -83,11 +88,9 @@ class ScoreDescent(Attack):
         Raises:
             ValueError: when `query` returns something else, or an argument does not fit.
         """
-        x = np.ascontiguousarray(x, dtype=np.float32)
-        if not (len(x) and np.isfinite(x).all()):
-            raise ValueError(f"`x` must hold at least one input, all of them finite. Received: shape {x.shape}")
-        radius, norm = checks.positive("radius", radius), checks.known_norm(norm)
-        left = self.queries * len(x) if budget is None else checks.whole_number("budget", budget, 0)
+        x = checks.in_float32(x)
+        radius, norm = positive_number("radius", radius), one_of("norm", norm, BALLS)
+        left = self.queries * len(x) if budget is None else whole_number("budget", budget, 0)
         inputs, found, used = x.copy(), np.zeros(len(x), bool), np.zeros(len(x), np.int64)
         first = 0
         while first < len(x) and left > 0:
@@ -102,3 +105,155 @@ class ScoreDescent(Attack):
             left -= int(used[rows].sum())
             first += count
         return Found(inputs, found, used)
+
+
+class ScoreSearch:
+    """Descends the margin of the answered class over its strongest rival, by differences along given directions.
+
+    Where the margin is nearly linear within the ball, one question along each of d orthonormal directions gives the
+    whole gradient, and a part of them the gradient's projection on their span, which for natural images holds most of
+    it when the directions are smooth. The estimate G is kept while the point moves, and corrected by each question
+    (Kaczmarz 1937, or Broyden's rank-one update): with the displacement s and the change of the margin dm,
+    `G += (dm - <G, s>) / <s, s> * s`. After each block of questions the point that G calls best on the sphere is asked.
+
+    Args:
+        query: points `[k, ...]` float32 to an `Asked`.
+        x: `[n, ...]` float32.
+        radius: of the ball, in input units.
+        norm: `"l2"` or `"linf"`.
+        clip: the box that all points keep to, or None.
+        budget: queries of each input, at most.
+        block: directions between two tries.
+        reach: length of a question's displacement, as a share of the radius.
+        seed: of the directions, where they are random.
+    """
+
+    def __init__(
+        self,
+        query: Callable[[Array], Asked],
+        x: Array,
+        *,
+        radius: float,
+        norm: str,
+        clip: tuple[float, float] | None,
+        budget: int,
+        block: int,
+        reach: float,
+        seed: int,
+    ):
+        self.query, self.x, self.radius, self.norm, self.clip = query, x, radius, norm, clip
+        self.budget, self.block, self.reach = budget, block, reach
+        self.used = np.zeros(len(x), np.int64)
+        self.found = np.zeros(len(x), bool)
+        self.best = x.copy()
+        self.margin = np.full(len(x), np.inf)
+        self.gradient = np.zeros((len(x), x[0].size))
+        self.answer = np.zeros(len(x), np.int64)
+        self.directions = smooth_directions(x.shape[1:], min(budget, x[0].size), seed)
+
+    def run(self) -> Found:
+        """Search until everything is found or the budgets are spent."""
+        everyone = np.arange(len(self.x))
+        scores, rejected = self._ask(everyone, self.x)
+        self.answer = scores.argmax(axis=1)
+        self.found = rejected.copy()
+        self.margin = self._margins(everyone, scores)
+        position = 0
+        while True:
+            rows = np.flatnonzero(~self.found & (self.used < self.budget))
+            if not rows.size:
+                return Found(self.best, self.found, self.used)
+            left = int(self.budget - self.used[rows].max())
+            count = min(self.block, len(self.directions), max(left - 1, 0))
+            for step in range(count):
+                self._question(rows, self.directions[(position + step) % len(self.directions)])
+            position += count
+            self._try(rows[~self.found[rows]])
+
+    def _question(self, rows: Array, direction: Array) -> None:
+        """Ask one step along a direction from the best points, and correct the gradients by what the margins did."""
+        rows = rows[~self.found[rows]]
+        if not rows.size:
+            return
+        scale = 1.0 if self.norm == "l2" else np.sqrt(direction.size)
+        step = (self.reach * self.radius * scale * direction).reshape(self.x.shape[1:])
+        from_here = self.best[rows]
+        points = into_box(from_here + step, self.clip)
+        if self.clip is not None:
+            # At the edge of the box the other way says as much.
+            stuck = np.abs(points - from_here).reshape(len(rows), -1).sum(1) < 0.5 * np.abs(step).sum()
+            points[stuck] = into_box(from_here[stuck] - step, self.clip)
+        scores, _ = self._ask(rows, points)
+        shift = (points.astype(np.float64) - from_here).reshape(len(rows), -1)
+        length = np.einsum("nd,nd->n", shift, shift)
+        change = self._margins(rows, scores) - self.margin[rows]
+        surprise = change - np.einsum("nd,nd->n", self.gradient[rows], shift)
+        known = np.isfinite(surprise) & (length > 0)
+        self.gradient[rows[known]] += (surprise[known] / length[known])[:, None] * shift[known]
+
+    def _try(self, rows: Array) -> None:
+        """Ask the points of the sphere that the gradients call best; keep rejected ones and those of less margin."""
+        if not rows.size:
+            return
+        gradient = self.gradient[rows].reshape(-1, *self.x.shape[1:])
+        if self.norm == "linf":
+            step = -self.radius * np.sign(gradient)
+        else:
+            size = column(np.linalg.norm(self.gradient[rows], axis=1), gradient)
+            step = -self.radius * gradient / np.where(size > 0, size, 1.0)
+        x = self.x[rows]
+        points = place_inside(x, into_box(x + step, self.clip), self.radius, self.norm, self.clip)
+        scores, rejected = self._ask(rows, points)
+        margin = self._margins(rows, scores)
+        better = rejected | (margin < self.margin[rows])
+        self.best[rows[better]], self.margin[rows[better]] = points[better], margin[better]
+        self.found[rows[rejected]] = True
+
+    def _ask(self, rows: Array, points: Array) -> Asked:
+        self.used[rows] += 1
+        scores, rejected = self.query(points)
+        scores, rejected = np.asarray(scores, np.float64), np.asarray(rejected)
+        if scores.ndim != 2 or len(scores) != len(points) or scores.shape[1] < 2 or rejected.shape != (len(points),):
+            raise ValueError(
+                f"`query` must return scores [{len(points)}, m] and rejected [{len(points)}]. Received: shapes "
+                f"{list(scores.shape)} and {list(rejected.shape)}"
+            )
+        return Asked(scores, rejected.astype(bool))
+
+    def _margins(self, rows: Array, scores: Array) -> Array:
+        """Return the score of the answered class less the largest other one; infinite where a score is not a number."""
+        at = np.arange(len(rows))
+        own = scores[at, self.answer[rows]]
+        others = scores.copy()
+        others[at, self.answer[rows]] = -np.inf
+        margin = own - others.max(axis=1)
+        return np.where(np.isfinite(margin), margin, np.inf)
+
+
+@functools.lru_cache(maxsize=8)
+def smooth_directions(shape: tuple[int, ...], count: int, seed: int) -> Array:
+    """Return `[count, d]` orthonormal directions for inputs of a shape, the ones that change slowest first.
+
+    For images `[h, w]` and `[h, w, c]` products of cosines (the discrete cosine transform of type II) by ascending
+    frequency, each in all channels, one after the other; for anything else random directions.
+
+    Args:
+        shape: of one input, d entries.
+        count: at most d.
+        seed: of the random ones.
+    """
+    size = int(np.prod(shape))
+    count = min(count, size)
+    if len(shape) not in (2, 3):
+        return np.linalg.qr(np.random.default_rng(seed).standard_normal((size, count)))[0].T
+    from scipy.fft import idctn
+
+    height, width, channels = (*shape, 1)[:3]
+    down, across = np.meshgrid(np.arange(height) / height, np.arange(width) / width, indexing="ij")
+    order = np.argsort((down**2 + across**2).ravel(), kind="stable")
+    directions = np.zeros((count, height, width, channels))
+    for number in range(count):
+        wave = np.zeros(height * width)
+        wave[order[number // channels]] = 1.0
+        directions[number, ..., number % channels] = idctn(wave.reshape(height, width), norm="ortho")
+    return directions.reshape(count, size)

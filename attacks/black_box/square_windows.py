@@ -24,7 +24,7 @@ class Window(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def window_of(share: float, image: tuple[int, int, int]) -> Window:
-    """The window that holds about this share of the pixels: a square, wider where the image is too low for it.
+    """Return the window of about this share of the pixels: a square, wider where the image is too low for it.
 
     Args:
         share: in (0, 1].
@@ -41,7 +41,7 @@ def window_of(share: float, image: tuple[int, int, int]) -> Window:
 
 
 def pyramid(height: int, width: int) -> Array:
-    """`[height, width]`, of norm 1: at distance k (of the maximum norm) from the centre, `Σ_{j > k} 1 / j²`.
+    """Return `[height, width]`, of norm 1: at distance k (in the maximum norm) of the centre `Σ_{j > k} 1 / j²`.
 
     Andriushchenko et al. 2020, equation 2; the sum ends where the farther edge lies.
     """
@@ -54,7 +54,7 @@ def pyramid(height: int, width: int) -> Array:
 
 
 def two_pyramids(height: int, width: int, turned: bool) -> Array:
-    """`[height, width]`, of norm 1: a pyramid above its negative, or (turned) beside it; one pixel is 1."""
+    """Return `[height, width]`, of norm 1: a pyramid above its negative, or (turned) beside it; one pixel is 1."""
     if height == width == 1:
         return np.ones((1, 1))
     if (turned and width > 1) or height == 1:
@@ -67,12 +67,12 @@ def two_pyramids(height: int, width: int, turned: bool) -> Array:
 
 
 def start_linf(stream: np.random.Generator, image: tuple[int, int, int]) -> Array:
-    """`[h, w, c]` of ±1: vertical stripes, one pixel wide."""
+    """Return `[h, w, c]` of ±1: vertical stripes, one pixel wide."""
     return np.broadcast_to(stream.choice([-1.0, 1.0], (1, *image[1:])), image)
 
 
 def start_l2(stream: np.random.Generator, image: tuple[int, int, int]) -> Array:
-    """`[h, w, c]` of norm 1: patterns in tiles, with random signs for each tile and channel."""
+    """Return `[h, w, c]` of norm 1: patterns in tiles, with random signs for each tile and channel."""
     height, width, channels = image
     tall, wide = max(1, height // _TILES), max(1, width // _TILES)
     down, across = height // tall, width // wide

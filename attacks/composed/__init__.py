@@ -1,1 +1,1 @@
-"""Attacks made of attacks: the paper's two stages, ensembles, those of Foolbox."""
+"""Attacks made of attacks: the paper's two stages, ensembles, and those of foolbox."""

@@ -1,65 +1,82 @@
-"""The published attack on availability."""
+"""Algorithm 3.1 of Leino et al. 2022, the published attack on availability."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 
-from defended.attacks.core import checks
+from defended.arguments import positive_number
+from defended.attacks.core import arguments, checks
+from defended.attacks.core.arguments import argument, meant, yes_or_no
 from defended.attacks.core.attack import Attack, Task
-from defended.attacks.core.balls import distances
-from defended.attacks.core.checks import Array
+from defended.attacks.core.balls import column, distances
+from defended.attacks.core.checks import Array, box
 from defended.attacks.gradient.pgd import PGD
 from defended.attacks.gradient.smoothed_pgd import SmoothedPGD
 
 
+def _without_radius(name: str, value: Any) -> Callable[..., Any]:
+    if not callable(value):
+        raise TypeError(f"`{name}` must be an attack, such as PGD(). Received: {name}={value!r}")
+    if getattr(value, "epsilon", None) is not None:
+        raise ValueError(
+            f"`{name}` runs at twice the radius that is degraded, so its own epsilon must be None. Received: "
+            f"{name}={value!r}. Set `epsilon` of the DegradationAttack instead."
+        )
+    return value
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class DegradationAttack(Attack):
-    """Algorithm 3.1 of Leino et al. 2022: an adversarial example at 2 eps, taken half way back.
+    """Takes an adversarial example at 2 eps half way back: Algorithm 3.1 of Leino et al. 2022.
 
     If x* within 2 eps of x has another label, no certificate of radius eps can hold on the whole segment between
     them: the point at distance eps from x is within eps of x and of x*. So `base_attack` runs on the undefended
     network at 2 eps, and its δ is brought to the eps-ball: l2: scaled to norm `min(eps, ‖δ‖)`; l∞: clipped to [-eps,
     eps].
 
-    Args:
-        base_attack: an `Attack` whose own epsilon is None, or any callable `(model, x, y)` that returns perturbed
-            inputs; it is given `epsilon=`, the radius 2 eps, if it takes such a keyword. None for `PGD()`.
-        scale_to_sphere: always rescale δ to norm eps, also where it was shorter, as the authors' script does.
-        epsilon: eps in input units; None for `model.epsilon`.
-
     In a call, `y` is handed to the base attack.
     """
 
-    def __init__(
-        self,
-        base_attack: Callable[..., Any] | None = None,
-        *,
-        scale_to_sphere: bool = False,
-        epsilon: float | None = None,
-    ):
-        base_attack = PGD() if base_attack is None else base_attack
-        if not callable(base_attack):
-            raise TypeError(f"`base_attack` must be an attack, such as PGD(). Received: {base_attack!r}")
-        if getattr(base_attack, "epsilon", None) is not None:
-            raise ValueError(
-                f"`base_attack` runs at twice the radius that is degraded, so its own epsilon must be None. Received: "
-                f"{base_attack!r}. Set `epsilon` of the DegradationAttack instead."
-            )
-        self.base_attack = base_attack
-        self.scale_to_sphere = bool(scale_to_sphere)
-        self.epsilon = None if epsilon is None else checks.positive("epsilon", epsilon)
-        self.norm = getattr(base_attack, "norm", None)
-        self.clip = checks.box(getattr(base_attack, "clip", None))
-        self.targeted = bool(getattr(base_attack, "targeted", False))
+    base_attack: Callable[..., Any] = field(
+        default=cast(Any, None),
+        kw_only=False,
+        metadata=meant(
+            "an `Attack` whose own epsilon is None, or any callable `(model, x, y)` that returns perturbed inputs; it "
+            "is given `epsilon=`, the radius 2 eps, if it takes such a keyword. None for `PGD()`.",
+            _without_radius,
+        ),
+    )
+    scale_to_sphere: bool = argument(
+        False,
+        "always rescale δ to norm eps, also where it was shorter, as the authors' script does.",
+        yes_or_no,
+    )
+    epsilon: float | None = arguments.epsilon()
+    norm: str | None = field(init=False, default=None)
+    clip: tuple[float, float] | None = field(init=False, default=None)
+    targeted: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        base = PGD() if self.base_attack is None else self.base_attack
+        clip = getattr(base, "clip", None)
+        self._derive(
+            base_attack=base,
+            norm=getattr(base, "norm", None),
+            clip=None if clip is None else box("clip", clip),
+            targeted=bool(getattr(base, "targeted", False)),
+        )
 
     @classmethod
     def published(
         cls, epsilon: float, norm: str = "l2", *, sigma: float | None = None, seed: int = 0, batch_size: int = 128
     ) -> DegradationAttack:
-        """The attack of the authors' scripts, with the settings that they have there; inputs in [0, 1].
+        """Return the attack of the authors' scripts, with the settings that they have there; inputs in [0, 1].
 
         - l2, for GloRo Nets: foolbox's `L2PGD` at 2 eps in the box [-2 eps, 1 + 2 eps], 50 steps of 0.025 * 2 eps from
           a random start, gradients of norm below 1e-12 divided by 1e-12, then rescaled to norm eps. This floor makes
@@ -72,13 +89,8 @@ class DegradationAttack(Attack):
         All of them return the point where the steps end, and not the best one. The scripts for smoothed and l∞ models
         leave the true labels; give those as `y`.
         """
-        options: dict[str, Any] = {
-            "norm": checks.known_norm(norm),
-            "keep": "last",
-            "seed": seed,
-            "batch_size": batch_size,
-        }
-        step = 4 * checks.positive("epsilon", epsilon) / 50
+        options: dict[str, Any] = {"norm": norm, "keep": "last", "seed": seed, "batch_size": batch_size}
+        step = 4 * positive_number("epsilon", epsilon) / 50
         if norm == "linf":
             if sigma is not None:
                 raise ValueError("`sigma` goes with norm='l2': the authors attack smoothed models in l2 only.")
@@ -98,7 +110,7 @@ class DegradationAttack(Attack):
         found = self.base_attack(task.model, task.x, task.labels, **extra)
         found = checks.perturbed(task.x, found, 2 * task.radius, task.norm, f"the base attack {self.base_attack!r}")
         delta = found.astype(np.float64) - task.x
-        size = distances(task.x, found, task.norm).reshape(-1, *[1] * (task.x.ndim - 1))
+        size = column(distances(task.x, found, task.norm), task.x)
         if self.scale_to_sphere:
             delta = delta * task.radius / np.where(size > 0, size, 1.0)
         elif task.norm == "l2":

@@ -5,46 +5,33 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from defended.attacks.core import checks
+from defended.attacks.core import arguments
+from defended.attacks.core.arguments import meant
 from defended.attacks.core.attack import Attack, Task
-from defended.attacks.core.batches import of_model
+from defended.attacks.core.batches import labels_of, of_model
 from defended.attacks.core.checks import Array
-from defended.attacks.gradient.gradient_attack import two_largest
 
 _NORMS: dict[Any, str] = {2: "l2", np.inf: "linf"}
 
 
-def from_foolbox(
-    attack: Any,
-    *,
-    clip: tuple[float, float] | None = None,
-    targeted: bool = False,
-    epsilon: float | None = None,
-    seed: int = 0,
-    batch_size: int = 1,
-) -> FoolboxAttack:
-    """A foolbox attack on the network of a `DefendedModel`: `from_foolbox(foolbox.attacks.L2PGD(steps=50))`.
-
-    Args: as for `FoolboxAttack`.
-
-    Raises:
-        ImportError: without foolbox; `pip install "keras-defended[attacks]"` brings it.
-        TypeError: when `attack` is none of foolbox's.
-        ValueError: when it keeps to another distance than l2 or l∞.
-    """
-    return FoolboxAttack(
-        attack, clip=clip, targeted=targeted, epsilon=epsilon, seed=seed, batch_size=batch_size
-    )  # fmt: skip
+def _attack_of_foolbox(name: str, value: Any) -> Any:
+    if not isinstance(value, _foolbox().attacks.Attack):
+        raise TypeError(
+            f"`{name}` must be an attack of foolbox, such as foolbox.attacks.L2PGD(). Received: {name}={value!r}"
+        )
+    return value
 
 
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class FoolboxAttack(Attack):
-    """What foolbox finds on the undefended network, within the radius, checked as every attack's result.
+    """Returns what foolbox finds on the undefended network within the radius, checked as every attack's result.
 
     The attack sees `model.network` and labels, never ⊥: foolbox's criterion counts any other class as success, and the
     rejected class would be one. For rejections, make it the base of a `DegradationAttack`. What is returned is what
@@ -54,40 +41,28 @@ class FoolboxAttack(Attack):
     for a batch as a whole, and some of its attacks go on until all of a batch are done: so one input at a time is the
     default, and gives an input the same result in any company. Larger batches are faster and do not promise that.
 
-    Args:
-        wrapped: a foolbox attack for l2 or l∞, configured.
-        clip: box `(low, high)` for perturbed inputs, foolbox's `bounds`. None gives foolbox bounds that hold the whole
-            ball, and so exclude nothing.
-        targeted: go towards the labels given; not every foolbox attack can.
-        epsilon: radius in input units; None for `model.epsilon`.
-        seed: of the random numbers.
-        batch_size: inputs that foolbox attacks at a time.
-
     In a call, `y` are the labels to leave, None for the network's own predictions; if `targeted`, the labels to reach,
     None for the network's second choice.
     """
 
-    def __init__(
-        self,
-        wrapped: Any,
-        *,
-        clip: tuple[float, float] | None = None,
-        targeted: bool = False,
-        epsilon: float | None = None,
-        seed: int = 0,
-        batch_size: int = 1,
-    ):
-        if not isinstance(wrapped, _foolbox().attacks.Attack):
-            raise TypeError(
-                f"`wrapped` must be an attack of foolbox, such as foolbox.attacks.L2PGD(). Received: {wrapped!r}"
-            )
-        self.wrapped = wrapped
-        self.norm = _norm(wrapped)
-        self.clip = checks.box(clip)
-        self.targeted = bool(targeted)
-        self.epsilon = None if epsilon is None else checks.positive("epsilon", epsilon)
-        self.seed = checks.whole_number("seed", seed, 0)
-        self.batch_size = checks.whole_number("batch_size", batch_size, 1)
+    wrapped: Any = field(
+        kw_only=False, metadata=meant("a foolbox attack for l2 or l∞, configured.", _attack_of_foolbox)
+    )
+    clip: tuple[float, float] | None = arguments.clip(
+        meaning="box `(low, high)` for perturbed inputs, foolbox's `bounds`. None gives foolbox bounds that hold the "
+        "whole ball, and so exclude nothing."
+    )
+    targeted: bool = arguments.targeted(
+        meaning="go towards the labels given, and not away from them; not every foolbox attack can."
+    )
+    epsilon: float | None = arguments.epsilon()
+    seed: int = arguments.seed()
+    batch_size: int = arguments.batch_size(1)
+    norm: str | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._derive(norm=_norm(self.wrapped))
 
     def config(self) -> dict[str, Any]:
         return super().config() | {"wrapped": _configuration(self.wrapped)}
@@ -97,9 +72,7 @@ class FoolboxAttack(Attack):
         return f"FoolboxAttack({type(self.wrapped).__name__}({', '.join(parts)}))"
 
     def _perturb(self, task: Task) -> Array:
-        labels = task.labels
-        if labels is None:
-            labels = two_largest(task.model, task.x, 256)[int(self.targeted)]
+        labels = labels_of(task, 256, self.targeted)
         network = of_model(task.model, (FoolboxAttack, task.x.shape[1:]), _network)
         attacked = np.empty_like(task.x)
         for first in range(0, len(task.x), self.batch_size):
@@ -125,6 +98,21 @@ class FoolboxAttack(Attack):
         return np.asarray(clipped.raw)
 
 
+def from_foolbox(attack: Any, **options: Any) -> FoolboxAttack:
+    """Return a foolbox attack on a `DefendedModel`'s network: `from_foolbox(foolbox.attacks.L2PGD(steps=50))`.
+
+    Args:
+        attack: a foolbox attack for l2 or l∞, configured.
+        options: the keywords of `FoolboxAttack`.
+
+    Raises:
+        ImportError: without foolbox; `pip install "keras-defended[attacks]"` brings it.
+        TypeError: when `attack` is not one of foolbox's.
+        ValueError: when it keeps to another distance than l2 or l∞.
+    """
+    return FoolboxAttack(attack, **options)
+
+
 def _foolbox() -> ModuleType:
     try:
         with warnings.catch_warnings():
@@ -139,7 +127,7 @@ def _foolbox() -> ModuleType:
 
 
 def _network(model: Any) -> Any:
-    """The network's logits as a graph that holds its model weakly."""
+    """Return the network's logits as a graph that holds its model weakly."""
     shape = model().input_shape[1:]
     return tf.function(
         lambda x: model().network(x, training=False),
@@ -163,7 +151,7 @@ def _norm(wrapped: Any) -> str:
 
 
 def _configuration(wrapped: Any) -> dict[str, Any]:
-    """The class's name and public attributes, ready for JSON."""
+    """Return the class's name and public attributes, ready for JSON."""
     public = {name: value for name, value in sorted(vars(wrapped).items()) if not name.startswith("_")}
     return {"attack": type(wrapped).__name__} | {name: _plain(value) for name, value in public.items()}
 
@@ -179,7 +167,7 @@ def _plain(value: Any) -> Any:
 
 
 def _tensors_drawing_from(stream: np.random.Generator) -> type:
-    """A tensor class whose random numbers come from the stream; what is computed from such a tensor is one too."""
+    """Return a tensor class that draws from the stream; what is computed from such a tensor is one too."""
     import eagerpy
 
     class SeededTensor(eagerpy.TensorFlowTensor):
@@ -194,7 +182,7 @@ def _tensors_drawing_from(stream: np.random.Generator) -> type:
 
 @contextlib.contextmanager
 def _own_numpy_random_numbers(stream: np.random.Generator) -> Iterator[None]:
-    """NumPy's global random numbers seeded from the stream, and afterwards as they were."""
+    """Seed NumPy's global random numbers from the stream, and put them back afterwards."""
     state = np.random.get_state()  # noqa: NPY002  (it is what foolbox uses)
     np.random.seed(int(stream.integers(2**32)))  # noqa: NPY002
     try:

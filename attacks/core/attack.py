@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 
+from defended.arguments import one_of, positive_number
 from defended.attacks.core import checks
+from defended.attacks.core.arguments import check_arguments, document_arguments
+from defended.attacks.core.balls import BALLS
 from defended.attacks.core.checks import Array
 
 
@@ -29,6 +31,8 @@ class Task:
     """`[n]` int64, the number of each input in its data set."""
 
 
+# Attacks are frozen dataclasses whose fields are their arguments, see `core.arguments`; they are compared by identity,
+# and show what differs from the defaults. A subclass may have an `__init__` of its own instead.
 class Attack(ABC):
     """A search for perturbations within a radius.
 
@@ -47,6 +51,18 @@ class Attack(ABC):
     epsilon: float | None = None
     norm: str | None = None
     clip: tuple[float, float] | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        document_arguments(cls)
+
+    def __post_init__(self) -> None:
+        check_arguments(self)
+
+    def _derive(self, **values: Any) -> None:
+        """Set attributes that follow from the arguments, while a frozen attack is made."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def __call__(self, model: Any, x: Any, y: Any = None, *, epsilon: float | None = None, index: Any = None) -> Any:
         """Perturb inputs.
@@ -69,29 +85,25 @@ class Attack(ABC):
         """
         points = checks.points(model, x, self.clip)
         n = len(points)
-        numbers = np.arange(n) if index is None else np.asarray(index)
-        if numbers.shape != (n,) or numbers.dtype.kind not in "iu" or numbers.min() < 0:
-            raise ValueError(
-                f"`index` must hold {n} whole numbers >= 0. Received: shape {numbers.shape}, {numbers.dtype}"
-            )
+        numbers = checks.row_numbers(index, n)
         radius = epsilon if epsilon is not None else self.epsilon
         task = Task(
             model=model,
             x=points,
             labels=None if y is None else checks.class_numbers(y, n, model.num_classes),
-            radius=model_radius(model) if radius is None else checks.positive("epsilon", radius),
-            norm=self.norm or checks.known_norm(model.norm),
-            index=numbers.astype(np.int64),
+            radius=model_radius(model) if radius is None else positive_number("epsilon", radius),
+            norm=self.norm or one_of("norm", model.norm, BALLS),
+            index=numbers,
         )
         attacked = checks.perturbed(points, self._perturb(task), task.radius, task.norm, repr(self), self.clip)
         return keras.ops.convert_to_tensor(attacked) if keras.ops.is_tensor(x) else attacked
 
     @abstractmethod
     def _perturb(self, task: Task) -> Array:
-        """Perturbed inputs, inside the ball up to rounding."""
+        """Return perturbed inputs, inside the ball up to rounding."""
 
     def config(self) -> dict[str, Any]:
-        """The configuration, ready for JSON: the class's name under `"attack"`, and every argument."""
+        """Return the configuration, ready for JSON: the class's name under `"attack"`, and every argument."""
         values = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
         return {"attack": type(self).__name__} | {name: _plain(value) for name, value in values.items()}
 
@@ -104,12 +116,12 @@ class Attack(ABC):
 
 
 def model_radius(model: Any) -> float:
-    """`model.epsilon` as a number, exactly as the model stores it."""
+    """Return `model.epsilon` as a number, exactly as the model stores it."""
     return float(keras.ops.convert_to_numpy(model.epsilon))
 
 
 def describe(attack: Any) -> dict[str, Any]:
-    """The configuration of any attack, ready for JSON; of a bare function only its name."""
+    """Return the configuration of any attack, ready for JSON; of a bare function only its name."""
     if hasattr(attack, "config"):
         return dict(attack.config())
     return {"attack": getattr(attack, "__qualname__", type(attack).__qualname__)}

@@ -26,14 +26,14 @@ _NEWTON_ROUNDS = 5
 
 
 def l2_norm(values: Any) -> Any:
-    """Euclidean norm of each row, `[batch, 1, ..., 1]`; neither over- nor underflows before the norm itself does."""
-    largest = tf.reduce_max(tf.abs(values), axis=_features(values), keepdims=True)
+    """Return each row's Euclidean norm, `[batch, 1, ..., 1]`; nothing over- or underflows before the norm does."""
+    largest = tf.reduce_max(tf.abs(values), axis=features(values), keepdims=True)
     unit = tf.where(largest >= SMALLEST_NORMAL, largest, tf.ones_like(largest))
-    return unit * tf.sqrt(tf.reduce_sum(tf.square(values / unit), axis=_features(values), keepdims=True))
+    return unit * tf.sqrt(tf.reduce_sum(tf.square(values / unit), axis=features(values), keepdims=True))
 
 
 def project_l2(delta: Any, radius: Any) -> Any:
-    r"""Projection onto the Euclidean ball, `argmin_z ‖z - delta‖₂  subject to  ‖z‖₂ <= radius`.
+    r"""Project onto the Euclidean ball, `argmin_z ‖z - delta‖₂  subject to  ‖z‖₂ <= radius`.
 
     The norm of the result, computed exactly, is at most `radius * (1 + 1e-6)`; points inside stay where they are.
 
@@ -46,7 +46,7 @@ def project_l2(delta: Any, radius: Any) -> Any:
 
 
 def project_linf(delta: Any, radius: Any) -> Any:
-    r"""Projection onto the maximum-norm ball, `argmin_z ‖z - delta‖₂  subject to  ‖z‖∞ <= radius`: clipping.
+    r"""Project onto the maximum-norm ball, `argmin_z ‖z - delta‖₂  subject to  ‖z‖∞ <= radius`: clipping.
 
     Args:
         delta: `[batch, ...]` float32.
@@ -56,7 +56,7 @@ def project_linf(delta: Any, radius: Any) -> Any:
 
 
 def project_l2_box(delta: Any, radius: Any, low: Any, high: Any) -> Any:
-    r"""Projection onto ball and box, `argmin_z ‖z - delta‖₂  subject to  ‖z‖₂ <= radius, low <= z <= high`.
+    r"""Project onto ball and box, `argmin_z ‖z - delta‖₂  subject to  ‖z‖₂ <= radius, low <= z <= high`.
 
     The optimality conditions give `z = clip(s * delta, low, high)` with one number s in [0, 1]. As the box holds 0,
     with t = s² the squared norm `g(t) = Σ min(t * delta_i², bound_i²)` is concave and increasing. Newton's iteration
@@ -86,7 +86,7 @@ def project_l2_box(delta: Any, radius: Any, low: Any, high: Any) -> Any:
 
 
 def project_linf_box(delta: Any, radius: Any, low: Any, high: Any) -> Any:
-    r"""Projection onto ball and box, `argmin_z ‖z - delta‖₂  subject to  ‖z‖∞ <= radius, low <= z <= high`.
+    r"""Project onto ball and box, `argmin_z ‖z - delta‖₂  subject to  ‖z‖∞ <= radius, low <= z <= high`.
 
     Args: as for `project_l2_box`.
     """
@@ -94,7 +94,7 @@ def project_linf_box(delta: Any, radius: Any, low: Any, high: Any) -> Any:
 
 
 def steepest_l2(gradient: Any, floor: float = 0.0) -> Any:
-    """`argmax_z <gradient, z>  subject to  ‖z‖₂ <= 1`, `[batch, ...]`; 0 where the gradient is.
+    """Return `argmax_z <gradient, z>  subject to  ‖z‖₂ <= 1`, `[batch, ...]`; 0 where the gradient is.
 
     Gradients of norm below `floor` are divided by the floor, so that they give shorter steps.
     """
@@ -103,28 +103,28 @@ def steepest_l2(gradient: Any, floor: float = 0.0) -> Any:
 
 
 def steepest_linf(gradient: Any, floor: float = 0.0) -> Any:
-    """`argmax_z <gradient, z>  subject to  ‖z‖∞ <= 1`, `[batch, ...]`, whatever the floor; 0 where the gradient is."""
+    """Return `argmax_z <gradient, z>  subject to  ‖z‖∞ <= 1`, whatever the floor; 0 where the gradient is."""
     return tf.sign(gradient)
 
 
 def random_in_l2_ball(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """A point of the given shape, uniform in the unit Euclidean ball."""
+    """Return a point of the given shape, uniform in the unit Euclidean ball."""
     return random_on_l2_sphere(rng, shape) * rng.uniform() ** (1 / max(int(np.prod(shape)), 1))
 
 
 def random_on_l2_sphere(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """A point of the given shape, uniform on the unit Euclidean sphere."""
+    """Return a point of the given shape, uniform on the unit Euclidean sphere."""
     point = rng.standard_normal(shape)
     return point / np.linalg.norm(point)
 
 
 def random_in_linf_ball(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """A point of the given shape, uniform in the cube [-1, 1]^d."""
+    """Return a point of the given shape, uniform in the cube [-1, 1]^d."""
     return rng.uniform(-1, 1, shape)
 
 
 def random_on_linf_sphere(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """A point of the given shape, uniform on the surface of the cube [-1, 1]^d."""
+    """Return a point of the given shape, uniform on the surface of the cube [-1, 1]^d."""
     # All faces of the cube are equally far from its centre, so the radial projection keeps the distribution uniform.
     point = random_in_linf_ball(rng, shape)
     return point / np.abs(point).max()
@@ -146,14 +146,26 @@ BALLS = {
 }
 
 
+def into_box(points: Array, clip: tuple[float, float] | None) -> Array:
+    """Return points as float32, each number moved into the box if there is one; it is taken in float32, as they are."""
+    if clip is not None:
+        points = np.clip(points, np.float32(clip[0]), np.float32(clip[1]))
+    return points.astype(np.float32)
+
+
+def column(values: Any, like: Any) -> Any:
+    """Return `values` `[batch]` as `[batch, 1, ..., 1]` with as many axes as `like` has: arrays, or tensors."""
+    return (tf.reshape if tf.is_tensor(values) else np.reshape)(values, [-1, *[1] * (len(like.shape) - 1)])
+
+
 def distances(x: Array, attacked: Array, norm: str) -> Array:
-    """Norm of `attacked - x` for each row, `[n]` float64, computed in float64."""
+    """Return the norm of `attacked - x` for each row, `[n]` float64, computed in float64."""
     delta = np.abs(np.asarray(attacked, np.float64) - np.asarray(x, np.float64)).reshape(len(x), -1)
     return np.linalg.norm(delta, axis=1) if norm == "l2" else delta.max(axis=1, initial=0.0)
 
 
 def place_inside(x: Array, attacked: Array, radius: float, norm: str, clip: tuple[float, float] | None = None) -> Array:
-    """The attacked points as float32, moved towards `x` until float64 finds them inside the ball, and in the box.
+    """Return the attacked points as float32, moved towards `x` until float64 finds them in the ball, and in the box.
 
     Rounding `x + delta` to float32 can put a point on the sphere outside it. Afterwards
     `distances(x, result, norm) <= radius` holds for the float32 numbers that the model will see, without slack.
@@ -181,15 +193,16 @@ def place_inside(x: Array, attacked: Array, radius: float, norm: str, clip: tupl
         outside = size > radius
         if not outside.any():
             break
-        factor = ((1 - margin) * radius / size[outside]).reshape(-1, *[1] * (x64.ndim - 1))
+        factor = column((1 - margin) * radius / size[outside], x64)
         delta = rounded[outside] - x64[outside]
         rounded[outside] = (x64[outside] + factor * delta).astype(np.float32)
     return rounded
 
 
-def _features(values: Any) -> list[int]:
+def features(values: Any) -> list[int]:
+    """Return the axes of a row: all but the first."""
     return list(range(1, len(values.shape)))
 
 
 def _total(values: Any) -> Any:
-    return tf.reduce_sum(values, axis=_features(values), keepdims=True)
+    return tf.reduce_sum(values, axis=features(values), keepdims=True)

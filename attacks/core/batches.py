@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from defended.attacks.core.attack import Task
 from defended.attacks.core.checks import Array
 
 SMALLEST_BATCH = 16
@@ -30,15 +31,20 @@ def for_each_batch(count: int, batch_size: int, function: Callable[[Array, int],
     def run(first: int) -> None:
         function(np.minimum(np.arange(first, first + size), count - 1), min(size, count - first))
 
-    pool = ThreadPoolExecutor(workers())
+    in_threads(run, range(0, count, size), workers())
+
+
+def in_threads(function: Callable[[int], None], numbers: Iterable[int], threads: int) -> None:
+    """Call the function with every number, on so many threads; after an error those not begun are left out."""
+    pool = ThreadPoolExecutor(threads)
     try:
-        list(pool.map(run, range(0, count, size)))
+        list(pool.map(function, numbers))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def of_model(model: Any, key: Any, build: Callable[[Any], Any]) -> Any:
-    """What `build(weakref.ref(model))` made for this model at the first call with this key.
+    """Return what `build(weakref.ref(model))` made for this model at the first call with this key.
 
     The model's variables are read at every call, so a model in training is attacked as it is now.
 
@@ -56,8 +62,21 @@ def of_model(model: Any, key: Any, build: Callable[[Any], Any]) -> Any:
     return functions[key]
 
 
-def predictions(model: Any, x: Array, batch_size: int) -> Array:
-    """The network's logits, `[n, m]` float32."""
+def uses_xla(chosen: bool | None) -> bool:
+    """Return `chosen`, or for None whether there is no GPU: on CPUs XLA makes steps two to three times as fast."""
+    return not tf.config.list_logical_devices("GPU") if chosen is None else chosen
+
+
+def labels_of(task: Task, batch_size: int, targeted: bool = False) -> Array:
+    """Return the labels of a call, `[n]`; where none were given, the network's answers, or its second choice."""
+    if task.labels is not None:
+        return task.labels
+    logits = network_logits(task.model, task.x, batch_size)
+    return np.argsort(-logits, axis=1, kind="stable")[:, int(targeted)]
+
+
+def network_logits(model: Any, x: Array, batch_size: int) -> Array:
+    """Return the undefended network's logits, `[n, m]` float32."""
     parts = [
         model.network(x[first : first + batch_size], training=False).numpy() for first in range(0, len(x), batch_size)
     ]
@@ -65,12 +84,12 @@ def predictions(model: Any, x: Array, batch_size: int) -> Array:
 
 
 def constant_size(count: int, batch_size: int) -> int:
-    """The size of all batches of so many inputs: sizes between powers of two would each be compiled."""
+    """Return the size of all batches of so many inputs: sizes between powers of two would each be compiled."""
     return min(batch_size, max(SMALLEST_BATCH, 1 << (count - 1).bit_length()))
 
 
 def workers() -> int:
-    """Batches at a time: on CPUs as many as there are cores, since a compiled step occupies one."""
+    """Return how many batches run at a time: on CPUs as many as there are cores, since a compiled step occupies one."""
     if tf.config.list_logical_devices("GPU"):
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

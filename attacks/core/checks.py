@@ -1,13 +1,12 @@
-"""Arguments and results, checked in one place, with one wording."""
+"""Checks of what attacks are given and of what they return."""
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import numpy as np
 
-from defended.attacks.core.balls import BALLS, distances, place_inside
+from defended.attacks.core.balls import distances, place_inside
 from defended.exceptions import CertificateViolation  # noqa: F401  (its place in earlier versions)
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -16,63 +15,37 @@ Array = np.ndarray[Any, np.dtype[Any]]
 TOLERANCE = 1e-3
 
 
-def whole_number(name: str, value: Any, least: int) -> int:
-    """`value` as an int of at least `least`."""
+def box(name: str, value: Any) -> tuple[float, float]:
+    """Return `value` as finite bounds `(low, high)` with low < high."""
     try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"`{name}` must be a whole number. Received: {value!r}") from None
-    if number < least or isinstance(value, bool):
-        raise ValueError(f"`{name}` must be a whole number of at least {least}. Received: {value!r}")
-    return number
-
-
-def positive(name: str, value: Any) -> float:
-    """`value` as a positive finite float."""
-    number = float(value)
-    if not (np.isfinite(number) and number > 0):
-        raise ValueError(f"`{name}` must be a positive finite number. Received: {value!r}")
-    return number
-
-
-def not_negative(name: str, value: Any) -> float:
-    """`value` as a finite float of at least 0."""
-    number = float(value)
-    if not 0 <= number < np.inf:
-        raise ValueError(f"`{name}` must be finite and not negative. Received: {value!r}")
-    return number
-
-
-def share(name: str, value: Any) -> float:
-    """`value` as a float in [0, 1)."""
-    number = float(value)
-    if not 0 <= number < 1:
-        raise ValueError(f"`{name}` must lie in [0, 1). Received: {value!r}")
-    return number
-
-
-def known_norm(norm: Any) -> str:
-    """`norm`, if there is a ball for it."""
-    if norm not in BALLS:
-        raise ValueError(f"`norm` must be one of {', '.join(map(repr, BALLS))}. Received: {norm!r}")
-    return str(norm)
-
-
-def box(clip: Any) -> tuple[float, float] | None:
-    """`clip` as `(low, high)`, or None."""
-    if clip is None:
-        return None
-    try:
-        low, high = (float(bound) for bound in clip)
+        low, high = (float(bound) for bound in value)
     except (TypeError, ValueError):
-        raise ValueError(f"`clip` must be a pair (low, high), or None. Received: {clip!r}") from None
+        raise ValueError(f"`{name}` must be a pair (low, high), or None. Received: {name}={value!r}") from None
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
-        raise ValueError(f"`clip` must be finite bounds (low, high) with low < high. Received: clip={clip!r}")
+        raise ValueError(f"`{name}` must be finite bounds (low, high) with low < high. Received: {name}={value!r}")
     return low, high
 
 
+def in_float32(x: Any) -> Array:
+    """Return `x` as float32 inputs `[n, ...]`, at least one, all of them finite."""
+    x = np.ascontiguousarray(x, dtype=np.float32)
+    if not (len(x) and np.isfinite(x).all()):
+        raise ValueError(f"`x` must hold at least one input, all of them finite. Received: shape {x.shape}")
+    return x
+
+
+def row_numbers(index: Any, n: int) -> Array:
+    """Return `index` as `[n]` int64 whole numbers of at least 0; None stands for 0, 1, ..."""
+    numbers = np.arange(n) if index is None else np.asarray(index)
+    if numbers.shape != (n,) or numbers.dtype.kind not in "iu" or numbers.min() < 0:
+        raise ValueError(
+            f"`index` must hold {n} whole numbers, at least 0. Received: shape {numbers.shape}, {numbers.dtype}"
+        )
+    return numbers.astype(np.int64)
+
+
 def points(model: Any, x: Any, clip: tuple[float, float] | None = None) -> Array:
-    """`x` as a finite float32 array `[n, *input shape]` with n >= 1, inside the box if there is one.
+    """Return `x` as a finite float32 array `[n, *input shape]` with n >= 1, inside the box if there is one.
 
     Other real types are converted: the ball is then the one around the float32 point.
     """
@@ -107,7 +80,7 @@ def points(model: Any, x: Any, clip: tuple[float, float] | None = None) -> Array
 
 
 def class_numbers(y: Any, n: int, num_classes: int) -> Array:
-    """`y` as class numbers `[n]` int64, given as such (`[n]` or `[n, 1]`) or as one-hot rows `[n, m]`."""
+    """Return `y` as class numbers `[n]` int64, given as such (`[n]` or `[n, 1]`) or as one-hot rows `[n, m]`."""
     y = np.asarray(y)
     if y.ndim == 2 and y.shape[1] == num_classes and num_classes > 1:
         if not (np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()):
@@ -128,7 +101,7 @@ def class_numbers(y: Any, n: int, num_classes: int) -> Array:
 def perturbed(
     x: Array, attacked: Any, radius: float, norm: str, source: str, clip: tuple[float, float] | None = None
 ) -> Array:
-    """What an attack returned, checked: float32, the shape of `x`, finite, exactly inside the ball and in the box.
+    """Return an attack's result, checked: float32, the shape of `x`, finite, exactly inside the ball and in the box.
 
     An overshoot that rounding explains (below a share of `TOLERANCE`) is pulled back; more is an error.
 

@@ -1,19 +1,20 @@
-"""The smallest adversarial perturbation: Carlini and Wagner's attack for the Euclidean norm."""
+"""Carlini and Wagner's search for the smallest adversarial perturbation in the Euclidean norm."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from defended.attacks.core import checks
+from defended.arguments import number_not_negative, positive_number, whole_number
+from defended.attacks.core import arguments
+from defended.attacks.core.arguments import argument
 from defended.attacks.core.attack import Attack, Task
-from defended.attacks.core.balls import l2_norm, project_l2
-from defended.attacks.core.batches import for_each_batch, of_model, predictions
+from defended.attacks.core.balls import column, features, l2_norm, project_l2
+from defended.attacks.core.batches import for_each_batch, labels_of, network_logits, of_model, uses_xla
 from defended.attacks.core.checks import Array
-from defended.attacks.gradient.gradient_attack import two_largest
-from defended.attacks.gradient.loop import default_jit_compile
 from defended.attacks.gradient.objectives import margins
 
 # Points of the box are started from this share of its width inside it, where tanh can still be inverted.
@@ -26,8 +27,9 @@ _DECAY, _SQUARE_DECAY, _STABILISER = 0.9, 0.999, 1e-8
 _LARGEST_WEIGHT = 1e10
 
 
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CarliniWagner(Attack):
-    """The smallest Euclidean perturbation that changes the network's answer (Carlini and Wagner 2017, section V).
+    """Finds the smallest Euclidean perturbation that changes the network's answer (Carlini and Wagner 2017, section V).
 
     Adam minimises `‖δ‖₂² + c · max(g(x + δ), -confidence)`, with g the margin of the label over its strongest rival
     (targeted: of the strongest rival over the label). The weight c of each input is found by bisection: smaller after
@@ -39,53 +41,34 @@ class CarliniWagner(Attack):
 
     As the base of a `DegradationAttack`, the search runs within 2 eps; a δ that is shorter than eps stays as it is.
 
-    Args:
-        steps: Adam's steps for each weight c.
-        binary_search_steps: weights c that are tried.
-        learning_rate: Adam's; in units of w with `clip`, in input units without.
-        confidence: margin by which the answer must change; 0 takes every change.
-        initial_const: the first c.
-        targets: 1 descends the margin over the strongest rival at each point, which may not be the nearest. More: each
-            of the so many rivals of largest logit at x in turn, as the paper does, and the nearest success counts.
-        clip: box `(low, high)` for perturbed inputs, or None.
-        targeted: go towards the labels given, and not away from them.
-        epsilon: radius in input units; None for `model.epsilon`.
-        batch_size: inputs attacked at a time.
-        jit_compile: compile steps with XLA; None decides by the device.
-
     In a call, `y` are the labels to leave, None for the network's own predictions; for a targeted attack the labels to
     reach, None for the network's second choice. The attack has no random numbers. Models of another norm than `"l2"`
     are refused with a ValueError.
     """
 
-    def __init__(
-        self,
-        *,
-        steps: int = 200,
-        binary_search_steps: int = 9,
-        learning_rate: float = 0.01,
-        confidence: float = 0.0,
-        initial_const: float = 1e-3,
-        targets: int = 1,
-        clip: tuple[float, float] | None = None,
-        targeted: bool = False,
-        epsilon: float | None = None,
-        batch_size: int = 128,
-        jit_compile: bool | None = None,
-    ):
-        self.steps = checks.whole_number("steps", steps, 1)
-        self.binary_search_steps = checks.whole_number("binary_search_steps", binary_search_steps, 1)
-        self.learning_rate = checks.positive("learning_rate", learning_rate)
-        self.confidence = checks.not_negative("confidence", confidence)
-        self.initial_const = checks.positive("initial_const", initial_const)
-        self.targets = checks.whole_number("targets", targets, 1)
-        self.clip = checks.box(clip)
-        self.targeted = bool(targeted)
+    steps: int = arguments.steps(200, "Adam's steps for each weight c.")
+    binary_search_steps: int = argument(9, "weights c that are tried.", whole_number, least=1)
+    learning_rate: float = argument(0.01, "Adam's; in units of w with `clip`, in input units without.", positive_number)
+    confidence: float = argument(
+        0.0, "margin by which the answer must change; 0 takes every change.", number_not_negative
+    )
+    initial_const: float = argument(1e-3, "the first c.", positive_number)
+    targets: int = arguments.targets(
+        meaning="1 descends the margin over the strongest rival at each point, which may not be the nearest. More: "
+        "each of the so many rivals of largest logit at x in turn, as the paper does, and the nearest success counts."
+    )
+    clip: tuple[float, float] | None = arguments.clip()
+    targeted: bool = arguments.targeted()
+    epsilon: float | None = arguments.epsilon()
+    batch_size: int = arguments.batch_size()
+    jit_compile: bool | None = arguments.jit_compile()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.targeted and self.targets > 1:
-            raise ValueError(f"`targets` is for untargeted attacks: a targeted one has one. Received: {targets}")
-        self.epsilon = None if epsilon is None else checks.positive("epsilon", epsilon)
-        self.batch_size = checks.whole_number("batch_size", batch_size, 1)
-        self.jit_compile = jit_compile
+            raise ValueError(
+                f"`targets` is for untargeted attacks: a targeted one has one. Received: targets={self.targets}"
+            )
 
     def _perturb(self, task: Task) -> Array:
         if task.norm != "l2":
@@ -93,8 +76,7 @@ class CarliniWagner(Attack):
                 f"CarliniWagner minimises the Euclidean norm, and this model's is {task.norm!r}. Use PGD or "
                 f"SquareAttack, which know both."
             )
-        goals = self._goals(task)
-        jit = default_jit_compile() if self.jit_compile is None else self.jit_compile
+        goals, jit = self._goals(task), uses_xla(self.jit_compile)
         boxed, toward, shape = self.clip is not None, self.targeted or self.targets > 1, task.x.shape[1:]
         key = (CarliniWagner, boxed, toward, jit, shape)
         search = of_model(task.model, key, lambda model: _build(model, boxed, toward, jit, shape))
@@ -111,30 +93,28 @@ class CarliniWagner(Attack):
                 best = self._bisect(search, x, tf.constant(labels[rows], tf.int32), constants, best)
             found = np.isfinite(best.size.numpy())
             nearest = project_l2(best.delta, constants[0]).numpy()
-            delta = np.where(found.reshape(-1, *[1] * len(shape)), nearest, best.fallback.numpy())
+            delta = np.where(column(found, nearest), nearest, best.fallback.numpy())
             attacked[rows[:used]] = (task.x[rows] + delta)[:used]
 
         for_each_batch(len(task.x), self.batch_size, attack_batch)
         return attacked
 
     def _goals(self, task: Task) -> list[Array]:
-        """Of each search, the labels `[n]` to leave or to reach."""
+        """Return, for each search, the labels `[n]` to leave or to reach."""
         if self.targets == 1:
-            if task.labels is not None:
-                return [task.labels]
-            return [two_largest(task.model, task.x, self.batch_size)[int(self.targeted)]]
+            return [labels_of(task, self.batch_size, self.targeted)]
         if self.targets >= task.model.num_classes:
             raise ValueError(
                 f"`targets` must be less than the number of classes, {task.model.num_classes}: the label is no rival "
                 f"of itself. Received: {self.targets}"
             )
-        logits = predictions(task.model, task.x, self.batch_size)
+        logits = network_logits(task.model, task.x, self.batch_size)
         own = logits.argmax(axis=1) if task.labels is None else task.labels
         logits[np.arange(len(own)), own] = -np.inf
         return list(np.argsort(-logits, axis=1, kind="stable")[:, : self.targets].T)
 
     def _bisect(self, search: Any, x: Any, labels: Any, constants: list[Any], best: _Best) -> _Best:
-        """The best of all so far, after the search for the weight c of each input of a batch."""
+        """Return the best of all so far, after the search for the weight c of each input of a batch."""
         weight = np.full(x.shape[0], self.initial_const)
         lower, upper = np.zeros_like(weight), np.full_like(weight, np.inf)
         steps = tf.constant(self.steps)
@@ -174,7 +154,7 @@ def _build(model: Any, boxed: bool, toward: bool, jit_compile: bool, shape: tupl
     def start(x: Any, low: Any, high: Any) -> Any:
         return tf.atanh(_INSIDE * (2 * (x - low) / (high - low) - 1)) if boxed else tf.zeros_like(x)
 
-    # XLA compiles the step and not the loop around it, as in `descent`.
+    # XLA compiles the step and not the loop around it, as in `loop`.
     @tf.function(jit_compile=jit_compile, autograph=False)
     def step(
         x: Any, labels: Any, weight: Any, radius: Any, low: Any, high: Any, learning_rate: Any, confidence: Any,
@@ -185,15 +165,15 @@ def _build(model: Any, boxed: bool, toward: bool, jit_compile: bool, shape: tupl
             point = point_at(w, x, low, high)
             delta = point - x
             margin = sign * margins(model().network(point, training=False), labels)
-            loss = tf.reduce_sum(tf.square(delta), _features(shape)) + weight * tf.maximum(margin, -confidence)
+            loss = tf.reduce_sum(tf.square(delta), features(delta)) + weight * tf.maximum(margin, -confidence)
         gradient = tape.gradient(loss, w)
         size = tf.reshape(l2_norm(delta), [-1])
         success = (margin < 0) & (margin <= -confidence)
         nearer, lower = success & (size < best.size), (size <= radius) & (margin < best.margin)
         best = _Best(
-            tf.where(_column(nearer, shape), delta, best.delta),
+            tf.where(column(nearer, delta), delta, best.delta),
             tf.where(nearer, size, best.size),
-            tf.where(_column(lower, shape), delta, best.fallback),
+            tf.where(column(lower, delta), delta, best.fallback),
             tf.where(lower, margin, best.margin),
         )
         gradient = tf.where(tf.math.is_finite(gradient), gradient, tf.zeros_like(gradient))
@@ -233,11 +213,3 @@ def _build(model: Any, boxed: bool, toward: bool, jit_compile: bool, shape: tupl
     # Traced here and now, in one thread; afterwards any thread may call it.
     search.get_concrete_function()
     return search
-
-
-def _features(shape: tuple[int, ...]) -> list[int]:
-    return list(range(1, len(shape) + 1))
-
-
-def _column(values: Any, shape: tuple[int, ...]) -> Any:
-    return tf.reshape(values, [-1, *[1] * len(shape)])

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from defended.attacks.core import checks
+from defended.attacks.core import arguments
+from defended.attacks.core.arguments import argument, yes_or_no
 from defended.attacks.core.attack import Task, model_radius
 from defended.attacks.core.checks import Array
-from defended.attacks.gradient.gradient_attack import GradientAttack, Run
+from defended.attacks.gradient.gradient_attack import GradientAttack, Run, step_size
 from defended.attacks.gradient.objectives import ANY_CLASS, Differentiated, competitor_radius, prove_for_graphs
-from defended.attacks.gradient.pgd import SCHEDULES
 from defended.attacks.gradient.rules import Rule, Steepest
 
 
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CertificateDescent(GradientAttack):
-    """Degradation by descending the certified radius: `minimise r(x + δ)  subject to  ‖δ‖ <= radius`.
+    """Degrades by descending the certified radius: `minimise r(x + δ)  subject to  ‖δ‖ <= radius`.
 
     Whoever wants ⊥ needs no adversarial example: r(x') <= eps is enough. Steepest descent on the smallest entry of
     `model.competitor_radii(x')`, projected onto the ball, with steps from `step_size` down to 0 along a cosine: wide
@@ -25,50 +27,22 @@ class CertificateDescent(GradientAttack):
     differentiable there. For a GloRo Net the radii are the deployed ones, for a smoothed model a differentiable
     estimate of them, for a polytope model the dual bounds'.
 
-    Args:
-        steps: gradient steps of each run.
-        targets: of each start, the number of runs: the first descends the smallest radius, the k-th the radius of the
-            class that is k-th nearest at x.
-        restarts: number of starts; the further ones are random on the sphere of the radius.
-        step_size: of the first step, in input units; None for the ball's diameter.
-        early_stop: leave an input as soon as its radius is below `model.epsilon`, that is once it is rejected, and
-            return that point. Otherwise, and where radii are estimates, so that the deployed check alone can tell, all
-            runs go to their end, and the point of smallest radius among all iterates is returned.
-        clip: box `(low, high)` for perturbed inputs, or None.
-        epsilon: radius in input units; None for `model.epsilon`.
-        seed: of the random starts.
-        batch_size: inputs attacked at a time.
-        jit_compile: compile steps with XLA; None decides by the device.
-
     In a call, `y` plays no part: the certificate depends on the input alone. The norm is the model's.
     """
 
-    def __init__(
-        self,
-        *,
-        steps: int = 50,
-        targets: int = 1,
-        restarts: int = 1,
-        step_size: float | None = None,
-        early_stop: bool = False,
-        clip: tuple[float, float] | None = None,
-        epsilon: float | None = None,
-        seed: int = 0,
-        batch_size: int = 128,
-        jit_compile: bool | None = None,
-    ):
-        super().__init__(
-            steps=steps,
-            restarts=restarts,
-            clip=clip,
-            epsilon=epsilon,
-            seed=seed,
-            batch_size=batch_size,
-            jit_compile=jit_compile,
-        )
-        self.targets = checks.whole_number("targets", targets, 1)
-        self.step_size = None if step_size is None else checks.positive("step_size", step_size)
-        self.early_stop = bool(early_stop)
+    targets: int = arguments.targets(
+        meaning="of each start, the number of runs: the first descends the smallest radius, the k-th the radius of the "
+        "class that is k-th nearest at x."
+    )
+    restarts: int = arguments.restarts(meaning="number of starts; further ones are random on the sphere of the radius.")
+    step_size: float | None = step_size("the ball's diameter")
+    early_stop: bool = argument(
+        False,
+        "leave an input as soon as its radius is below `model.epsilon`, that is once it is rejected, and return that "
+        "point. Otherwise, and where radii are estimates, so that the deployed check alone can tell, all runs go to "
+        "their end, and the point of smallest radius among all iterates is returned.",
+        yes_or_no,
+    )
 
     def _evaluation(self, task: Task) -> Callable[..., Any]:
         prove_for_graphs(task.model)
@@ -88,7 +62,7 @@ class CertificateDescent(GradientAttack):
         ]
 
     def _rule(self, task: Task) -> tuple[Rule, Array]:
-        return along_cosine(task.norm, self.step_size or 2 * task.radius, self.steps)
+        return Steepest(task.norm), Steepest.control(self.step_size or 2 * task.radius, self.steps)
 
     def _goal(self, task: Task) -> float:
         if not self.early_stop or getattr(task.model, "sampling", None) is not None:
@@ -97,13 +71,8 @@ class CertificateDescent(GradientAttack):
         return model_radius(task.model) * (1 - 1e-4)
 
 
-def along_cosine(norm: str, first: float, steps: int) -> tuple[Rule, Array]:
-    """Steepest descent in a norm, its steps falling from `first` to 0 along a cosine."""
-    return Steepest(norm), Steepest.control(first * SCHEDULES["cosine"](np.arange(steps) / steps), 0.0)
-
-
 def _nearest_classes(model: Any, x: Array, count: int, batch_size: int) -> Array:
-    """`[n, count]`: `ANY_CLASS`, then the second, third, ... class in the order of their competitor radii at x."""
+    """Return `[n, count]`: `ANY_CLASS`, then the second, third, ... class by their competitor radii at x."""
     if count == 1:
         return np.full((len(x), 1), ANY_CLASS)
     parts = [

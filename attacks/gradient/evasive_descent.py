@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from defended.attacks.core import checks
+from defended.arguments import one_of
+from defended.attacks.core import arguments
+from defended.attacks.core.arguments import argument, meant, yes_or_no
 from defended.attacks.core.attack import Task
+from defended.attacks.core.batches import labels_of
 from defended.attacks.core.checks import Array
-from defended.attacks.gradient.certificate_descent import along_cosine
-from defended.attacks.gradient.gradient_attack import GradientAttack, Run, two_largest
+from defended.attacks.gradient.gradient_attack import GradientAttack, Run, step_size
 from defended.attacks.gradient.objectives import ANY_CLASS, Differentiated, prove_for_graphs
-from defended.attacks.gradient.pgd import known
-from defended.attacks.gradient.rules import Rule
+from defended.attacks.gradient.rules import Rule, Steepest
 
 GOALS = ("rejection", "wrong answer")
 
 
+def _function_of_inputs(name: str, value: Any) -> Callable[[Any], Any]:
+    if not callable(value):
+        raise ValueError(
+            f"`{name}` must be a function of inputs, positive where it is set off, such as "
+            f"`MahalanobisScore(...).excess`. Received: {name}={value!r}"
+        )
+    return value
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class EvasiveDescent(GradientAttack):
     """`minimise r(x + δ)  subject to  detector(x + δ) <= 0, ‖δ‖ <= radius`: rejected, and yet taken for valid.
 
@@ -34,22 +45,6 @@ class EvasiveDescent(GradientAttack):
     boundary, until the model answers another class: -r < -eps. What is sound makes that impossible within eps of an
     input that is answered rightly; it remains for inputs that are not.
 
-    Args:
-        detector: a TensorFlow function of inputs `[batch, *input shape]`, differentiable, to `[batch]`: positive where
-            it is set off, in any unit of the order of 1. None for the score of the model's own oracle,
-            `model.oracle.excess`.
-        goal: `"rejection"` or `"wrong answer"`.
-        steps: gradient steps of each run.
-        restarts: number of starts: x itself, then random points on the sphere of the radius.
-        step_size: of the first step, in input units; None for the ball's diameter.
-        early_stop: leave an input as soon as both are reached. A point that has only just been reached is the least
-            conspicuous; otherwise the search goes on to its end.
-        clip: box `(low, high)` for perturbed inputs, or None.
-        epsilon: radius in input units; None for `model.epsilon`.
-        seed: of the random starts.
-        batch_size: inputs attacked at a time.
-        jit_compile: compile steps with XLA; None decides by the device.
-
     In a call, `y` are the labels to leave, for a wrong answer, None for the network's own predictions; it plays no part
     for a rejection. The norm is the model's.
 
@@ -57,39 +52,27 @@ class EvasiveDescent(GradientAttack):
         ValueError: when there is no detector, neither given nor the model's.
     """
 
-    def __init__(
-        self,
-        detector: Callable[[Any], Any] | None = None,
-        *,
-        goal: str = "rejection",
-        steps: int = 50,
-        restarts: int = 1,
-        step_size: float | None = None,
-        early_stop: bool = True,
-        clip: tuple[float, float] | None = None,
-        epsilon: float | None = None,
-        seed: int = 0,
-        batch_size: int = 128,
-        jit_compile: bool | None = None,
-    ):
-        super().__init__(
-            steps=steps,
-            restarts=restarts,
-            clip=clip,
-            epsilon=epsilon,
-            seed=seed,
-            batch_size=batch_size,
-            jit_compile=jit_compile,
-        )
-        if detector is not None and not callable(detector):
-            raise ValueError(
-                f"`detector` must be a function of inputs, positive where it is set off, such as "
-                f"`MahalanobisScore(...).excess`. Received: {detector!r}"
-            )
-        self.detector = detector
-        self.goal = known("goal", goal, GOALS)
-        self.step_size = None if step_size is None else checks.positive("step_size", step_size)
-        self.early_stop = bool(early_stop)
+    detector: Callable[[Any], Any] | None = field(
+        default=None,
+        kw_only=False,
+        metadata=meant(
+            "a TensorFlow function of inputs `[batch, *input shape]`, differentiable, to `[batch]`: positive where it "
+            "is set off, in any unit of the order of 1. None for the score of the model's own oracle, "
+            "`model.oracle.excess`.",
+            _function_of_inputs,
+        ),
+    )
+    goal: str = argument("rejection", '`"rejection"` or `"wrong answer"`.', one_of, known=GOALS)
+    restarts: int = arguments.restarts(
+        meaning="number of starts: x itself, then random points on the sphere of the radius."
+    )
+    step_size: float | None = step_size("the ball's diameter")
+    early_stop: bool = argument(
+        True,
+        "leave an input as soon as both are reached. A point that has only just been reached is the least conspicuous; "
+        "otherwise the search goes on to its end.",
+        yes_or_no,
+    )
 
     def _evaluation(self, task: Task) -> Callable[..., Any]:
         prove_for_graphs(task.model)
@@ -104,20 +87,16 @@ class EvasiveDescent(GradientAttack):
     def _runs(self, task: Task) -> list[Run]:
         labels = np.full(len(task.x), ANY_CLASS)
         if self.goal == "wrong answer":
-            labels = two_largest(task.model, task.x, self.batch_size)[0] if task.labels is None else task.labels
+            labels = labels_of(task, self.batch_size)
         return [Run(labels, "sphere" if restart else "clean") for restart in range(self.restarts)]
 
     def _rule(self, task: Task) -> tuple[Rule, Array]:
-        return along_cosine(task.norm, self.step_size or 2 * task.radius, self.steps)
-
-    def _goal(self, task: Task) -> float:
-        # In another graph, and after the point was rounded, both may be larger by some roundings.
-        return -1e-4 if self.early_stop else -np.inf
+        return Steepest(task.norm), Steepest.control(self.step_size or 2 * task.radius, self.steps)
 
 
 @dataclass(frozen=True)
 class Evasion:
-    """What `EvasiveDescent` descends, an `Objective`: the detector where it is set off, elsewhere the radius."""
+    """The objective of `EvasiveDescent`: the detector where it is set off, elsewhere the radius."""
 
     detector: Callable[[Any], Any]
     wrong: bool

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from defended.attacks.core import checks
+from defended.arguments import positive_number
+from defended.attacks.core import arguments
+from defended.attacks.core.arguments import argument, yes_or_no
 from defended.attacks.core.attack import Attack, Task
 from defended.attacks.core.balls import BALLS
-from defended.attacks.core.batches import SMALLEST_BATCH, constant_size, predictions, workers
+from defended.attacks.core.batches import SMALLEST_BATCH, constant_size, in_threads, uses_xla, workers
 from defended.attacks.core.checks import Array
-from defended.attacks.gradient.loop import Descent, compiled, default_jit_compile
+from defended.attacks.gradient.loop import Descent, compiled
 from defended.attacks.gradient.rules import Rule
+
+
+def step_size(default: str) -> Any:
+    """Return the field of the first step's size, which stands for `default` where it is None."""
+    meaning = f"length of the first step, in input units and in the attack's norm; None for {default}."
+    return argument(None, meaning, positive_number)
 
 
 class Run(NamedTuple):
@@ -28,57 +36,51 @@ class Run(NamedTuple):
     """`"clean"`, `"inside"` (uniform in the ball) or `"sphere"` (uniform on it)."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class GradientAttack(Attack):
-    """Projected descent by a rule, see `descent` and `rules`.
+    """Descends by a rule, with projections, see `loop` and `rules`.
 
     Inputs go through in batches of one size, so that nothing is compiled twice. Where an attack has a goal, a row that
     has reached it leaves the batch, and the next input, or the next run of one, takes its place. On CPUs as many
     batches are under way as there are cores, since a compiled step occupies one.
     """
 
-    def __init__(
-        self,
-        *,
-        steps: int,
-        restarts: int,
-        clip: tuple[float, float] | None,
-        epsilon: float | None,
-        seed: int,
-        batch_size: int,
-        jit_compile: bool | None,
-    ):
-        self.steps = checks.whole_number("steps", steps, 1)
-        self.restarts = checks.whole_number("restarts", restarts, 1)
-        self.clip = checks.box(clip)
-        self.epsilon = None if epsilon is None else checks.positive("epsilon", epsilon)
-        self.seed = checks.whole_number("seed", seed, 0)
-        self.batch_size = checks.whole_number("batch_size", batch_size, 1)
-        self.jit_compile = jit_compile
+    steps: int = arguments.steps()
+    restarts: int = arguments.restarts()
+    early_stop: bool = argument(
+        False, "leave an input as soon as its label has changed; it then counts the first such point.", yes_or_no
+    )
+    clip: tuple[float, float] | None = arguments.clip()
+    epsilon: float | None = arguments.epsilon()
+    seed: int = arguments.seed()
+    batch_size: int = arguments.batch_size()
+    jit_compile: bool | None = arguments.jit_compile()
 
     @abstractmethod
     def _evaluation(self, task: Task) -> Callable[..., Any]:
-        """What is descended and judged, as `Descent.evaluate`."""
+        """Return what is descended and judged, as `Descent.evaluate`."""
 
     @abstractmethod
     def _runs(self, task: Task) -> list[Run]:
-        """The descents to make on every input, in this order."""
+        """Return the descents to make on every input, in this order."""
 
     @abstractmethod
     def _rule(self, task: Task) -> tuple[Rule, Array]:
-        """How to move, and its control `[steps + 1, columns]`."""
+        """Return how to move, and its control `[steps + 1, columns]`."""
 
     def _goal(self, task: Task) -> float:
-        """A judged value at or below which an input is finished."""
-        return -np.inf
+        """Return the judged value at or below which an input is finished."""
+        # What is judged falls below 0 where the attack succeeds; in the loop it is known up to roundings.
+        return -1e-4 if self.early_stop else -np.inf
 
     def _keeps_best(self) -> bool:
-        """Whether the best point seen is returned, or the last one."""
+        """Return whether the best point seen is returned, or the last one."""
         return True
 
     def _perturb(self, task: Task) -> Array:
         rule, control = self._rule(task)
-        jit = default_jit_compile() if self.jit_compile is None else self.jit_compile
-        descent = Descent(self._evaluation(task), rule, self.clip is not None, self._keeps_best(), jit)
+        boxed, jit = self.clip is not None, uses_xla(self.jit_compile)
+        descent = Descent(self._evaluation(task), rule, boxed, self._keeps_best(), jit)
         loop, runs = compiled(task.model, descent, task.x.shape[1:]), self._runs(task)
         n = len(task.x)
         parts = max(1, min(workers(), n // SMALLEST_BATCH))
@@ -89,15 +91,11 @@ class GradientAttack(Attack):
             queue = _Queue(self, task, rule, control, runs, np.arange(first, n, parts), size)
             queue.run(loop, attacked)
 
-        pool = ThreadPoolExecutor(parts)
-        try:
-            list(pool.map(work, range(parts)))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        in_threads(work, range(parts), parts)
         return attacked
 
     def _starts(self, task: Task, rows: Array, number: int, start: str) -> Array:
-        """`[len(rows), ...]` float32 perturbations to start from, the same for an input in any company."""
+        """Return `[len(rows), ...]` float32 perturbations to start from, the same for an input in any company."""
         shape = task.x.shape[1:]
         if start == "clean":
             return np.zeros((len(rows), *shape), np.float32)
@@ -156,7 +154,7 @@ class _Queue:
             self._enter(done[over])
 
     def _enter(self, places: Array) -> None:
-        """The first run of waiting inputs, as far as there are any."""
+        """Begin the first run of waiting inputs, as far as there are any."""
         taken = places[: len(self.waiting)]
         self.row[places] = -1
         self.row[taken] = [self.waiting.pop() for _ in taken]
@@ -165,7 +163,7 @@ class _Queue:
         self._start(taken)
 
     def _again(self, places: Array) -> None:
-        """The next run of inputs whose last one has ended."""
+        """Begin the next run of inputs whose last one has ended."""
         self.run_number[places] += 1
         self._start(places)
 
@@ -182,14 +180,8 @@ class _Queue:
 
 
 def _segment(rounds: int) -> int:
-    """Steps between two looks at what is finished: few, since most of what can be rejected is after one or two.
+    """Return the steps between two looks at what is finished: few, as most that can be rejected is after one or two.
 
     A look costs as much as a fraction of a step of the smallest nets, and nothing beside a step on dual bounds.
     """
     return min(range(min(3, rounds), min(6, rounds) + 1), key=lambda length: (-rounds % length, length))
-
-
-def two_largest(model: Any, x: Array, batch_size: int) -> tuple[Array, Array]:
-    """The classes of the largest and the second largest logit, `[n]` int64 each."""
-    top = np.argsort(-predictions(model, x, batch_size), axis=1, kind="stable")
-    return top[:, 0], top[:, 1]

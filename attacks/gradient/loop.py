@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from defended.attacks.core.balls import BALLS
+from defended.attacks.core.balls import BALLS, column
 from defended.attacks.core.batches import of_model
 from defended.attacks.gradient.rules import Rule
 
@@ -26,7 +26,7 @@ class Descent(NamedTuple):
 
 
 def compiled(model: Any, descent: Descent, input_shape: tuple[int, ...]) -> Any:
-    """The loop for this model, made at the first call.
+    """Return the loop for this model, made at the first call.
 
     It is a function of tensors,
     `(x, labels, control, numbers, radius, low, high, delta, best, best_value, *state) -> (delta, best, best_value,
@@ -39,11 +39,6 @@ def compiled(model: Any, descent: Descent, input_shape: tuple[int, ...]) -> Any:
         RuntimeError: when Keras runs on another backend than TensorFlow.
     """
     return of_model(model, (descent, input_shape), lambda reference: _build(reference, descent, input_shape))
-
-
-def default_jit_compile() -> bool:
-    """Whether steps go through XLA: on CPUs, where it makes them two to three times as fast as op by op."""
-    return not tf.config.list_logical_devices("GPU")
 
 
 def _build(model: Any, descent: Descent, input_shape: tuple[int, ...]) -> Any:
@@ -64,7 +59,7 @@ def _build(model: Any, descent: Descent, input_shape: tuple[int, ...]) -> Any:
 
         value, judged, gradient = descent.evaluate(model(), x + delta, labels, number)
         better = judged < best_value if descent.keep_best else tf.ones_like(judged, tf.bool)
-        best = tf.where(tf.reshape(better, [-1, *[1] * len(input_shape)]), delta, best)
+        best = tf.where(column(better, delta), delta, best)
         best_value = tf.where(better, judged, best_value)
         gradient = tf.where(tf.math.is_finite(gradient), gradient, tf.zeros_like(gradient))
         delta, moved = rule.move(delta, gradient, value, list(state), control, place)

@@ -40,7 +40,7 @@ class Differentiated:
 
 
 def no_gradient(name: str, model: Any) -> ValueError:
-    """The error for an objective that does not depend on the input differentiably."""
+    """Return the error for an objective that does not depend on the input differentiably."""
     return ValueError(
         f"{name} has no gradient with respect to the input of {model.name!r}. A gradient attack needs a network that "
         f"is differentiable from its input to its logits; SquareAttack and DecisionAttack need no gradient."
@@ -48,20 +48,19 @@ def no_gradient(name: str, model: Any) -> ValueError:
 
 
 def margins(logits: Any, labels: Any) -> Any:
-    """`y_label - max over i != label of y_i`, `[batch]`: negative where the label is not predicted."""
+    """Return `y_label - max over i != label of y_i`, `[batch]`: negative where the label is not predicted."""
     own = tf.one_hot(labels, logits.shape[-1], on_value=True, off_value=False, dtype=tf.bool)
     rival = tf.reduce_max(tf.where(own, logits.dtype.min, logits), axis=-1)
     return tf.reduce_sum(tf.where(own, logits, tf.zeros_like(logits)), axis=-1) - rival
 
 
 def crossentropy(logits: Any, labels: Any) -> Any:
-    """`-log softmax(y)_label`, `[batch]`."""
+    """Return `-log softmax(y)_label`, `[batch]`."""
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
 
 
 def logits_ratio(logits: Any, labels: Any, targeted: bool) -> Any:
-    """The margin in units of the logits' own spread, `[batch]`: the DLR loss of Croce and Hein (2020), equations 6 and
-    7.
+    """Return the margin in units of the logits' spread, `[batch]`: the DLR loss of Croce and Hein 2020, equations 6, 7.
 
     With `z_1 >= z_2 >= ...` the sorted logits: `margin / (z_1 - z_3)`; targeted: `margin / (z_1 - (z_3 + z_4) / 2)`,
     the margin being that of the target over its strongest rival. It does not change when logits are scaled or shifted.
@@ -72,7 +71,7 @@ def logits_ratio(logits: Any, labels: Any, targeted: bool) -> Any:
 
 
 def loss_of_logits(loss: str, targeted: bool, logits: Any, labels: Any) -> tuple[Any, Any]:
-    """`(descended, judged)` by a loss's name, away from the labels or, targeted, towards them.
+    """Return `(descended, judged)` by a loss's name, away from the labels or, targeted, towards them.
 
     Raises:
         ValueError: when the network has too few classes for the loss.
@@ -121,9 +120,9 @@ def prove_for_graphs(model: Any) -> None:
 
 
 def competitor_radius(model: Any, x: Any, labels: Any) -> tuple[Any, Any]:
-    """Lower the radius at which the class `labels` could overtake, or the smallest radius for `ANY_CLASS`.
+    """Return the radius at which the class `labels` could overtake, for `ANY_CLASS` the smallest, and the smallest.
 
-    Judged by the smallest radius, the certified one.
+    The first is descended; points are judged by the smallest radius, the certified one.
     """
     radii = model.answering_radii(x)
     smallest = tf.reduce_min(radii, axis=-1)

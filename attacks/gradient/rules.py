@@ -13,8 +13,15 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-from defended.attacks.core.balls import BALLS
+from defended.attacks.core.balls import BALLS, column
 from defended.attacks.core.checks import Array
+
+SCHEDULES: dict[str, Callable[[Array], Array]] = {
+    "constant": np.ones_like,
+    "linear": lambda done: 1 - done,
+    "cosine": lambda done: (1 + np.cos(np.pi * done)) / 2,
+}
+"""The size of a step, as a share of the first one's, from the share of the steps that are done."""
 
 
 class Rule(Protocol):
@@ -25,12 +32,12 @@ class Rule(Protocol):
         """`"l2"` or `"linf"`."""
 
     def start(self, delta: Array) -> list[Array]:
-        """The rule's state for perturbations `[batch, ...]` to start from: arrays with a row for each."""
+        """Return the rule's state for perturbations `[batch, ...]` to start from: arrays with a row for each."""
 
     def move(
         self, delta: Any, gradient: Any, value: Any, state: list[Any], control: Any, place: Callable[[Any], Any]
     ) -> tuple[Any, list[Any]]:
-        """The next perturbations and state.
+        """Return the next perturbations and state.
 
         Args:
             delta: `[batch, ...]`.
@@ -60,14 +67,15 @@ class Steepest:
         self, delta: Any, gradient: Any, value: Any, state: list[Any], control: Any, place: Callable[[Any], Any]
     ) -> tuple[Any, list[Any]]:
         direction = gradient if self.raw else BALLS[self.norm].steepest(gradient, self.gradient_floor)
-        size, momentum = (_column(control, number, delta) for number in range(2))
+        size, momentum = (column(control[:, number], delta) for number in range(2))
         velocity = momentum * state[0] + direction
         return place(delta - size * velocity), [velocity]
 
     @staticmethod
-    def control(sizes: Array, momentum: float) -> Array:
-        """`[steps + 1, 2]`: after the last step the point is only judged."""
-        return np.stack([np.append(sizes, 0.0), np.full(len(sizes) + 1, momentum)], axis=1).astype(np.float32)
+    def control(first: float, steps: int, schedule: str = "cosine", momentum: float = 0.0) -> Array:
+        """Return `[steps + 1, 2]`, from the first step's size: after the last step the point is only judged."""
+        sizes = first * SCHEDULES[schedule](np.arange(steps) / steps)
+        return np.stack([np.append(sizes, 0.0), np.full(steps + 1, momentum)], axis=1).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -107,8 +115,8 @@ class AutoSteps:
         halved = tf.where(at_checkpoint, tf.cast(halve, tf.float32), halved)
         falls = tf.where(at_checkpoint, tf.zeros_like(falls), falls)
 
-        size = _rows(control[:, 4] * 0.5**halvings, delta)
-        share = _column(control, 1, delta)
+        size = column(control[:, 4] * 0.5**halvings, delta)
+        share = column(control[:, 1], delta)
         step = place(delta - size * BALLS[self.norm].steepest(gradient)) - delta
         moved = place(delta + share * step + (1 - share) * (delta - previous))
         moving = control[:, 0] > 0
@@ -119,7 +127,7 @@ class AutoSteps:
 
     @staticmethod
     def control(steps: int, radius: float) -> Array:
-        """`[steps + 1, 5]`; checkpoints at the shares 0, 0.22, then at distances 0.03 shorter each, 0.06 at least."""
+        """Return `[steps + 1, 5]`; checkpoints are at 0, 0.22, then at distances 0.03 shorter each, 0.06 at least."""
         table = np.zeros((steps + 1, 5), np.float32)
         table[:steps, 0], table[:, 1], table[:, 4] = 1, 0.75, 2 * radius
         table[0, 1] = 1
@@ -133,13 +141,5 @@ class AutoSteps:
         return table
 
 
-def _rows(values: Any, like: Any) -> Any:
-    return tf.reshape(values, [-1, *[1] * (len(like.shape) - 1)])
-
-
-def _column(control: Any, number: int, like: Any) -> Any:
-    return _rows(control[:, number], like)
-
-
 def _where(chosen: Any, one: Any, other: Any) -> Any:
-    return tf.where(_rows(chosen, one), one, other)
+    return tf.where(column(chosen, one), one, other)

@@ -3,111 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-import numpy as np
 import tensorflow as tf
 
-from defended.attacks.core import checks
+from defended.arguments import one_of, positive_number, whole_number
+from defended.attacks.core import arguments
+from defended.attacks.core.arguments import argument, yes_or_no
 from defended.attacks.core.attack import Task
 from defended.attacks.core.balls import BALLS
-from defended.attacks.core.checks import Array
+from defended.attacks.gradient.gradient_attack import step_size
 from defended.attacks.gradient.objectives import loss_of_logits, no_gradient
-from defended.attacks.gradient.pgd import SCHEDULES, NetworkAttack, known
-from defended.attacks.gradient.rules import Rule, Steepest
+from defended.attacks.gradient.pgd import SteppedAttack, random_start
+from defended.attacks.gradient.rules import Steepest
 
 AVERAGES = ("logits", "losses", "directions")
 
 
-class SmoothedPGD(NetworkAttack):
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class SmoothedPGD(SteppedAttack):
     """Projected gradient descent on the network under noise (Algorithm 3.2 of Leino et al. 2022).
 
     Maximises, in the ball `‖δ‖ <= radius`, the loss that the network has on `x + δ + sigma * N`, averaged over samples
     of the Gaussian noise N, by the steps of `PGD`. For smoothed models under `DegradationAttack`, and for any other
     network at a sigma of your choice. Returns, for each input, the iterate with the smallest margin of the mean logits.
 
-    Args:
-        sigma: standard deviation of the noise, in input units; None for `model.sigma`.
-        samples: noise samples of each step, n.
-        average: `"logits"`, the loss of the mean logits, as the algorithm is printed; `"losses"`, the mean of the
-            samples' losses, whose gradient is the mean of their gradients, as the authors' code has it by default; or
-            `"directions"`, the mean of the samples' steepest directions, where no sample counts for more than another.
-        common_noise: the same samples in every step, so that steps descend one function; otherwise fresh ones.
-        norm: `"l2"` or `"linf"`; None for the model's.
-        steps: gradient steps of each restart.
-        step_size: length of the first step, in input units and in the attack's norm; None for `2.5 * radius / steps`.
-        schedule: how steps shrink, see `PGD`.
-        raw_gradient: step along the gradient itself, times the step size, and not along the steepest direction.
-        random_start: start uniformly in the ball; otherwise the first restart starts at `x` itself.
-        restarts: number of starts.
-        loss: `"crossentropy"`, `"margin"` or `"dlr"`, see `PGD`.
-        targeted: go towards the labels given, and not away from them.
-        momentum: share of the last direction that is kept, in [0, 1).
-        keep: `"best"` or `"last"`, see `PGD`.
-        clip: box `(low, high)` for perturbed inputs, or None.
-        epsilon: radius in input units; None for `model.epsilon`.
-        seed: of the noise and of the random starts.
-        batch_size: inputs attacked at a time; they share their noise.
-        max_rows: noisy inputs evaluated at a time; memory grows with it, and not with `samples`.
-        jit_compile: compile steps with XLA; None for not, which is faster on CPUs for batches this large.
-
     In a call, `y` are the labels to leave, None for the network's predictions without noise.
     """
 
-    def __init__(
-        self,
-        *,
-        sigma: float | None = None,
-        samples: int = 100,
-        average: str = "logits",
-        common_noise: bool = True,
-        norm: str | None = None,
-        steps: int = 50,
-        step_size: float | None = None,
-        schedule: str = "constant",
-        raw_gradient: bool = False,
-        random_start: bool = False,
-        restarts: int = 1,
-        loss: str = "crossentropy",
-        targeted: bool = False,
-        momentum: float = 0.0,
-        keep: str = "best",
-        clip: tuple[float, float] | None = None,
-        epsilon: float | None = None,
-        seed: int = 0,
-        batch_size: int = 32,
-        max_rows: int = 2048,
-        jit_compile: bool | None = None,
-    ):
-        super().__init__(
-            norm=norm,
-            random_start=random_start,
-            loss=loss,
-            targeted=targeted,
-            early_stop=False,
-            steps=steps,
-            restarts=restarts,
-            clip=clip,
-            epsilon=epsilon,
-            seed=seed,
-            batch_size=batch_size,
-            jit_compile=jit_compile or False,
-        )
-        self.sigma = None if sigma is None else checks.positive("sigma", sigma)
-        self.samples = checks.whole_number("samples", samples, 1)
-        self.average = known("average", average, AVERAGES)
-        self.common_noise = bool(common_noise)
-        self.step_size = None if step_size is None else checks.positive("step_size", step_size)
-        self.schedule = known("schedule", schedule, SCHEDULES)
-        self.raw_gradient = bool(raw_gradient)
-        self.momentum = checks.share("momentum", momentum)
-        self.keep = known("keep", keep, ("best", "last"))
-        self.max_rows = checks.whole_number("max_rows", max_rows, 1)
+    travel: ClassVar[float] = 2.5
+
+    sigma: float | None = argument(
+        None, "standard deviation of the noise, in input units; None for `model.sigma`.", positive_number
+    )
+    samples: int = argument(100, "noise samples of each step, n.", whole_number, least=1)
+    average: str = argument(
+        "logits",
+        '`"logits"`, the loss of the mean logits, as the algorithm is printed; `"losses"`, the mean of the samples\' '
+        "losses, whose gradient is the mean of their gradients, as the authors' code has it by default; or "
+        '`"directions"`, the mean of the samples\' steepest directions, where no sample counts for more than another.',
+        one_of,
+        known=AVERAGES,
+    )
+    common_noise: bool = argument(
+        True, "the same samples in every step, so that steps descend one function; otherwise fresh ones.", yes_or_no
+    )
+    step_size: float | None = step_size("`2.5 * radius / steps`")
+    raw_gradient: bool = argument(
+        False, "step along the gradient itself, times the step size, and not along the steepest direction.", yes_or_no
+    )
+    random_start: bool = random_start(False)
+    early_stop: bool = field(init=False, default=False)
+    batch_size: int = arguments.batch_size(32, "inputs attacked at a time; they share their noise.")
+    max_rows: int = argument(
+        2048, "noisy inputs evaluated at a time; memory grows with it, and not with `samples`.", whole_number, least=1
+    )
+    jit_compile: bool | None = argument(
+        None, "compile steps with XLA; None for not, which is faster on CPUs for batches this large."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._derive(jit_compile=bool(self.jit_compile))
         if self.max_rows < self.batch_size:
             raise ValueError(
-                f"`max_rows` must hold one sample of a batch, {self.batch_size} rows. Received: {max_rows}. "
-                f"Raise it, or lower `batch_size`."
+                f"`max_rows` must hold one sample of a batch, {self.batch_size} rows. Received: "
+                f"max_rows={self.max_rows}. Raise it, or lower `batch_size`."
             )
 
     def _evaluation(self, task: Task) -> Callable[..., Any]:
@@ -123,13 +85,8 @@ class SmoothedPGD(NetworkAttack):
             self.seed,
         )  # fmt: skip
 
-    def _rule(self, task: Task) -> tuple[Rule, Array]:
-        first = self.step_size or 2.5 * task.radius / self.steps
-        sizes = first * SCHEDULES[self.schedule](np.arange(self.steps) / self.steps)
-        return Steepest(task.norm, raw=self.raw_gradient), Steepest.control(sizes, self.momentum)
-
-    def _keeps_best(self) -> bool:
-        return self.keep == "best"
+    def _steepest(self, norm: str) -> Steepest:
+        return Steepest(norm, raw=self.raw_gradient)
 
 
 @dataclass(frozen=True)
@@ -152,7 +109,7 @@ class _NoisyLoss:
         return (_loss_of_mean if self.average == "logits" else _mean_of_losses)(noise, x, labels)
 
     def of(self, logits: Any, labels: Any) -> tuple[Any, Any]:
-        """`(descended, judged)` of logits `[rows, m]`."""
+        """Return `(descended, judged)` of logits `[rows, m]`."""
         return loss_of_logits(self.loss, self.targeted, logits, labels)
 
 
@@ -164,7 +121,7 @@ class _Noise:
         self.chunks = -(-loss.samples // loss.chunk)
 
     def logits(self, points: Any, part: Any) -> Any:
-        """`[chunk, batch, m]` at points `[1 or chunk, batch, ...]`; the batch shares the noise."""
+        """Return `[chunk, batch, m]` at points `[1 or chunk, batch, ...]`; the batch shares the noise."""
         shape = (self.loss.chunk, 1, *points.shape[2:])
         seed = tf.random.experimental.stateless_fold_in(self.stream, part)
         noisy = points + self.loss.sigma * tf.random.stateless_normal(shape, seed)
@@ -172,16 +129,16 @@ class _Noise:
         return tf.reshape(logits, (self.loss.chunk, -1, logits.shape[-1]))
 
     def shares(self, part: Any) -> Any:
-        """`[chunk, 1]`: the weight of each sample in the mean, 0 behind the last one."""
+        """Return `[chunk, 1]`: the weight of each sample in the mean, 0 behind the last one."""
         drawn = part * self.loss.chunk + tf.range(self.loss.chunk) < self.loss.samples
         return tf.cast(drawn, tf.float32)[:, None] / self.loss.samples
 
     def mean_logits(self, x: Any, part: Any) -> Any:
-        """`[batch, m]`: the chunk's part of the mean logits at `[batch, ...]`."""
+        """Return `[batch, m]`: the chunk's part of the mean logits at `[batch, ...]`."""
         return tf.reduce_sum(self.shares(part)[:, :, None] * self.logits(x[None], part), axis=0)
 
     def total(self, terms: Callable[[Any], list[Any]]) -> list[Any]:
-        """The sums of the terms over all chunks."""
+        """Return the sums of the terms over all chunks."""
         sums = terms(tf.constant(0))
         if self.chunks == 1:
             return sums
@@ -201,7 +158,7 @@ class _Noise:
 
 
 def _loss_of_mean(noise: _Noise, x: Any, labels: Any) -> tuple[Any, Any, Any]:
-    """The loss of the mean logits; the chain rule takes two passes over the chunks."""
+    """Return the loss of the mean logits; the chain rule takes two passes over the chunks."""
     (mean,) = noise.total(lambda part: [noise.mean_logits(x, part)])
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(mean)
@@ -218,7 +175,7 @@ def _loss_of_mean(noise: _Noise, x: Any, labels: Any) -> tuple[Any, Any, Any]:
 
 
 def _mean_of_losses(noise: _Noise, x: Any, labels: Any) -> tuple[Any, Any, Any]:
-    """The mean of the samples' losses, with the mean of their gradients or of their steepest directions."""
+    """Return the mean of the samples' losses, with that of their gradients or of their steepest directions."""
     loss = noise.loss
     apart = loss.average == "directions"
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
+from defended.arguments import positive_number, whole_number
 from defended.attacks.core import checks
 from defended.attacks.gradient.certificate_descent import CertificateDescent
 from defended.attacks.measurement.susceptibility import susceptibility
@@ -62,11 +63,11 @@ class DegradationMonitor(keras.callbacks.Callback):
         self.attack = CertificateDescent(early_stop=True) if attack is None else attack
         if not callable(self.attack):
             raise TypeError(f"`attack` must be an attack, such as CertificateDescent(). Received: {attack!r}")
-        self.every = checks.whole_number("every", every, 1)
-        self.time_budget = None if time_budget is None else checks.positive("time_budget", time_budget)
+        self.every = whole_number("every", every, 1)
+        self.time_budget = None if time_budget is None else positive_number("time_budget", time_budget)
         self.log_dir = log_dir
-        self.pairs = checks.whole_number("pairs", pairs, 1)
-        self.batch_size = checks.whole_number("batch_size", batch_size, 1)
+        self.pairs = whole_number("pairs", pairs, 1)
+        self.batch_size = whole_number("batch_size", batch_size, 1)
         self.x, self.y = x, y
         self.results: dict[int, dict[str, Any]] = {}
         self._writer: Any = None

@@ -76,6 +76,13 @@ class ChunkStore:
         return None if self.directory is None else self.directory / f"{name}.npz"
 
 
+def kept_plan(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """What identifies the run that a directory holds; empty where it holds none."""
+    plan = Path(directory) / _PLAN
+    found: dict[str, Any] = json.loads(plan.read_text(encoding="utf-8")) if plan.exists() else {}
+    return found
+
+
 def _compare(directory: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     different = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
     if different:

@@ -100,8 +100,8 @@ def judge(model: Any, x: Array, batch_size: int) -> dict[str, Array]:
 
 
 def verdicts(model: Any, x: Array, batch_size: int = 256) -> Any:
-    """Verdicts; of a smoothed model with noise of its own for each input."""
-    # A smoothed model shares its noise among a batch; alone, each input has its own.
+    """Verdicts; of a smoothed model such as do not depend on the company of an input."""
+    # The noise of a seeded model is a function of the batch: alone, an input's does not depend on how work is cut.
     return model.verdicts(x, batch_size=1 if model.sampling else batch_size)
 
 

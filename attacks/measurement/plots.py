@@ -9,6 +9,7 @@ import numpy as np
 
 from defended.attacks.core.checks import Array
 from defended.figure_style import COLOURS, GRID, INK, NORMS, STYLE, draw_bracket, draw_frame
+from defended.statistics.rates import fpr_upper_curve, vra_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,9 +29,8 @@ def plot_vra(results: Susceptibility | Mapping[str, Susceptibility], radii: Any 
     """
     figure, axes, radii, named = _axes(results, radii, "VRA, % of inputs")
     for colour, (name, result) in zip(COLOURS * len(named), named.items(), strict=False):
-        records = result.records
-        right = np.equal(records.label, records.predicted)
-        axes.plot(radii, 100 * _share_above(records.radius[right], radii, len(right)), color=colour, label=name, lw=2.2)
+        curve = vra_curve(result.records.radius, np.equal(result.records.label, result.records.predicted), radii)
+        axes.plot(radii, 100 * curve, color=colour, label=name, lw=2.2)
         draw_bracket(axes, result.epsilon, 100 * result.vra_under_attack, 100 * result.vra, colour)
     return _finished(figure, axes, named)
 
@@ -71,12 +71,6 @@ def plot_pairs(x: Any, result: Susceptibility, count: int = 6) -> Figure:
         [f"answers {label}" for label in result.records.predicted[index[order]]],
         [f"‖δ‖ = {size:.3g}" for size in result.records.distance[index[order]]],
     )
-
-
-def fpr_upper_curve(radius: Array, radii: Array) -> Array:
-    """`1 - |r > 2 eps| / |r > eps|` at each eps of `radii`; NaN where nothing is answered."""
-    answered, safe = (_share_above(radius, factor * radii, len(radius)) for factor in (1, 2))
-    return np.where(answered > 0, 1 - safe / np.where(answered > 0, answered, 1), np.nan)
 
 
 def draw_pairs(originals: list[Array], perturbed: list[Array], answers: list[str], sizes: list[str]) -> Figure:
@@ -125,10 +119,6 @@ def _finished(figure: Figure, axes: Axes, named: Mapping[str, Any]) -> Figure:
     if list(named) != [""]:
         axes.legend(frameon=False)
     return figure
-
-
-def _share_above(radius: Array, radii: Array, among: int) -> Array:
-    return (len(radius) - np.searchsorted(np.sort(radius), radii, side="right")) / max(among, 1)
 
 
 def _show(axes: Axes, image: Array, low: float, high: float, caption: str, colours: str = "gray") -> None:

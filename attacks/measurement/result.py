@@ -7,24 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from defended.attacks.core.checks import Array
 from defended.attacks.measurement.records import DegradedInputs, Records
-from defended.attacks.measurement.tables import compare
+from defended.attacks.measurement.tables import RATES, compare, text_table
 from defended.statistics.intervals import Rate
-
-# Names and meanings of the rates, in the order of tables.
-RATES = {
-    "clean_accuracy": "largest logit is the label's, ⊥ left aside",
-    "rejection_rate": "rejected without any attack",
-    "vra": "correct and certified at eps",
-    "vra_2eps": "correct and certified at 2 eps: beyond the reach of any degradation",
-    "vra_under_attack": "correct and certified, and not degraded by the attack",
-    "utility_reduction": "vra lost to the attack",
-    "fpr_lower": "degraded, of the certified inputs",
-    "fpr_upper": "not certified at 2 eps, of the certified inputs",
-    "fpr_lower_correct": "degraded, of the certified and correct inputs",
-    "fpr_upper_correct": "not certified at 2 eps, of the certified and correct inputs",
-}
+from defended.statistics.rates import DEFINITIONS, InputFacts
 
 
 @dataclass(frozen=True)
@@ -32,12 +18,12 @@ class Susceptibility:
     """How far a defended model can be degraded: a bracket, and what it means for accuracy (Leino et al. 2022).
 
     The false positive rate is the share of the answered inputs that an attacker can turn into ⊥ within eps. The
-    attack's finds bound it from below, the certificate at 2 eps from above. Rates are `Rate`s: floats with a
-    Clopper-Pearson `interval` for the sampling of the inputs. The intervals speak of the two bounds one by one.
+    attack's finds bound it from below, the certificate at 2 eps from above. Rates are those of
+    `defended.statistics.rates`, and `Rate`s: floats with a Clopper-Pearson `interval` for the sampling of the inputs.
+    The intervals speak of the two bounds one by one.
 
     Verdicts of a smoothed model are drawn at random, by noise of its own for each input, so that an interval counts
-    both
-    samplings: of the inputs and of the noise. Where a rate rests on certificates, each of which is wrong with
+    both samplings: of the inputs and of the noise. Where a rate rests on certificates, each of which is wrong with
     probability alpha, the interval counts that too. A degraded input is one that was rejected in one draw; how many
     contested inputs are rejected in another draw *without* any attack, `spontaneous`, tells how much of it is chance.
 
@@ -73,7 +59,7 @@ class Susceptibility:
     @property
     def test_R(self) -> int:  # noqa: N802  (the paper's name)
         """Number of certified inputs."""
-        return int(self._certified.sum())
+        return int((~self.records.rejected).sum())
 
     @property
     def test_A(self) -> int:  # noqa: N802  (the paper's name)
@@ -83,52 +69,52 @@ class Susceptibility:
     @property
     def clean_accuracy(self) -> Rate:
         """Share of inputs whose largest logit is the label's, ⊥ left aside."""
-        return self._rate(self._correct)
+        return self._rate("clean_accuracy")
 
     @property
     def rejection_rate(self) -> Rate:
         """Share of inputs rejected without any attack."""
-        return self._rate(self.records.rejected)
+        return self._rate("rejection_rate")
 
     @property
     def vra(self) -> Rate:
         """Verified-robust accuracy: share of inputs answered correctly and certified at eps."""
-        return self._rate(self._correct & self._certified, certificates=True)
+        return self._rate("vra")
 
     @property
     def vra_2eps(self) -> Rate:
         """Share of inputs correct and certified at 2 eps: no perturbation within eps takes their answer away."""
-        return self._rate(self._correct & self._certified & ~self.records.contested, certificates=True)
+        return self._rate("vra_2eps")
 
     @property
     def vra_under_attack(self) -> Rate:
         """Share of inputs that the attack leaves correct and certified."""
-        return self._rate(self._correct & self._certified & ~self.records.degraded)
+        return self._rate("vra_under_attack")
 
     @property
     def utility_reduction(self) -> Rate:
         """VRA minus VRA under attack: share of inputs that were correct and certified, and degraded."""
-        return self._rate(self._correct & self.records.degraded)
+        return self._rate("utility_reduction")
 
     @property
     def fpr_lower(self) -> Rate:
         """Lower bound on the false positive rate: degraded / certified, the paper's denominator."""
-        return self._rate(self.records.degraded, self._certified)
+        return self._rate("fpr_lower")
 
     @property
     def fpr_upper(self) -> Rate:
         """Upper bound on the false positive rate: 1 - certified at 2 eps / certified, the paper's denominator."""
-        return self._rate(self.records.contested, self._certified, certificates=True)
+        return self._rate("fpr_upper")
 
     @property
     def fpr_lower_correct(self) -> Rate:
         """Degraded among the certified and correct, the denominator of the paper's code."""
-        return self._rate(self.records.degraded, self._certified & self._correct)
+        return self._rate("fpr_lower_correct")
 
     @property
     def fpr_upper_correct(self) -> Rate:
         """1 - certified at 2 eps among the certified and correct, the denominator of the paper's code."""
-        return self._rate(self.records.contested, self._certified & self._correct, certificates=True)
+        return self._rate("fpr_upper_correct")
 
     @property
     def spontaneous(self) -> Rate:
@@ -176,14 +162,14 @@ class Susceptibility:
             f"{1000 * self.seconds_per_point:.1f} ms a point",
             *self._notes_on_sampling(),
             "",
-            f"{'':18} {'percent':>8}  {f'{100 * self.confidence:g} % interval':>17}  {'count':>15}",
         ]
-        for name, meaning in RATES.items():
+        rows = [["", "percent", f"{100 * self.confidence:g} % interval", "count", ""]]
+        for name in RATES:
             rate: Rate = getattr(self, name)
             low, high = rate.interval
-            interval = f"[{100 * low:6.2f}, {100 * high:6.2f}]"
-            lines.append(f"{name:18} {100 * rate:8.2f}  {interval}  {rate.count:>7}/{rate.total:<7}  {meaning}")
-        return "\n".join(lines)
+            interval, count = f"[{100 * low:6.2f}, {100 * high:6.2f}]", f"{rate.count}/{rate.total}"
+            rows.append([name, f"{100 * rate:.2f}", interval, count, DEFINITIONS[name].meaning])
+        return "\n".join([*lines, text_table(rows, left=(0, 4))])
 
     def _notes_on_sampling(self) -> list[str]:
         if not self.sampling:
@@ -202,17 +188,16 @@ class Susceptibility:
         )
 
     @property
-    def _certified(self) -> Array:
-        return ~self.records.rejected
+    def facts(self) -> InputFacts:
+        """What the measurement found out about each input, as rates count it."""
+        records = self.records
+        answered, correct = ~records.rejected, np.equal(records.predicted, records.label)
+        return InputFacts(
+            records.rejected, correct, correct & answered, answered, answered & ~records.contested, records.degraded
+        )
 
-    @property
-    def _correct(self) -> Array:
-        return np.equal(self.records.predicted, self.records.label)
-
-    def _rate(self, chosen: Array, among: Array | None = None, certificates: bool = False) -> Rate:
-        among = np.ones(len(chosen), bool) if among is None else among
-        doubt = float(self.sampling["alpha"]) if self.sampling and certificates else 0.0
-        return Rate(int((chosen & among).sum()), int(among.sum()), self.confidence, doubt)
+    def _rate(self, name: str) -> Rate:
+        return self.facts.rate(name, self.confidence, float(self.sampling["alpha"]) if self.sampling else 0.0)
 
 
 def _in_words(attack: dict[str, Any]) -> str:

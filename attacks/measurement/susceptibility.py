@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 
 from defended._version import __version__
+from defended.arguments import positive_number, whole_number
 from defended.attacks.core import checks
 from defended.attacks.core.attack import describe, model_radius
 from defended.attacks.core.checks import Array
 from defended.attacks.gradient.certificate_descent import CertificateDescent
-from defended.attacks.measurement.chunk_store import ChunkStore
+from defended.attacks.measurement.chunk_store import ChunkStore, kept_plan
 from defended.attacks.measurement.engine import Engine, InProcess, Job, Settings
 from defended.attacks.measurement.records import DegradedInputs, Records
 from defended.attacks.measurement.result import Susceptibility
 from defended.defended_model import DefendedModel
 from defended.exceptions import CertificateViolation
+from defended.provenance import data_digest
 
 # With a smaller probability, answers with another label are no longer chance.
 _UNEXPLAINED = 1e-6
@@ -86,15 +88,15 @@ def susceptibility(
         raise TypeError(f"`attack` must be an attack, such as CertificateDescent(). Received: {attack!r}")
     if not 0 < confidence < 1:
         raise ValueError(f"`confidence` must lie strictly between 0 and 1, as 0.95. Received: {confidence}")
-    batch_size = checks.whole_number("batch_size", batch_size, 1)
-    budget = np.inf if time_budget is None else checks.positive("time_budget", time_budget)
+    batch_size = whole_number("batch_size", batch_size, 1)
+    budget = np.inf if time_budget is None else positive_number("time_budget", time_budget)
     x = checks.points(model, x, getattr(attack, "clip", None))
     label = checks.class_numbers(y, len(x), model.num_classes)
     epsilon = _radius(model, attack)
     computing: Engine = engine or InProcess()
     plan: dict[str, Any] = {}
     if resume is not None:
-        plan = _fingerprint(model, x, label, attack, batch_size) | computing.fingerprint
+        plan = _fingerprint(model, x, label, attack, batch_size, resume) | computing.fingerprint
     store = computing.store(resume, plan)
     settings = Settings(attack, epsilon, batch_size)
 
@@ -228,23 +230,33 @@ def _radius(model: Any, attack: Any) -> float:
     return epsilon
 
 
-def _fingerprint(model: Any, x: Array, y: Array, attack: Any, batch_size: int) -> dict[str, Any]:
+def _fingerprint(
+    model: Any, x: Array, y: Array, attack: Any, batch_size: int, resume: str | os.PathLike[str]
+) -> dict[str, Any]:
     """What must be the same for a measurement to go on."""
     if not hasattr(attack, "config"):
         raise ValueError(f"`resume` needs an attack that tells its configuration by `config()`. Received: {attack!r}")
     weights = hashlib.sha256(f"{type(model).__name__} {model.values_digest()}".encode())
-    data = hashlib.sha256(f"{x.shape}".encode())
-    for first in range(0, len(x), 1024):
-        data.update(np.ascontiguousarray(x[first : first + 1024]).data)
-    data.update(y.tobytes())
+    data = data_digest(x, y)
+    if (earlier := kept_plan(resume).get("data")) not in (None, data) and earlier == _earlier_digest(x, y):
+        data = earlier
     return {
         "weights": weights.hexdigest(),
         "epsilon": model_radius(model),
-        "data": data.hexdigest(),
+        "data": data,
         "attack": describe(attack),
         "batch_size": batch_size,
         "version": __version__,
     }
+
+
+def _earlier_digest(x: Array, y: Array) -> str:
+    """How earlier versions named a data set in the directory that keeps a measurement."""
+    data = hashlib.sha256(f"{x.shape}".encode())
+    for first in range(0, len(x), 1024):
+        data.update(np.ascontiguousarray(x[first : first + 1024]).data)
+    data.update(y.tobytes())
+    return data.hexdigest()
 
 
 @contextmanager

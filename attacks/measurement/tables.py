@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from defended.attacks.measurement.result import Susceptibility
+from defended.attacks.measurement.records import Records
+
+RATES = (
+    "clean_accuracy", "rejection_rate", "vra", "vra_2eps", "vra_under_attack", "utility_reduction", "fpr_lower",
+    "fpr_upper", "fpr_lower_correct", "fpr_upper_correct",
+)  # fmt: skip
+"""The rates of a measurement, each an attribute of it, in the order of tables."""
 
 PAPER = {
     "vra": "VRA",
@@ -22,9 +27,20 @@ PAPER = {
 FORMATS = ("text", "markdown", "csv")
 
 
-def compare(
-    results: Mapping[str, Susceptibility] | Iterable[Susceptibility], names: Iterable[str] | None = None
-) -> Comparison:
+class Measured(Protocol):
+    """What a table shows of a measurement, beside its `RATES`: a `Susceptibility` has it."""
+
+    @property
+    def epsilon(self) -> float: ...
+    @property
+    def norm(self) -> str: ...
+    @property
+    def attack(self) -> dict[str, Any]: ...
+    @property
+    def records(self) -> Records: ...
+
+
+def compare(results: Mapping[str, Measured] | Iterable[Measured], names: Iterable[str] | None = None) -> Comparison:
     """Measurements side by side, one a column of figures or a row of the paper's table.
 
     Args:
@@ -52,7 +68,7 @@ class Comparison:
         results: the measurements, by name.
     """
 
-    def __init__(self, results: dict[str, Susceptibility]):
+    def __init__(self, results: dict[str, Measured]):
         self.results = results
 
     def to_table(self, layout: str = "figures", format: str = "text") -> str:  # noqa: A002 (the usual word)
@@ -79,8 +95,6 @@ class Comparison:
         ]
 
     def _figures(self) -> list[list[str]]:
-        from defended.attacks.measurement.result import RATES
-
         rows = [["", *self.results]]
         rows.append(["eps", *(f"{result.epsilon:g} ({result.norm})" for result in self.results.values())])
         for rate in RATES:
@@ -96,7 +110,7 @@ class Comparison:
         return self.to_table()
 
 
-def _name(result: Susceptibility) -> str:
+def _name(result: Measured) -> str:
     return f"eps {result.epsilon:g}, {result.attack['attack']}"
 
 
@@ -105,17 +119,23 @@ def _render(rows: list[list[str]], format: str) -> str:  # noqa: A002
         buffer = io.StringIO()
         csv.writer(buffer, lineterminator="\n").writerows(rows)
         return buffer.getvalue()
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    if format == "text":
+        return text_table(rows)
+    widths = [max(3, *(len(row[column]) for row in rows)) for column in range(len(rows[0]))]
+    rules = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = text_table([rows[0], rules, *rows[1:]], between=" | ").splitlines()
+    return "\n".join(f"| {line} |" for line in lines)
 
-    def line(cells: list[Any]) -> str:
-        first, *rest = (
-            cell.ljust(width) if not column else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+
+def text_table(rows: Iterable[Iterable[str]], left: Collection[int] = (0,), between: str = "  ") -> str:
+    """Rows of cells as lines of plain text, columns aligned: those of the numbers in `left` left, the others right."""
+    cells = [list(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = (
+        between.join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        return "| " + " | ".join([first, *rest]) + " |" if format == "markdown" else "  ".join([first, *rest]).rstrip()
-
-    lines = [line(row) for row in rows]
-    if format == "markdown":
-        rules = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-        lines.insert(1, "| " + " | ".join(rules) + " |")
-    return "\n".join(lines)
+        for row in cells
+    )
+    return "\n".join(line.rstrip() if between.isspace() else line for line in lines)

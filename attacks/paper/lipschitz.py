@@ -12,12 +12,13 @@ import numpy as np
 from defended.attacks.composed.degradation_attack import DegradationAttack
 from defended.attacks.gradient.certificate_descent import CertificateDescent
 from defended.attacks.gradient.pgd import EpsilonPGD
-from defended.attacks.measurement.plots import fpr_upper_curve, plot_pairs
+from defended.attacks.measurement.plots import plot_pairs
 from defended.attacks.paper.reproduction import Finding, Reproduction
 from defended.attacks.paper.settings import Settings, open_net
 from defended.exceptions import NotHereError
 from defended.figure_style import COLOURS, MUTED, draw_frame, to_png
 from defended.statistics.intervals import Rate
+from defended.statistics.rates import InputFacts, fpr_upper_curve, vra_curve
 
 POINTS = 2000
 
@@ -175,12 +176,10 @@ def _published_radii(path: Path) -> tuple[Any, Any]:
 
 
 def _at(radius: Any, right: Any, epsilon: float) -> dict[str, Rate]:
-    answered, twice = radius > epsilon, radius > 2 * epsilon
-    return {
-        f"VRA at {epsilon:g}": Rate(int((right & answered).sum()), len(radius)),
-        f"VRA at {2 * epsilon:g}": Rate(int((right & twice).sum()), len(radius)),
-        f"FPR at {epsilon:g}, at most": Rate(int((answered & ~twice).sum()), int(answered.sum())),
-    }
+    facts = InputFacts.at(radius, right, epsilon)
+    names = {"vra": f"VRA at {epsilon:g}", "vra_2eps": f"VRA at {2 * epsilon:g}",
+             "fpr_upper": f"FPR at {epsilon:g}, at most"}  # fmt: skip
+    return {title: facts.rate(name) for name, title in names.items()}
 
 
 def _draw(series: dict[str, tuple[float, Any, Any]]) -> tuple[bytes | None, dict[str, tuple[float | None, ...]]]:
@@ -202,9 +201,7 @@ def _draw(series: dict[str, tuple[float, Any, Any]]) -> tuple[bytes | None, dict
             style: dict[str, Any] = {
                 "ls": "-" if "ours" in name else "--", "color": COLOURS[0] if "2 eps" in name else COLOURS[1],
             }  # fmt: skip
-            ordered = np.sort(radius[right])
-            vra = (len(ordered) - np.searchsorted(ordered, radii, side="right")) / len(radius)
-            fpr = fpr_upper_curve(radius, radii)
+            vra, fpr = vra_curve(radius, right, radii), fpr_upper_curve(radius, radii)
             grid[0, column].plot(radii, 100 * vra, label=label, **style)
             grid[1, column].plot(radii, 100 * fpr, label=label, **style)
             curves[f"{name}: VRA"] = tuple(vra.tolist())

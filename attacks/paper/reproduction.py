@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from defended._io import atomic_write_bytes, atomic_write_text
+from defended.attacks.measurement.tables import text_table
 from defended.statistics.intervals import Rate
 
 COLUMNS = ("case", "figure", "paper", "ours", "low", "high", "difference", "count", "total", "note")
@@ -75,17 +76,10 @@ class Reproduction:
             row["interval"] = f"[{row['low']}, {row['high']}]" if row["low"] else ""
         names = [name for name in ("case", "figure", "paper", "ours", "interval", "difference", "note")
                  if any(row[name] for row in rows)]  # fmt: skip
-        widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
-
-        def line(cells: dict[str, str]) -> str:
-            left = ("case", "figure", "note")
-            return "  ".join(
-                cells[name].ljust(widths[name]) if name in left else cells[name].rjust(widths[name]) for name in names
-            ).rstrip()
-
         text = [f"{self.name}: {self.title}", ""]
         if rows:
-            text += [line({name: name for name in names}), *map(line, rows)]
+            left = [column for column, name in enumerate(names) if name in ("case", "figure", "note")]
+            text.append(text_table([names, *([row[name] for name in names] for row in rows)], left))
         return "\n".join([*text, *(f"not run: {what}" for what in self.left_out)])
 
     def write(self, directory: str | os.PathLike[str]) -> list[Path]:

@@ -44,13 +44,16 @@ def rounding_budget(proof: Proof, input_size: int, counted: bool = True) -> tupl
         needed = np.maximum(
             *(2 * part / max(t, SMALLEST_NORMAL) for part, t in zip(proof.errors, (t0, t1), strict=True))
         )
-        # The norm is computed in float32: n roundings, halved by the root; squares may be flushed to zero.
+        # The norm is computed in float32: n roundings, halved by the root, which is rounded itself, make it low by
+        # gamma(n / 2 + 1) at most. At most 2 n squares and sums may be flushed to zero: |x| loses sqrt(2 n 2^-126). A
+        # graph rounds `t0 + t1 |x|` twice, float64 all that is here less than once.
         flushed = 2.0 * (input_size * SMALLEST_NORMAL) ** 0.5
         t1 *= 1 + gamma(input_size + 16)
         budget = np.array([t0 + t1 * flushed, t1, 1 + t1 / 2]) * (1 + 16 * UNIT_ROUNDOFF)
     constants = np.where(others, np.maximum(constants, needed), 0.0)
     values = round_up_to_float32(budget)
-    # Within the limit the input's norm, too, is found without overflow: its square stays below 2^125.
+    # Within the limit the input's norm, too, is found without overflow: its square stays below 2^125. It may be found
+    # low, which is covered by what `LARGEST` leaves to the largest float32.
     limit = np.float32(min(proof.limit, 2.0**62) * (1 - 2.0**-20))
     if not (np.all(np.isfinite(values)) and np.all(np.isfinite(constants)) and limit > 0):
         # Nothing can be proven of such weights, so nothing is answered.

@@ -19,7 +19,7 @@ from defended.gloro.normalisation import fold_normalisation
 from defended.gloro.operators import LinearOperator
 from defended.gloro.proof import LayerBound, Proof, differences_of_entries, differences_of_logits
 from defended.gloro.rules import LipschitzRule, RuledStep, rule_for
-from defended.networks.checks import check_does_not_broadcast, check_plain_weights
+from defended.networks.checks import check_plain_weights
 from defended.networks.tracing import Shape, trace
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -43,7 +43,6 @@ class LipschitzGraph:
         self.all_steps: list[RuledStep] = []
         """Every use of a layer in the order in which they run, the last one included."""
         for step in steps:
-            check_does_not_broadcast(step.layer, step.input_shapes)
             key = id(step.layer), step.input_shapes[0]
             if key not in rules:
                 rules[key] = rule_for(step.layer, step.input_shapes[0]).settle(step.layer, step.input_shapes)
@@ -136,8 +135,7 @@ class LipschitzGraph:
             sources = [values[slot] for slot in step.inputs]
             try:
                 if operator is not None and id(operator) not in norms:
-                    claim = claims.get(id(operator))
-                    bound = operator.bound() if claim is None else operator.bound(claim)
+                    bound = operator.bound(claims.get(id(operator)))
                     norms[id(operator)] = bound, operator.bound_of_magnitudes()
                 pair = norms.get(id(operator))
                 norm = pair[0] if pair else None

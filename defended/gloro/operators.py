@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from defended.networks.transposed_convolution import transposed_convolution
 from defended.numerics.convolution_norms import bound_conv2d_norm, bound_nonnegative_conv2d_norm, conv2d_norm_method
 from defended.numerics.eigenvalues import EXACT_SIZE
 from defended.numerics.matrix_norms import bound_matrix_norm, bound_nonnegative_norm
@@ -161,8 +162,9 @@ class DenseOperator(LinearOperator):
         return ops.matmul(outputs, ops.transpose(self.kernel.tensor()))
 
     def bound(self, claimed: float | None = None) -> float:
-        excess, kernel = _excess(self), self.kernel.exact()
-        return (bound_matrix_norm(kernel) if claimed is None else bound_matrix_norm(kernel, claimed - excess)) + excess
+        excess = _excess(self)
+        claimed = None if claimed is None else claimed - excess
+        return bound_matrix_norm(self.kernel.exact(), claimed) + excess
 
     def bound_of_magnitudes(self) -> float:
         return bound_nonnegative_norm(self.kernel.magnitude())
@@ -225,22 +227,9 @@ class Conv2DOperator(LinearOperator):
         return ops.conv(inputs, kernel, strides=self.strides, padding=self.padding, data_format="channels_last")
 
     def adjoint(self, outputs: Any) -> Any:
-        # A transposed `valid` convolution reaches every position of the padded input that some tap reads; the padding
-        # is cut off and positions behind the last tap, which nothing reads, are filled with zeros.
-        full = ops.conv_transpose(
-            outputs,
-            self.dense_kernel(self.kernel.tensor(), ops),
-            strides=self.strides,
-            padding="valid",
-            data_format="channels_last",
-        )
-        rows, columns = self._axes
-        missing = [
-            (0, max(axis.before + axis.size - int(length), 0))
-            for axis, length in zip(self._axes, full.shape[1:3], strict=True)
-        ]
-        full = ops.pad(full, [(0, 0), *missing, (0, 0)]) if any(after for _, after in missing) else full
-        return full[:, rows.before : rows.before + rows.size, columns.before : columns.before + columns.size]
+        kernel, (rows, columns) = self.dense_kernel(self.kernel.tensor(), ops), self._axes
+        offsets = rows.before, columns.before
+        return transposed_convolution(outputs, kernel, self.strides, self.padding, offsets, self.input_shape)
 
     def bound(self, claimed: float | None = None) -> float:
         kernel, excess = self.dense_kernel(self.kernel.exact(), np), _excess(self)

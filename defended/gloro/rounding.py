@@ -29,7 +29,8 @@ ELEMENTARY = 16
 """Units of roundoff, relative to `1 + L |z|`, that exp, tanh and their kin are *assumed* to keep at z."""
 
 NORMALISATION = 20
-"""Roundings of batch normalisation at inference, the reciprocal root and its merging into a kernel included."""
+"""Roundings of batch normalisation at inference, or more: epsilon's, its sum with the variance, a reciprocal root
+within four units, products with gamma, the mean, the kernel and the input, and two sums make twelve."""
 
 _UP = 1 + 2.0**-44  # more than 2^8 roundings of positive float64 numbers make of a bound: gamma(2^8) < 2^-44
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -101,15 +100,6 @@ def check_channels_last(layer: layers.Layer) -> None:
         raise ValueError(
             f"Layer {layer.name!r} ({type(layer).__name__}) uses data_format={layer.data_format!r}. "
             f"Only 'channels_last' is supported: rebuild the network with it."
-        )
-
-
-def check_does_not_broadcast(layer: layers.Layer, shapes: Sequence[tuple[int, ...]]) -> None:
-    """Refuse a sum of different shapes, in which one entry is added to many others: `ValueError`."""
-    if isinstance(layer, layers.Add | layers.Subtract | layers.Average) and len(set(shapes)) > 1:
-        raise ValueError(
-            f"Layer {layer.name!r} ({type(layer).__name__}) broadcasts its inputs, of shapes {list(shapes)}, which "
-            f"enlarges distances by an unknown factor. Bring them to one shape first."
         )
 
 

@@ -39,8 +39,8 @@ def trace(network: keras.Model) -> Trace:
     A shared layer or nested model has a step for each use.
 
     Raises:
-        ValueError: for a model that may do more than its layers show, a nested one with several outputs, or a layer
-            that brings an input of its own, naming it.
+        ValueError: for a model that may do more than its layers show, a nested one with several outputs, a layer that
+            brings an input of its own, or a sum of different shapes, naming it.
     """
     steps: list[Step] = []
     return Trace(steps, _append(steps, network, 0))
@@ -64,6 +64,7 @@ def _append(steps: list[Step], network: Any, source: int) -> int:
                 known[id(tensor)] = _append(steps, operation, inputs[0])
             else:
                 shapes = tuple(tuple(source.shape[1:]) for source in sources)
+                _check_does_not_broadcast(operation, shapes)
                 steps.append(Step(operation, inputs, len(steps) + 1, shapes, tuple(tensor.shape[1:])))
                 known[id(tensor)] = len(steps)
         return known[id(tensor)]
@@ -84,4 +85,13 @@ def _check_is_graph(network: Any) -> None:
         raise ValueError(
             f"Model {network.name!r} has {len(network.outputs)} outputs; a network, and each model inside it, must "
             f"have a single one. Use its layers instead."
+        )
+
+
+def _check_does_not_broadcast(layer: Any, shapes: tuple[Shape, ...]) -> None:
+    """Refuse a sum of different shapes, in which one entry is added to many others."""
+    if isinstance(layer, layers.Add | layers.Subtract | layers.Average) and len(set(shapes)) > 1:
+        raise ValueError(
+            f"Layer {layer.name!r} ({type(layer).__name__}) broadcasts its inputs, of shapes {list(shapes)}, which "
+            f"enlarges distances by an unknown factor. Bring them to one shape first."
         )

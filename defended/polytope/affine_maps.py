@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import keras
 import numpy as np
 from keras import layers, ops
 
+from defended.networks.transposed_convolution import transposed_convolution
 from defended.numerics.sliding_windows import axes_of
 from defended.polytope.reductions import TERMS, Shape, product, product_roundings
 
@@ -273,23 +273,3 @@ class GlobalPoolMap(AffineMap):
 def identity(size: int) -> Any:
     """Return the identity matrix, made of operations that a deployed graph may hold."""
     return ops.one_hot(ops.arange(size), size, dtype="float32")
-
-
-def transposed_convolution(
-    rows: Any, kernel: Any, strides: tuple[int, int], padding: str, offsets: tuple[int, int], shape: Shape
-) -> Any:
-    """Apply the transpose of a convolution to `[rows, h, w, filters]`: `[rows, *shape]`, `shape` its input's."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        size = tf.stack([tf.shape(rows)[0], *shape])
-        return tf.ensure_shape(
-            tf.nn.conv2d_transpose(rows, kernel, size, list(strides), padding.upper()), (None, *shape)
-        )
-    full = ops.conv_transpose(rows, kernel, strides=strides, padding="valid", data_format="channels_last")
-    missing = [
-        (0, max(0, offset + want - got)) for offset, want, got in zip(offsets, shape[:2], full.shape[1:3], strict=True)
-    ]
-    full = ops.pad(full, [(0, 0), *missing, (0, 0)])
-    (top, left), (height, width) = offsets, shape[:2]
-    return full[:, top : top + height, left : left + width]

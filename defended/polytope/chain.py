@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,3 +35,25 @@ class Chain:
         """Set the bounds of a value."""
         self.lower[index], self.upper[index] = lower, upper
         self.size[index] = ops.maximum(ops.abs(lower), ops.abs(upper))
+
+    def through_relu(
+        self, index: int, rows: Any, side: str, weighted: Callable[[Any, Any], Any], spread: Callable[[Any], Any]
+    ) -> tuple[Any, Any]:
+        """Carry rows of coefficients on a ReLU to its argument; returns them and what the lines take.
+
+        Args:
+            index: the ReLU.
+            rows: coefficients.
+            side: `"lower"` bounds a value from below, `"upper"` from above.
+            weighted: sums rows, weighted by values `[batch, *shape]`.
+            spread: brings values `[batch, *shape]` to the axes of the rows.
+        """
+        below, above = self.reach[index] if side == "lower" else self.reach[index][::-1]
+        made = self.lines[index]
+        if self.centred:
+            return rows * spread(made.slope), weighted(ops.abs(rows), below)
+        positive = ops.relu(rows)
+        negative = positive - rows
+        first, second = (made.low_slope, made.slope) if side == "lower" else (made.slope, made.low_slope)
+        left = positive * spread(first) - negative * spread(second)
+        return left, weighted(positive, below) + weighted(negative, above)

@@ -15,6 +15,9 @@ upper bounds, symmetric around the centre of the relaxation.
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from keras import ops
@@ -122,9 +125,9 @@ class DualBounds:
             elif node.kind == "relu":
                 reference = self._relax(chain, index, column, others, dual)
             elif node.kind == "add":
-                reference = self._add(chain, index)
+                reference = self.add_branches(chain, index)
             else:
-                reference = self._step(chain, index, column)
+                reference = self.through_map(chain, index, column)
             if chain.centred:
                 chain.reference[index] = reference
 
@@ -148,7 +151,8 @@ class DualBounds:
         chain.reach[index] = ((made.lift + made.low_drop) / 2,) * 2
         return made.slope * argument + (made.lift - made.low_drop) / 2
 
-    def _add(self, chain: Chain, index: int) -> Any:
+    def add_branches(self, chain: Chain, index: int) -> Any:
+        """Bound a sum of branches, and what rounding costs in it; returns its reference if centred."""
         sources = self.graph.nodes[index].sources
         lower, upper = (_sum(bound[source] for source in sources) for bound in (chain.lower, chain.upper))
         if self.shares.counted:
@@ -160,8 +164,8 @@ class DualBounds:
         chain.bound(index, lower, upper)
         return _sum(chain.reference[source] for source in sources) if chain.centred else None
 
-    def _step(self, chain: Chain, index: int, column: Any) -> Any:
-        """Interval arithmetic over an affine map, and what rounding costs in it."""
+    def through_map(self, chain: Chain, index: int, column: Any) -> Any:
+        """Bound an affine map by interval arithmetic, rounding included; returns its reference if centred."""
         node = self.graph.nodes[index]
         affine, source = _map_of(node), node.sources[0]
         below, above = chain.lower[source], chain.upper[source]
@@ -240,10 +244,13 @@ class DualBounds:
             if at not in waiting:
                 continue
             coefficients, node = waiting.pop(at), nodes[at]
+            if node.kind == "relu" and boxes:
+                spent.append(self._taken_by_boxes(chain, at, coefficients))
+                continue
             if node.kind == "relu":
-                coefficients = self._through_relu(chain, at, coefficients, side, boxes, spent)
-                if boxes:
-                    continue
+                sums = functools.partial(weighted, shape=node.shape)
+                coefficients, taken = chain.through_relu(at, coefficients, side, sums, lambda values: values[:, None])
+                spent.append(taken)
             elif node.kind == "affine":
                 flat = ops.reshape(coefficients, (-1, *node.shape))
                 below = nodes[node.sources[0]].shape
@@ -254,37 +261,20 @@ class DualBounds:
         taken = _sum(spent) if spent else ops.zeros((1, targets))
         return taken * (1.0 + self.shares.sums), norm * (1.0 + self.shares.sums)
 
-    def _through_relu(
-        self, chain: Chain, index: int, coefficients: Any, side: str, boxes: bool, spent: list[Any]
-    ) -> Any:
-        """Coefficients on a ReLU's argument; appends what its lines take."""
-        shape = self.graph.nodes[index].shape
-        below, above = chain.reach[index] if side == "lower" else chain.reach[index][::-1]
-        made = chain.lines[index]
-        if boxes:
-            box = constant_lines(chain.lower[index], chain.upper[index])
-            below, above = box.reach(chain.reference[index], chain.reference[index])
-        if chain.centred and not boxes:
-            spent.append(weighted(ops.abs(coefficients), below, shape))
-            return coefficients * made.slope[:, None]
-        positive = ops.relu(coefficients)
-        negative = positive - coefficients
-        spent.append(weighted(positive, below, shape) + weighted(negative, above, shape))
-        if boxes:
-            return None
-        slopes = (made.low_slope, made.slope) if side == "lower" else (made.slope, made.low_slope)
-        return positive * slopes[0][:, None] - negative * slopes[1][:, None]
+    def _taken_by_boxes(self, chain: Chain, index: int, rows: Any) -> Any:
+        """Return what is taken from rows of coefficients on a ReLU that lies in its box, `[batch, targets]`."""
+        shape, reference = self.graph.nodes[index].shape, chain.reference[index]
+        below, above = constant_lines(chain.lower[index], chain.upper[index]).reach(reference, reference)
+        positive = ops.relu(rows)
+        return weighted(positive, below, shape) + weighted(positive - rows, above, shape)
 
 
 def _largest(values: Any) -> Any:
     return ops.max(ops.abs(values), axis=tuple(range(1, len(values.shape))))
 
 
-def _sum(values: Any) -> Any:
-    first, *others = values
-    for value in others:
-        first = first + value
-    return first
+def _sum(values: Iterable[Any]) -> Any:
+    return functools.reduce(operator.add, values)
 
 
 def _map_of(node: Node) -> AffineMap:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,10 +90,7 @@ class PolytopeGraph:
             if node.kind == "input":
                 found.append(inputs)
             elif node.kind == "add":
-                total = sources[0]
-                for source in sources[1:]:
-                    total = total + source
-                found.append(total)
+                found.append(functools.reduce(operator.add, sources))
             elif node.kind == "relu":
                 found.append(ops.relu(sources[0]))
             else:

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from defended.networks.checks import check_channels_last, check_does_not_broadcast, check_plain_weights
+from defended.networks.checks import check_channels_last, check_plain_weights
 from defended.networks.layer_kinds import LINEAR
 from defended.polytope.affine_maps import AffineMap, ConvMap, DenseMap, GlobalPoolMap, PoolMap, ReshapeMap, Shape
 
@@ -97,11 +97,6 @@ def _reshape(layer: Any, shapes: Sequence[Shape], output_shape: Shape) -> Pieces
     return [ReshapeMap(shapes[0], output_shape)]
 
 
-def _add(layer: Any, shapes: Sequence[Shape], output_shape: Shape) -> Pieces:
-    check_does_not_broadcast(layer, shapes)
-    return []
-
-
 def _nothing(layer: Any, shapes: Sequence[Shape], output_shape: Shape) -> Pieces:
     return []
 
@@ -117,7 +112,7 @@ _PIECES: dict[type, Callable[[Any, Sequence[Shape], Shape], Pieces]] = {
     layers.Activation: lambda layer, shapes, output_shape: _activation_of(layer),
     layers.Flatten: _reshape,
     layers.Reshape: _reshape,
-    layers.Add: _add,
+    layers.Add: _nothing,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -88,50 +89,32 @@ class Patches:
         # One row of coefficients for each filter, the same at all positions: [1, 1, filters, h, w, channels].
         coefficients = ops.transpose(first.kernel if isinstance(first, ConvMap) else single, (3, 0, 1, 2))[None, None]
         spent: list[Any] = []
-        for index, node in self._nodes[1:]:
+        for (_, above), (index, node) in itertools.pairwise(self._nodes):
             level = self._levels[index]
             if node.kind == "relu":
                 coefficients, taken = self._through_relu(chain, index, level, coefficients, side)
                 spent.append(taken)
                 continue
-            if not self._nodes_above_is_relu(index):
+            if above.kind != "relu":
                 coefficients = level.inside(coefficients)
             if isinstance(node.map, ConvMap):
                 flat = ops.reshape(coefficients, (-1, *level.size, level.channels))
                 below = node.map.transposed_patches(flat)
                 coefficients = ops.reshape(below, (-1, level.positions, filters, *below.shape[1:]))
         norm = dual_norm(coefficients, tuple(coefficients.shape[3:]), self.norm)
-        taken = ops.zeros_like(norm)
-        for part in spent:
-            taken = taken + part
+        taken = sum(spent, ops.zeros_like(norm))
         return ops.reshape(taken, (-1, *self._shape)), ops.reshape(norm, (-1, *self._shape))
 
     def _through_relu(self, chain: Chain, index: int, level: _Level, coefficients: Any, side: str) -> tuple[Any, Any]:
-        below, above = chain.reach[index] if side == "lower" else chain.reach[index][::-1]
-        made, size = chain.lines[index], math.prod(level.size) * level.channels
-        flat = ops.reshape(coefficients, (*[-1 if n is None else n for n in coefficients.shape[:3]], size))
+        shape = (*level.size, level.channels)
+        flat = ops.reshape(coefficients, (*[-1 if n is None else n for n in coefficients.shape[:3]], math.prod(shape)))
 
         def weighted(rows: Any, weights: Any) -> Any:
             gathered = level.gather(weights)
             if rows.shape[0] == 1 and rows.shape[1] == 1:
                 return product(gathered, ops.transpose(rows[0, 0]))
-            shaped = ops.reshape(
-                rows * gathered[:, :, None], (-1, level.positions, rows.shape[2], *level.size, level.channels)
-            )
-            return total(shaped, (*level.size, level.channels))
+            shaped = ops.reshape(rows * gathered[:, :, None], (-1, level.positions, rows.shape[2], *shape))
+            return total(shaped, shape)
 
-        if chain.centred:
-            taken = weighted(ops.abs(flat), below)
-            result = flat * level.gather(made.slope)[:, :, None]
-        else:
-            positive = ops.relu(flat)
-            negative = positive - flat
-            taken = weighted(positive, below) + weighted(negative, above)
-            slopes = (made.low_slope, made.slope) if side == "lower" else (made.slope, made.low_slope)
-            low, high = (level.gather(slope)[:, :, None] for slope in slopes)
-            result = positive * low - negative * high
-        return ops.reshape(result, (-1, level.positions, flat.shape[2], *level.size, level.channels)), taken
-
-    def _nodes_above_is_relu(self, index: int) -> bool:
-        order = [number for number, _ in self._nodes]
-        return self._nodes[order.index(index) - 1][1].kind == "relu"
+        left, taken = chain.through_relu(index, flat, side, weighted, lambda values: level.gather(values)[:, :, None])
+        return ops.reshape(left, (-1, level.positions, flat.shape[2], *shape)), taken

@@ -10,7 +10,9 @@ pass for every entry. Nothing is proven by them.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from typing import Any
 
 import keras
@@ -60,14 +62,11 @@ def projected_chain(bounds: DualBounds, inputs: Any, epsilon: Any, count: int, s
             ball[index] = ball[source] * made.slope[:, None]
             drawn[index] = drawn[source] * made.slope[:, None] + fresh
         elif node.kind == "add":
-            chain.reference[index] = bounds._add(chain, index)
+            chain.reference[index] = bounds.add_branches(chain, index)
             for parts in (ball, drawn):
-                total = parts[node.sources[0]]
-                for source in node.sources[1:]:
-                    total = total + parts[source]
-                parts[index] = total
+                parts[index] = functools.reduce(operator.add, (parts[source] for source in node.sources))
         else:
-            chain.reference[index] = bounds._step(chain, index, column)
+            chain.reference[index] = bounds.through_map(chain, index, column)
             for parts in (ball, drawn):
                 part = parts[node.sources[0]]
                 flat = ops.reshape(part, (-1, *graph.nodes[node.sources[0]].shape))

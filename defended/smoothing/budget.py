@@ -27,7 +27,7 @@ def rows_at_once(sampler: Any) -> int:
 
     def seconds(rows: int) -> float:
         with tf.init_scope():
-            point, noise = tf.zeros([1, *shape]), tf.zeros([rows, *shape])
+            point, noise = tf.zeros([1, *shape]), tf.zeros([1, rows, *shape])
             run = tf.function(sampler.chunk, autograph=False)
             run(point, noise)
             start = time.perf_counter()

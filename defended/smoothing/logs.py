@@ -135,7 +135,7 @@ def certify(model: SmoothedNet, x: Any, y: Any, *, index: Any = None, batch_size
         x: `[n, *input shape]`.
         y: `[n]`, class numbers.
         index: `[n]`, the inputs' numbers in their data set; 0, 1, ... if left out.
-        batch_size: inputs that share their noise.
+        batch_size: inputs that are judged together.
 
     Raises:
         ValueError: for a sequential model, whose radii end where it stopped sampling.

@@ -33,8 +33,8 @@ class Sampled(NamedTuple):
 class Sampler:
     """CERTIFY's sampling (Cohen et al. 2019), chunk by chunk, on the inputs that are still undecided.
 
-    One call draws one stream of noise, which all its inputs share; each guarantee is about one input. The loops
-    run inside the graph: counts never leave the device before the end.
+    Every input is judged under noise of its own, so that verdicts on the inputs of a batch are independent draws. The
+    loops run inside the graph: counts never leave the device before the end.
 
     Args:
         network: logits `[batch, m]` out.
@@ -58,16 +58,17 @@ class Sampler:
         self.max_batch = max_batch
         self.precision = precision
         self.num_classes = int(network.outputs[0].shape[-1])
-        points = tf.TensorSpec([None, *network.input_shape[1:]], tf.float32)
+        shape = network.input_shape[1:]
+        specification = [tf.TensorSpec([None, *axes, *shape], tf.float32) for axes in ((), (None,))]
         # Made once, since a graph evaluates the network in several places.
-        self.chunk = tf.function(self.count_chunk, input_signature=[points, points], autograph=False)
+        self.chunk = tf.function(self.count_chunk, input_signature=specification, autograph=False)
 
     def decide(self, inputs: Any, seed: Any, gate: Gate) -> Sampled:
         """Choose a candidate for each input, and sample until the gate decides on it.
 
         Args:
             inputs: `[batch, ...]` float32.
-            seed: `[2]` int32, names the stream of noise.
+            seed: `[2]` int32, names the streams of noise.
             gate: thresholds and radii; constants of the graph.
         """
         checkpoints, answer, futile, radius, offset = (tf.constant(part) for part in gate)
@@ -156,8 +157,7 @@ class Sampler:
 
         def body(drawn: Any, step: Any, counts: Any) -> tuple[Any, Any, Any]:
             size = tf.minimum(chunk, number - drawn)
-            noise = self.noise(size, tf.random.fold_in(seed, step))
-            return drawn + size, step + 1, counts + self._in_slices(points, noise, limit)
+            return drawn + size, step + 1, counts + self._chunk_of(points, size, tf.random.fold_in(seed, step), limit)
 
         state = (tf.constant(0), step, tf.zeros([batch, self.num_classes], tf.int32))
         shapes = (tf.TensorShape([]), tf.TensorShape([]), tf.TensorShape([None, self.num_classes]))
@@ -167,20 +167,25 @@ class Sampler:
         )  # fmt: skip
         return counts, step
 
-    def _in_slices(self, points: Any, noise: Any, limit: int) -> Any:
-        """Votes of every point under every noise, at most `limit` rows at a time (at least one point's)."""
+    def _chunk_of(self, points: Any, draws: Any, seed: Any, limit: int) -> Any:
+        """Votes `[batch, m]` int32 of some draws for every point, `limit` rows at a time (at least a point's)."""
         batch = tf.shape(points)[0]
-        width = tf.maximum(1, limit // tf.shape(noise)[0])
+        width = tf.maximum(1, limit // draws)
+
+        def count(part: Any, seed: Any) -> Any:
+            size = tf.shape(part)[0]
+            noise = self.noise(size * draws, seed)
+            return self.chunk(part, tf.reshape(noise, tf.concat([[size, draws], tf.shape(noise)[1:]], axis=0)))
 
         def body(first: Any, votes: Any) -> tuple[Any, Any]:
-            part = self.chunk(points[first : first + width], noise)
+            part = count(points[first : first + width], tf.random.fold_in(seed, first))
             return first + width, tf.concat([votes, part], axis=0)
 
         # Slices only where there are more points than the budget has rows.
         shapes = (tf.TensorShape([]), tf.TensorShape([None, self.num_classes]))
         return tf.cond(
             width >= batch,
-            lambda: self.chunk(points, noise),
+            lambda: count(points, seed),
             lambda: tf.while_loop(
                 lambda first, votes: first < batch,
                 body,
@@ -191,9 +196,9 @@ class Sampler:
         )
 
     def count_chunk(self, points: Any, noise: Any) -> Any:
-        shape, (batch, draws) = list(points.shape[1:]), (tf.shape(points)[0], tf.shape(noise)[0])
-        noisy = tf.reshape(points[:, None] + noise[None], [batch * draws, *shape])
-        logits = self.logits(noisy)
+        """Votes `[batch, m]` int32 under noise `[batch, draws, ...]`, or `[1, draws, ...]` for all points the same."""
+        shape, (batch, draws) = list(points.shape[1:]), (tf.shape(points)[0], tf.shape(noise)[1])
+        logits = self.logits(tf.reshape(points[:, None] + noise, [batch * draws, *shape]))
         votes = tf.one_hot(tf.argmax(logits, axis=-1, output_type=tf.int32), self.num_classes, dtype=tf.int32)
         # Logits that are not finite vote for no class.
         votes *= tf.cast(finite_rows(logits), tf.int32)[:, None]

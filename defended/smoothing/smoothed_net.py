@@ -45,8 +45,9 @@ class SmoothedNet(DefendedModel):
     otherwise; p <= 1/2, which is CERTIFY's abstention, has radius 0.
 
     **Guarantee.** For each input on its own: with probability at least 1 - alpha over the noise, an answer is g(x), and
-    g does not change within the radius given (theorem 1 of the paper). Another call draws other noise and may answer
-    where this one rejected, or reject where this one answered.
+    g does not change within the radius given (theorem 1 of the paper). The inputs of a batch are judged under
+    independent noise. Another call draws other noise and may answer where this one rejected, or reject where this one
+    answered.
 
     `model(x)` is `[batch, m + 1]`: the classes' shares of the votes, and for ⊥ the share that the leader had to exceed.
     They have no gradient. `competitor_radii` has one, and is an estimate.
@@ -292,7 +293,7 @@ class SmoothedNet(DefendedModel):
         Args:
             x: `[n, *input shape]`.
             samples: draws for each input; None for `self.samples`.
-            batch_size: inputs that share their noise.
+            batch_size: inputs that are judged together.
 
         Returns:
             `[n]` int64; -1 where the test abstains, and where the input is not finite.
@@ -325,7 +326,7 @@ class SmoothedNet(DefendedModel):
 
     def votes_under(self, inputs: Any, noise: Any) -> Any:
         """`[batch, m]` int32 votes of `[batch, ...]` inputs under `[draws, ...]` noise that was drawn elsewhere."""
-        return self._aside.sampler.count_chunk(inputs, noise)
+        return self._aside.sampler.count_chunk(inputs, noise[None])
 
     def undefended_logits(self, inputs: Any) -> Any:
         """`[batch, m]`: the network's logits at the inputs themselves, without noise, in this model's precision."""

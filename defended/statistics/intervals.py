@@ -90,11 +90,11 @@ class Rate(float):
         return float.__repr__(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """`value`, `count`, `total`, `interval` and `confidence`, ready for JSON."""
+        """`value`, `count`, `total`, `interval`, `confidence` and, where there is any, `doubt`, ready for JSON."""
         return {
             "value": float(self),
             "count": self.count,
             "total": self.total,
             "interval": list(self.interval),
             "confidence": self.confidence,
-        }
+        } | ({"doubt": self.doubt} if self.doubt else {})

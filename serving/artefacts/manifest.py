@@ -128,6 +128,9 @@ class Manifest(_Record):
     certificate_method: str
     certificate_assumptions: tuple[str, ...]
     sampling: SamplingRecord | None = None
+    noise_per_input: bool = False
+    """Whether the inputs of a batch are judged under independent noise, where verdicts are drawn; in earlier artefacts
+    a batch shares its noise, and its verdicts are not independent draws."""
     signatures: dict[str, SignatureInfo]
     ops: tuple[str, ...]
     packages: dict[str, str]

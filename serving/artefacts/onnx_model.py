@@ -79,6 +79,8 @@ class OnnxModel:
                 f"`x` must have the shape [batch, {', '.join(map(str, self.input_shape))}]. Received: {x.shape}"
             )
         judge = self._run if self.metadata["sampling"] is None else self._sample
+        if judge == self._sample:
+            batch_size = 1  # a step shares its noise among its inputs, and verdicts are to be independent draws
         return run_in_batches(judge, x, batch_size)
 
     def verdicts(self, x: np.ndarray, batch_size: int = 256) -> Verdicts:

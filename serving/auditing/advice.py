@@ -9,9 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from defended.statistics.intervals import Rate
+from defended.statistics.rates import InputFacts
 
 # Shares of clean inputs that one may be willing to have rejected.
 AFFORDABLE = (0.01, 0.02, 0.05, 0.1)
+
+_SHOWN = ("rejection_rate", "vra", "vra_2eps", "fpr_upper")
 
 # Below the radius that must be kept, by more than the rounding of the run-time comparison.
 _BELOW = 1 - 2.0**-20
@@ -69,6 +72,7 @@ def advise(
     right: np.ndarray | None,
     epsilon: float,
     confidence: float,
+    alpha: float = 0.0,
     shares: Sequence[float] = AFFORDABLE,
 ) -> Advice:
     """Compare deployments of one network at several radii; the radii do not depend on epsilon.
@@ -81,33 +85,23 @@ def advise(
         right: `[n]` bool, whether the network's class is the right one; None without labels.
         epsilon: as deployed now.
         confidence: of the intervals; of `epsilon_in_general` one-sided.
+        alpha: probability that a radius is wrong.
         shares: rejection rates that may be affordable.
     """
     at = (("half of it", epsilon / 2), ("as deployed", epsilon), ("twice of it", 2 * epsilon))
     return Advice(
-        tuple(deployment(name, value, radius, right, confidence) for name, value in at),
+        tuple(deployment(name, value, radius, right, confidence, alpha) for name, value in at),
         tuple(Affordable(share, *affordable(radius, share, confidence)) for share in shares),
         confidence,
     )
 
 
 def deployment(
-    name: str, epsilon: float, radius: np.ndarray, right: np.ndarray | None, confidence: float
+    name: str, epsilon: float, radius: np.ndarray, right: np.ndarray | None, confidence: float, alpha: float = 0.0
 ) -> Deployment:
-    """What the network would do at `epsilon`."""
-    n, answered, safe = len(radius), radius > epsilon, radius > 2 * epsilon
-
-    def rate(chosen: np.ndarray, total: int) -> Rate:
-        return Rate(int(chosen.sum()), total, confidence)
-
-    return Deployment(
-        name,
-        float(epsilon),
-        rate(~answered, n),
-        None if right is None else rate(right & answered, n),
-        None if right is None else rate(right & safe, n),
-        rate(answered & ~safe, int(answered.sum())),
-    )
+    """What the network would do at `epsilon`; the arguments are those of `advise`."""
+    rates = InputFacts.at(radius, right, epsilon).rates(_SHOWN, confidence, alpha)
+    return Deployment(name, float(epsilon), **rates)  # type: ignore[arg-type]
 
 
 def affordable(radius: np.ndarray, share: float, confidence: float) -> tuple[float | None, float | None]:

@@ -2,52 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 import numpy as np
 
-from defended.exceptions import AgreementError, EndpointError
-from defended.serving.artefacts.artefact import Artefact, load
-from defended.serving.auditing import strata
-from defended.serving.auditing.baseline import compare_with
+from defended.serving.artefacts.artefact import Artefact
+from defended.serving.auditing.answers import Answers, infer_epsilon
 from defended.serving.auditing.black_box import BlackBox, attack_endpoint
-from defended.serving.auditing.clean import clean_figures, fingerprint, on_its_side
-from defended.serving.auditing.conditions import Condition, decide, parse_conditions
+from defended.serving.auditing.clean import clean_figures, facts_of
+from defended.serving.auditing.conditions import Condition, parse_conditions
+from defended.serving.auditing.contradictions import contradictions
+from defended.serving.auditing.local_copy import compare_with_copy
 from defended.serving.auditing.log import is_request_log, read_log
 from defended.serving.auditing.record import AuditRecord, read_record
 from defended.serving.auditing.replay import Attacked, attack_model, read_attacked, replay
 from defended.serving.auditing.report import AuditReport
-from defended.serving.auditing.targets import (
-    WHOLE,
-    Answers,
-    Endpoint,
-    Subject,
-    Target,
-    artefact_target,
-    described,
-    endpoint_target,
-    infer_epsilon,
-)
-from defended.serving.clients.client import Client
-from defended.serving.exporting.agreement import require_agreement
+from defended.serving.auditing.subject import require_radius
+from defended.serving.auditing.targets import Endpoint, Target, open_target
 
 if TYPE_CHECKING:
     from defended.defended_model import DefendedModel
     from defended.serving.artefacts.manifest import Manifest
+    from defended.serving.auditing.subject import Subject
 
     Perturb = Callable[..., np.ndarray]
 
 _UNKNOWN_OF_LOGS = (
     "Whether anybody attacked: a log shows who was rejected, not why. A monitor weighs what speaks for it.",
 )
-
-_SCHEMES = ("http://", "https://", "grpc://", "grpcs://")
 
 
 def audit(
@@ -102,7 +87,8 @@ def audit(
     Raises:
         AgreementError: `model` and the target differ in epsilon, norm, scores or verdicts on `x`.
         ArtefactError: the path holds no intact artefact.
-        EndpointError: an endpoint answers what no rejecting classifier says, or changed its version meanwhile.
+        EndpointError: nothing can be counted of an endpoint's answers, or it changed its version meanwhile. Answers
+            that contradict each other are counted, and an alarm.
         ConditionsError, RecordError: `conditions` or `baseline` cannot be used.
         TypeError, ValueError: `x`, `y` or another argument does not fit.
     """
@@ -116,11 +102,10 @@ def audit(
         if any(value is not None for value in (x, y, model, attack, attacked, black_box)):
             raise ValueError("A request log holds its own inputs: give neither data nor a model nor an attack.")
         subject, answers, more = read_log(target, name, confidence)
-        report = clean_figures(subject, answers, None, None, confidence, {"name": data_name, "sha256": None})
-        report = dataclasses.replace(
-            report, strata={**report.strata, **more}, unknown=(*report.unknown, *_UNKNOWN_OF_LOGS), queries=0
-        )
-        return _decided(report, limits, earlier)
+        clean = clean_figures(subject, answers, facts_of(subject, answers, None), None, None, confidence, data_name)
+        clean = replace(clean, strata={**clean.strata, **more}, unknown=(*clean.unknown, *_UNKNOWN_OF_LOGS))
+        seen = contradictions(answers, subject)
+        return AuditReport(**vars(clean), conditions=limits, baseline=earlier, contradictions=seen)
     if attack is not None and model is None:
         raise ValueError("`attack` runs on the Keras model: give `model` too, the one that was exported.")
     if attacked is not None and attack is not None:
@@ -130,127 +115,71 @@ def audit(
     if model is not None:
         model.ensure_proven()
     known = {"name": name, "manifest": manifest, "model": model, "epsilon": epsilon, "norm": norm}
-    with _opened(target, batch_size, **known) as opened:
-        y = _check_data(opened, x, y)
-        return _decided(
-            _measure(opened, x, y, batch_size, model, attack, attacked, black_box, confidence, data_name, pairs),
-            limits,
-            earlier,
+    with open_target(target, batch_size, **known) as opened:
+        y = check_data(opened.subject, x, y)
+        answers, assumptions = _ask(opened, x, model, batch_size)
+        subject, facts = opened.subject, facts_of(opened.subject, answers, y)
+        clean = clean_figures(subject, answers, facts, x, y, confidence, data_name)
+        findings = asked = None
+        if attacked is not None or model is not None:
+            require_radius(subject, "replaying attacked inputs")
+            made = _attacked(attacked, model, attack, x, answers)
+            findings = replay(opened, made, x, answers, facts, confidence, pairs)
+        if black_box is not None:
+            require_radius(subject, "an attack on the endpoint")
+            asked = attack_endpoint(opened, black_box, x, answers, confidence, pairs)
+        if subject.kind == "endpoint":
+            opened.require_same_version()
+        nothing = ("How many answers can really be forced into rejections: nothing was attacked.",)
+        unknown = (*clean.unknown, *(nothing if findings is None and asked is None else ()))
+        return AuditReport(
+            **vars(clean) | {"unknown": unknown, "assumptions": (*assumptions, *clean.assumptions)},
+            attack=findings,
+            black_box=asked,
+            conditions=limits,
+            baseline=earlier,
+            contradictions=opened.contradictions,
+            queries=opened.points,
         )
 
 
-@contextlib.contextmanager
-def _opened(target: Any, batch_size: int, **known: Any) -> Iterator[Target]:
-    """The target, opened here or elsewhere; what was opened here is closed."""
-    if isinstance(target, Artefact):
-        yield artefact_target(target, batch_size)
-    elif isinstance(target, str) and target.startswith(_SCHEMES):
-        with Client(target, model=known["name"], batch_size=batch_size) as client:
-            yield endpoint_target(client, WHOLE, location=target, **_named(target, known))
-    elif isinstance(target, str | os.PathLike):
-        with load(target) as artefact:
-            yield artefact_target(artefact, batch_size)
-    elif isinstance(target, Client):
-        yield endpoint_target(target, WHOLE, location=target.url, **_named(target.url, known))
-    elif callable(getattr(target, "predict", None)):
-        yield endpoint_target(target, batch_size, **known)
-    else:
-        raise TypeError(
-            "`target` must be an artefact or its path, an address such as http://localhost:8501/v1/models/digits, a "
-            f"request log's path, or an object with `predict(x, signature)`. Received: {type(target).__name__}."
+def _ask(target: Target, x: np.ndarray, model: DefendedModel | None, batch_size: int) -> tuple[Answers, list[str]]:
+    """The answers to clean inputs, what they or the model's copy tell of the target, and what is assumed thereby."""
+    told = target.ask(x)
+    answers = told if model is None else compare_with_copy(model, target.subject, x, told, batch_size)
+    assumptions, known = [], {}
+    if answers.radius is not told.radius:
+        assumptions.append(
+            f"The radii are the Keras model's, since the endpoint tells none; on these {len(x):,} inputs its "
+            "labels are equal to the endpoint's, and its scores up to rounding."
         )
-
-
-def _named(url: str, known: dict[str, Any]) -> dict[str, Any]:
-    """What is known, and the model's name, which an address may hold."""
-    found = re.search(r"://[^/]+(?:/v1/models)?/([^/:]+)", url)
-    return known | {"name": known["name"] or (unquote(found[1]) if found else None)}
-
-
-def _measure(
-    target: Target,
-    x: np.ndarray,
-    y: np.ndarray | None,
-    batch_size: int,
-    model: DefendedModel | None,
-    attack: Perturb | None,
-    attacked: Attacked | str | os.PathLike[str] | None,
-    black_box: BlackBox | None,
-    confidence: float,
-    data_name: str,
-    pairs: int,
-) -> AuditReport:
-    answers = target.ask(x)
-    assumptions: list[str] = []
-    radius = answers.radius
-    if model is not None:
-        _require_same(target.subject, model)
-        if (deployed := target.subject.manifest) is not None and deployed.check.drift is not None:
-            model.evaluation_drift = max(model.evaluation_drift, deployed.check.drift.folded)
-        _agree(model, x, answers, batch_size)
-        if radius is None and model.sampling is None:
-            radius = model.verdicts(x, batch_size=batch_size).radius.astype(np.float64)
-            assumptions.append(
-                f"The radii are the Keras model's, since the endpoint tells none; on these {len(x):,} inputs its "
-                "labels are equal to the endpoint's, and its scores up to rounding."
-            )
     if target.subject.epsilon is None and (inferred := infer_epsilon(answers)) is not None:
-        target.subject = dataclasses.replace(target.subject, epsilon=inferred, epsilon_from="radii")
+        known |= {"epsilon": inferred, "epsilon_from": "radii"}
         assumptions.append(f"Epsilon, {inferred:.6g}, was read off the endpoint's two radii; nothing else told it.")
     if answers.scores is not None and target.subject.num_classes is None:
-        target.subject = dataclasses.replace(target.subject, num_classes=answers.scores.shape[1])
+        known["num_classes"] = answers.scores.shape[1]
     if target.subject.kind == "endpoint":
         assumptions.append("The endpoint answers everybody as it answered this audit.")
-    answers = answers._replace(radius=radius)
-    report = clean_figures(target.subject, answers, y, x, confidence, {"name": data_name, "sha256": fingerprint(x, y)})
-
-    findings = None
-    if attacked is not None or model is not None:
-        _require_radius(target.subject, "replaying attacked inputs")
-        if attacked is None:
-            assert model is not None  # noqa: S101  (one of the two)
-            made = attack_model(model, attack, x, answers.label)
-        else:
-            made = attacked if isinstance(attacked, Attacked) else read_attacked(attacked)
-        findings = replay(target, made, x, y, answers, on_its_side(answers, target.subject), confidence, pairs)
-    asked = None
-    if black_box is not None:
-        _require_radius(target.subject, "an attack on the endpoint")
-        asked = attack_endpoint(target, black_box, x, answers, confidence, pairs)
-    if target.subject.kind == "endpoint":
-        _require_same_version(target)
-    unknown = list(report.unknown)
-    if findings is None and asked is None:
-        unknown.append("How many answers can really be forced into rejections: nothing was attacked.")
-    return dataclasses.replace(
-        report,
-        attack=findings,
-        black_box=asked,
-        unknown=tuple(unknown),
-        assumptions=(*assumptions, *report.assumptions),
-        queries=target.points,
-    )
+    target.learn(answers, **known)
+    return answers, assumptions
 
 
-def _decided(report: AuditReport, limits: Mapping[str, Condition], baseline: AuditRecord | None) -> AuditReport:
-    figures: dict[str, float | None] = {
-        **report.rates(),
-        "worst_class_rejection_rate": strata.worst_rejection(report.strata.get("class", ()), report.confidence),
-        "worst_confidence_rejection_rate": strata.worst_rejection(
-            report.strata.get("confidence", ()), report.confidence
-        ),
-        "epsilon": report.subject.epsilon,
-        "draws_ratio": report.draws_ratio,
-        "draws_mean": None if report.draws is None else report.draws.mean,
-    }
-    return dataclasses.replace(
-        report,
-        decisions=decide(limits, figures),
-        comparison=None if baseline is None else compare_with(baseline, report.rates(), report.confidence),
-    )
+def _attacked(
+    given: Attacked | str | os.PathLike[str] | None,
+    model: DefendedModel | None,
+    attack: Perturb | None,
+    x: np.ndarray,
+    answers: Answers,
+) -> Attacked:
+    """The attacked inputs: those given, or made on the Keras model."""
+    if given is None:
+        assert model is not None  # noqa: S101  (one of the two)
+        return attack_model(model, attack, x, answers.label)
+    return given if isinstance(given, Attacked) else read_attacked(given)
 
 
-def _check_data(target: Target, x: np.ndarray, y: np.ndarray | None) -> np.ndarray | None:
+def check_data(subject: Subject, x: np.ndarray | None, y: np.ndarray | None) -> np.ndarray | None:
+    """The labels as an array, after inputs and labels were found to fit the subject."""
     labels = None if y is None else np.asarray(y)
     fits = labels is None or (labels.shape == np.shape(x)[:1] and labels.dtype.kind in "iu")
     if not isinstance(x, np.ndarray) or not fits or len(x) == 0:
@@ -259,7 +188,7 @@ def _check_data(target: Target, x: np.ndarray, y: np.ndarray | None) -> np.ndarr
             "`x` and `y` must be arrays of the same positive length, `y` integers [n]. "
             f"Received: x {received}, y {'None' if labels is None else f'{labels.dtype} {labels.shape}'}."
         )
-    classes = target.subject.num_classes
+    classes = subject.num_classes
     if labels is not None and (labels.min() < 0 or (classes is not None and labels.max() >= classes)):
         raise ValueError(
             f"`y` must hold classes 0 to {'m - 1' if classes is None else classes - 1}. "
@@ -277,46 +206,3 @@ def _check_data(target: Target, x: np.ndarray, y: np.ndarray | None) -> np.ndarr
             "The artefact rejects them; leave them out, or the rates describe the broken inputs."
         )
     return labels
-
-
-def _require_same(subject: Subject, model: DefendedModel) -> None:
-    epsilon = float(model.epsilon)
-    # An endpoint's radius may have been typed, or read off its answers; an artefact's is exact.
-    tolerance = 0.0 if subject.kind == "artefact" else 1e-5 * epsilon
-    other = subject.epsilon is not None and abs(epsilon - subject.epsilon) > tolerance
-    if other or (subject.norm is not None and model.norm != subject.norm):
-        raise AgreementError(
-            f"`model` must be the one that was exported. It defends {model.norm} {epsilon:.6g}, the "
-            f"{subject.kind} {subject.norm} {subject.epsilon:.6g}. Set `model.epsilon`, or give the right model."
-        )
-
-
-def _agree(model: DefendedModel, x: np.ndarray, answers: Answers, batch_size: int) -> None:
-    needed = {"scores"} if model.sampling is None else {"scores", "logits", "samples_used", "certified_radius"}
-    if needed <= set(answers.raw):
-        require_agreement(model, x, answers.raw, batch_size)
-    elif model.sampling is None:
-        differing = model.disagreements(x, answers.raw, batch_size)
-        if differing.size:
-            raise AgreementError(
-                f"The endpoint's verdicts differ from the Keras model's on {differing.size} of {len(x)} inputs, first "
-                f"on {differing[0]}. Is it the same model, and do both defend the same radius?"
-            )
-
-
-def _require_radius(subject: Subject, what: str) -> None:
-    missing = [name for name in ("epsilon", "norm") if getattr(subject, name) is None]
-    if missing:
-        raise ValueError(
-            f"`{'` and `'.join(missing)}` must be given for {what}: the endpoint does not tell. Give the Keras model, "
-            "the artefact's manifest, or the values."
-        )
-
-
-def _require_same_version(target: Target) -> None:
-    version, _ = described(target.endpoint)
-    if version != target.subject.version:
-        raise EndpointError(
-            f"The endpoint changed from version {target.subject.version} to {version} during the audit, so the figures "
-            "are of neither. Audit again, at an address that names the version."
-        )

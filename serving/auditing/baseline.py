@@ -32,7 +32,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BaselineComparison:
     """What has changed; with probability at least `1 - level` nothing is named that has not.
 
     That holds where both audits used inputs of their own. On the same inputs the rates are not independent, and the
@@ -46,7 +46,10 @@ class Comparison:
     rates: tuple[Compared, ...]
 
 
-def compare_with(baseline: AuditRecord, rates: Mapping[str, Rate | None], confidence: float) -> Comparison:
+Comparison = BaselineComparison  # its earlier name
+
+
+def compare_with(baseline: AuditRecord, rates: Mapping[str, Rate | None], confidence: float) -> BaselineComparison:
     """Compare every rate that both audits have.
 
     Args:
@@ -63,7 +66,7 @@ def compare_with(baseline: AuditRecord, rates: Mapping[str, Rate | None], confid
     ]
     raw = [float(fisher_exact([[r.count, r.total - r.count] for r in (before, now)]).pvalue) for _, before, now in both]
     level = 1 - confidence
-    return Comparison(
+    return BaselineComparison(
         baseline.subject.name,
         baseline.subject.version,
         baseline.created,

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from defended.attacks.black_box.decision import DecisionAttack
-from defended.attacks.black_box.score_descent import ScoreDescent
-from defended.attacks.black_box.score_search import Asked
+from defended.attacks.black_box.decision_attack import DecisionAttack
+from defended.attacks.black_box.score_descent import Asked, ScoreDescent
 from defended.attacks.core.balls import distances
+from defended.serving.auditing.answers import DEFAULT, Answers
 from defended.serving.auditing.replay import DegradedPair
 from defended.serving.auditing.strata import margins
-from defended.serving.auditing.targets import DEFAULT, Answers, Target
+from defended.serving.auditing.targets import Target
 from defended.statistics.intervals import Rate
 
 

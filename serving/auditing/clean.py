@@ -2,138 +2,206 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
+from defended.provenance import data_digest, is_among
 from defended.serving.auditing import strata
-from defended.serving.auditing.advice import advise
-from defended.serving.auditing.draws import QUANTILES, draws
-from defended.serving.auditing.profile import profile
-from defended.serving.auditing.replay import cap_of
-from defended.serving.auditing.report import AuditReport, Curves
-from defended.serving.auditing.targets import Answers, Subject
-from defended.serving.monitoring.evidence import near_answered
+from defended.serving.auditing.advice import Advice, advise
+from defended.serving.auditing.answers import Answers
+from defended.serving.auditing.contradictions import settled
+from defended.serving.auditing.profile import Profile, near_answered, profile
+from defended.serving.auditing.sampling_cost import QUANTILES, Draws, draws
+from defended.serving.auditing.subject import Subject
 from defended.statistics.intervals import Rate
+from defended.statistics.rates import InputFacts, exceeds, fpr_upper_curve, vra_curve
+
+RATES = (
+    "clean_accuracy", "rejection_rate", "accuracy_on_answered", "vra", "vra_2eps", "always_answered", "fpr_upper",
+    "fpr_upper_correct",
+)  # fmt: skip
+
+fingerprint = data_digest  # its earlier name
 
 # Grid of the curves: multiples of epsilon / 40, so that epsilon and 2 epsilon are on it exactly.
 _STEPS_PER_EPSILON = 40
 
 
+@dataclass(frozen=True)
+class Curves:
+    """VRA and the FPR's upper bound, had the model been deployed at each radius; None where nothing is answered."""
+
+    radius: tuple[float, ...]
+    vra: tuple[float, ...]
+    fpr_upper: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class CleanFigures:
+    """What an audit found out without any attack; `AuditReport` says what each attribute is."""
+
+    subject: Subject
+    data: Mapping[str, Any]
+    created: str
+    confidence: float
+    rejection_rate: Rate
+    clean_accuracy: Rate | None = None
+    accuracy_on_answered: Rate | None = None
+    vra: Rate | None = None
+    vra_2eps: Rate | None = None
+    always_answered: Rate | None = None
+    fpr_upper: Rate | None = None
+    fpr_upper_correct: Rate | None = None
+    availability: Mapping[float, float] | None = None
+    curves: Curves | None = field(default=None, repr=False)
+    strata: Mapping[str, tuple[strata.Stratum, ...]] = field(default_factory=dict, repr=False)
+    advice: Advice | None = field(default=None, repr=False)
+    draws: Draws | None = None
+    profile: Profile | None = field(default=None, repr=False)
+    unknown: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
+
+
+def facts_of(subject: Subject, answers: Answers, y: np.ndarray | None) -> InputFacts:
+    """What is known of each clean input; an answer counts as certified only where its radius says so."""
+    answered, predicted, epsilon = ~answers.rejected, answers.predicted, subject.epsilon
+    certified, safe = answered, None
+    if answers.reach is not None and epsilon is not None:
+        radius = settled(answers.reach, answers.rejected, subject)
+        certified, safe = answered & exceeds(radius, epsilon), answered & exceeds(radius, 2 * epsilon)
+    return InputFacts(
+        answers.rejected,
+        correct=None if y is None or predicted is None else predicted == y,
+        right=None if y is None else answered & (answers.label == y),
+        certified=certified,
+        safe=safe,
+    )
+
+
 def clean_figures(
     subject: Subject,
     answers: Answers,
-    y: np.ndarray | None,
+    facts: InputFacts,
     x: np.ndarray | None,
+    y: np.ndarray | None,
     confidence: float,
-    data: Mapping[str, Any],
-) -> AuditReport:
-    """The report of what was answered to clean inputs, attacks left out."""
-    n = len(answers.label)
-    answered, predicted = ~answers.rejected, answers.predicted
-    right = None if y is None else answered & (answers.label == y)
-    correct = None if y is None or predicted is None else predicted == y
+    data_name: str,
+) -> CleanFigures:
+    """Count what was answered to clean inputs, attacks left out.
 
-    def rate(chosen: np.ndarray | None, among: np.ndarray | None = None) -> Rate | None:
-        if chosen is None:
-            return None
-        return Rate(int(chosen.sum()), n if among is None else int(among.sum()), confidence)
-
+    Args:
+        subject: what answered.
+        answers: to the inputs.
+        facts: of them, by `facts_of`.
+        x: the inputs; None of a log.
+        y: their labels; None where they are not known.
+        confidence: of the intervals.
+        data_name: what the report calls the data.
+    """
+    alpha, epsilon, scores, predicted = subject.alpha, subject.epsilon, answers.scores, answers.predicted
     kinds: dict[str, tuple[strata.Stratum, ...]] = {}
     classes = y if y is not None else predicted
     if classes is not None:
-        kinds["class"] = strata.by_class(answers.rejected, classes, confidence, right)
-    if answers.scores is not None:
-        kinds["confidence"] = strata.by_confidence(
-            answers.rejected, strata.confidences(answers.scores), confidence, right
-        )
+        kinds["class"] = strata.by_class(facts, classes, confidence, alpha)
+    if scores is not None:
+        kinds["confidence"] = strata.by_confidence(facts, strata.confidences(scores), confidence, alpha)
+    radius = None
+    if answers.reach is not None and epsilon is not None:
+        radius = settled(answers.reach, answers.rejected, subject)
+    data = _data(subject, x, y, len(answers.label), data_name)
+    return CleanFigures(
+        subject=subject,
+        data=data,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        confidence=confidence,
+        **facts.rates(RATES, confidence, alpha),  # type: ignore[arg-type]  (the rejection rate is always known)
+        availability=None if radius is None else _availability(radius, epsilon),
+        curves=None if radius is None or facts.correct is None else _curves(radius, facts.correct, epsilon),
+        strata=kinds,
+        advice=None if radius is None else advise(radius, facts.correct, epsilon, confidence, alpha),
+        draws=draws(answers.samples, subject.cap),
+        profile=None if scores is None else _profile(subject, answers, scores, x),
+        unknown=tuple(_unknown(subject, answers, y, data["training_data"])),
+        assumptions=tuple(_assumptions(subject)),
+    )
+
+
+def _data(subject: Subject, x: np.ndarray | None, y: np.ndarray | None, points: int, data_name: str) -> dict[str, Any]:
+    """The name, number and digest of the data, and whether they are those that the model was trained on."""
+    recorded = [] if subject.manifest is None else [record.sha256 for record in subject.manifest.training_data]
+    return {
+        "name": data_name,
+        "points": points,
+        "sha256": None if x is None else data_digest(x, y),
+        "training_data": None if x is None or not recorded else is_among(x, y, recorded),
+    }
+
+
+def _unknown(subject: Subject, answers: Answers, y: np.ndarray | None, trained_on: bool | None) -> list[str]:
+    """What clean answers leave open, in sentences."""
     unknown = []
+    if answers.reach is None or subject.epsilon is None:
+        why = "no radii are told" if answers.reach is None else "nobody tells epsilon"
+        unknown.append(
+            f"How many answers an attacker can force into rejections at most: {why}, so the upper end of the false "
+            "positive rate is 100 %, and VRA at 2ε and availability are not known. The signature “audit”, the "
+            "artefact or the Keras model would tell."
+        )
     if y is None:
         unknown.append("Whether answers are right: the inputs have no labels.")
     if answers.scores is None:
         unknown.append("How rejection depends on confidence: no scores are told.")
-    report = AuditReport(
-        subject=subject,
-        data={"points": n, **data},
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        confidence=confidence,
-        rejection_rate=Rate(int(answers.rejected.sum()), n, confidence),
-        clean_accuracy=rate(correct),
-        accuracy_on_answered=rate(right, answered),
-        vra=rate(right),
-        strata=kinds,
-        draws=draws(answers.samples, cap_of(subject.sampling)),
-        profile=None if answers.scores is None else profile(answers.scores, answers.rejected, answers.reason),
-        unknown=tuple(unknown),
-        assumptions=(
-            "Intervals are Clopper–Pearson, for inputs drawn independently from the distribution they speak of.",
-        ),
-    )
-    radius, epsilon = on_its_side(answers, subject), subject.epsilon
-    if report.profile is not None and x is not None and epsilon is not None and subject.norm is not None:
-        near = near_answered(x[answers.rejected], x[answered], epsilon, subject.norm)
-        report = dataclasses.replace(report, profile=dataclasses.replace(report.profile, rejected_near_answered=near))
-    if radius is None or epsilon is None:
-        why = "nobody tells epsilon" if radius is not None or answers.radius is not None else "no radii are told"
-        return dataclasses.replace(
-            report,
-            unknown=(
-                f"How many answers an attacker can force into rejections at most: {why}, so the upper end of the false "
-                "positive rate is 100 %, and VRA at 2ε and availability are not known. The signature “audit”, the "
-                "artefact or the Keras model would tell.",
-                *report.unknown,
-            ),
+    if answers.samples is not None and subject.sampling is None:
+        unknown.append(
+            "How sure each certificate is: verdicts are drawn at random, and nobody tells with which probability "
+            "(alpha) one is wrong, so no interval counts it. The manifest or the Keras model would tell."
         )
-    twice = radius > 2 * epsilon
-    return dataclasses.replace(
-        report,
-        vra_2eps=None if right is None else rate(right & twice),
-        always_answered=rate(twice),
-        fpr_upper=rate(answered & ~twice, answered),
-        fpr_upper_correct=None if right is None else rate(right & ~twice, right),
-        availability={
-            p: float(np.quantile(np.maximum(radius - epsilon, 0), p, method="inverted_cdf")) for p in QUANTILES
-        },
-        curves=None if correct is None else _curves(radius, correct, epsilon),
-        advice=advise(radius, correct, epsilon, confidence),
-    )
+    if trained_on:
+        unknown.append(
+            "How the model does on inputs that it has not seen: these are its training data, by their SHA-256 in the "
+            "manifest."
+        )
+    return unknown
 
 
-def on_its_side(answers: Answers, subject: Subject) -> np.ndarray | None:
-    """The radii, one within a rounding of epsilon moved to the verdict's side of it: the verdict decides at epsilon."""
-    epsilon = subject.epsilon
-    if answers.radius is None or epsilon is None:
-        return None
-    return np.where(
-        answers.rejected,
-        np.minimum(answers.radius, epsilon),
-        np.maximum(answers.radius, np.nextafter(epsilon, np.inf)),
-    )
+def _assumptions(subject: Subject) -> list[str]:
+    """What the intervals rest on, in sentences."""
+    assumed = ["Intervals are Clopper–Pearson, for inputs drawn independently from the distribution they speak of."]
+    if subject.sampling is not None:
+        how = "each was asked alone" if subject.shares_noise else "in a batch too"
+        assumed.append(
+            f"Each input is judged under noise of its own ({how}), so that verdicts are independent draws. Where a "
+            f"rate rests on certificates, its interval counts that each is wrong with probability {subject.alpha:g}."
+        )
+    return assumed
 
 
-def _curves(radius: np.ndarray, correct: np.ndarray, epsilon: float) -> Curves:
+def _profile(subject: Subject, answers: Answers, scores: np.ndarray, x: np.ndarray | None) -> Profile:
+    found = profile(scores, answers.rejected, answers.reason)
+    if x is None or subject.epsilon is None or subject.norm is None:
+        return found
+    near = near_answered(x[answers.rejected], x[~answers.rejected], subject.epsilon, subject.norm)
+    return replace(found, rejected_near_answered=near)
+
+
+def _availability(radius: np.ndarray, epsilon: Any) -> dict[float, float]:
+    """Quantiles of what is left of the radii above epsilon."""
+    left = np.maximum(radius.astype(np.float64) - epsilon, 0)
+    return {p: float(np.quantile(left, p, method="inverted_cdf")) for p in QUANTILES}
+
+
+def _curves(radius: np.ndarray, correct: np.ndarray, epsilon: Any) -> Curves:
     # To where the bound's curve has told its story: 3 epsilon, or as far as one in fifty is still certified, at most 8.
     reach = min(max(3.0, float(np.quantile(radius, 0.98, method="inverted_cdf")) / epsilon), 8.0)
     grid = epsilon * (np.arange(math.ceil(reach * _STEPS_PER_EPSILON) + 1) / _STEPS_PER_EPSILON)
-    ordered, ordered_correct = np.sort(radius), np.sort(radius[correct])
-    above = len(ordered) - np.searchsorted(ordered, grid, side="right")
-    above_twice = len(ordered) - np.searchsorted(ordered, 2 * grid, side="right")
-    right = len(ordered_correct) - np.searchsorted(ordered_correct, grid, side="right")
+    fpr = fpr_upper_curve(radius, grid)
     return Curves(
         radius=tuple(grid.tolist()),
-        vra=tuple((right / len(radius)).tolist()),
-        fpr_upper=tuple(float((one - two) / one) if one else None for one, two in zip(above, above_twice, strict=True)),
+        vra=tuple(vra_curve(radius, correct, grid).tolist()),
+        fpr_upper=tuple(None if math.isnan(value) else value for value in fpr.tolist()),
     )
-
-
-def fingerprint(x: np.ndarray, y: np.ndarray | None) -> str:
-    """The SHA-256 of inputs, and of labels where there are any."""
-    digest = hashlib.sha256(np.ascontiguousarray(x).tobytes())
-    if y is not None:
-        digest.update(np.ascontiguousarray(y, dtype="<i8").tobytes())
-    return digest.hexdigest()

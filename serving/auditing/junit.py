@@ -7,13 +7,13 @@ import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from defended.serving.auditing.report import AuditReport
+    from defended.serving.auditing.figures import AuditFigures
 
 # What XML 1.0 has no way to write.
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def to_junit(report: AuditReport) -> str:
+def to_junit(report: AuditFigures) -> str:
     """One test a condition, and one that no certificate was seen broken; a warning passes and says so in its output."""
     suite = ET.Element(
         "testsuite",

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from defended.serving.auditing.strata import Stratum
-from defended.serving.auditing.targets import AUDIT, DEFAULT, Answers, Subject, checked
-from defended.statistics.intervals import Rate
+from defended.serving.auditing.answers import AUDIT, DEFAULT, Answers, checked
+from defended.serving.auditing.strata import Stratum, stratum
+from defended.serving.auditing.subject import Subject
+from defended.statistics.rates import InputFacts
 
 if TYPE_CHECKING:
     from defended.serving.clients.request_log import LoggedAnswer
@@ -83,18 +84,11 @@ def read_log(
         version=int(seen[0]) if len(seen) == 1 else None,
         num_classes=columns["scores"].shape[1] if "scores" in columns else None,
     )
-    answers = Answers(
-        columns["label"].astype(np.int64),
-        columns["rejected"].astype(bool),
-        columns.get("scores"),
-        samples=columns.get("samples_used"),
-        reason=columns.get("reason"),
-        raw=columns,
-    )
-    rejected = answers.rejected
-    strata = {"version": tuple(_stratum(f"version {v}", version == v, rejected, confidence) for v in seen)}
+    answers = Answers.of(columns)
+    facts = InputFacts(answers.rejected)
+    strata = {"version": tuple(stratum(f"version {v}", facts.of(version == v), confidence) for v in seen)}
     if len(files) > 1:
-        strata["time"] = tuple(_periods(files, period, rejected, confidence))
+        strata["time"] = tuple(_periods(files, period, facts, confidence))
     return subject, answers, strata
 
 
@@ -117,17 +111,13 @@ def _answers(file: Path) -> Iterator[LoggedAnswer]:
     return iter(read_request_log(file))
 
 
-def _periods(files: list[Path], period: np.ndarray, rejected: np.ndarray, confidence: float) -> Iterator[Stratum]:
+def _periods(files: list[Path], period: np.ndarray, facts: InputFacts, confidence: float) -> Iterator[Stratum]:
     for group in np.array_split(np.arange(len(files)), min(len(files), _PERIODS)):
         name = _when(files[int(group[0])])
-        yield _stratum(f"from {name}", np.isin(period, group), rejected, confidence)
+        yield stratum(f"from {name}", facts.of(np.isin(period, group)), confidence)
 
 
 def _when(file: Path) -> str:
     """The time in a log file's name, or the name."""
     stamp = re.search(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)", file.name)
     return "{}-{}-{} {}:{}:{} UTC".format(*stamp.groups()) if stamp else file.name
-
-
-def _stratum(name: str, among: np.ndarray, rejected: np.ndarray, confidence: float) -> Stratum:
-    return Stratum(name, Rate(int((rejected & among).sum()), int(among.sum()), confidence))

@@ -15,13 +15,13 @@ from defended.figure_style import FPR, GRID, INK, MUTED, NORMS, PAPER, STYLE, VR
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from defended.serving.auditing.report import AuditReport
+    from defended.serving.auditing.figures import AuditFigures
 
 # The page's variable for each colour: inside the page the figures follow its light or dark scheme.
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--card", VRA: "--vra", FPR: "--fpr"}
 
 
-def draw_radius_curves(report: AuditReport, narrow: bool = False) -> Figure | None:
+def draw_radius_curves(report: AuditFigures, narrow: bool = False) -> Figure | None:
     """VRA, and the upper bound on the false positive rate, at every radius that the model could be deployed at.
 
     None where no radii are known; `narrow` for screens as wide as a hand.
@@ -77,7 +77,7 @@ def draw_radius_curves(report: AuditReport, narrow: bool = False) -> Figure | No
     return figure
 
 
-def draw_degraded_pairs(report: AuditReport) -> Figure | None:
+def draw_degraded_pairs(report: AuditFigures) -> Figure | None:
     """Inputs that were answered, the same perturbed and rejected, and the differences; None where none were found."""
     pairs = report.pairs
     if not pairs:
@@ -90,13 +90,13 @@ def draw_degraded_pairs(report: AuditReport) -> Figure | None:
     )
 
 
-def difference_scale(report: AuditReport) -> str:
+def difference_scale(report: AuditFigures) -> str:
     """The largest change of an entry in the pairs that are shown, as text."""
     largest = max((float(np.abs(pair.perturbed - pair.original).max()) for pair in report.pairs), default=0.0)
     return f"{largest:.2g}"
 
 
-def pair_images(report: AuditReport) -> list[dict[str, Any]]:
+def pair_images(report: AuditFigures) -> list[dict[str, Any]]:
     """For each degraded pair its `index`, `label` and `size`, and three pictures as `data:` addresses."""
     pairs = report.pairs
     if not pairs:

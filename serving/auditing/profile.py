@@ -83,6 +83,35 @@ def profile(
     )
 
 
+def near_answered(
+    rejected: np.ndarray, answered: np.ndarray, epsilon: float, norm: str, limit: int = 500
+) -> tuple[int, int]:
+    """How many rejected inputs have an answered one within epsilon, and of how many: at most the last `limit`.
+
+    Args:
+        rejected: `[k, ...]`.
+        answered: `[n, ...]`.
+        epsilon: in the norm.
+        norm: `"l2"` or `"linf"`.
+        limit: inputs to look at.
+    """
+    size = int(np.prod(rejected.shape[1:]))
+    rejected, answered = rejected[-limit:].reshape(-1, size), answered.reshape(-1, size)
+    rejected, answered = (part[np.isfinite(part).all(axis=1)] for part in (rejected, answered))
+    if not len(rejected) or not len(answered):
+        return 0, len(rejected)
+    from scipy.spatial.distance import cdist
+
+    reach = epsilon * (1 + 1e-5)
+    if norm == "linf":
+        near = (cdist(rejected, answered, "chebyshev") <= reach).any(axis=1)
+    else:
+        a, b = rejected.astype(np.float64), answered.astype(np.float64)
+        squared = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
+        near = (squared <= reach**2 + 1e-9 * (a**2).sum(1)[:, None]).any(axis=1)
+    return int(near.sum()), len(rejected)
+
+
 def _edges(margin: np.ndarray, rejected: np.ndarray) -> tuple[float, ...]:
     shares = np.arange(1, _MARGIN_BINS) / _MARGIN_BINS
     inner = [np.quantile(part, shares) for part in (margin, margin[rejected]) if len(part)]

@@ -32,10 +32,12 @@ class RateRecord(_Record):
     total: Count
     interval: tuple[Share, Share]
     confidence: Annotated[float, Field(gt=0, lt=1)]
+    doubt: Share = 0.0
+    """The probability that a certificate behind it is wrong, which the interval counts."""
 
     def rate(self) -> Rate:
         """As a `Rate`."""
-        return Rate(self.count, self.total, self.confidence)
+        return Rate(self.count, self.total, self.confidence, self.doubt)
 
 
 class SubjectRecord(_Record):
@@ -57,12 +59,16 @@ class SubjectRecord(_Record):
     sampling: dict[str, JsonValue] | None
 
 
-class DataRecord(_Record):
-    """The inputs: a name, how many, and the SHA-256 of inputs and labels; null of a log."""
+class AuditedData(_Record):
+    """The inputs: a name, how many, and their SHA-256 with the labels as `data_digest` gives it; null of a log.
+
+    `training_data` says whether the manifest lists them as what the model was trained on; null where it lists nothing.
+    """
 
     name: str
     points: Count
     sha256: str | None
+    training_data: bool | None = None
 
 
 class DecisionRecord(_Record):
@@ -193,18 +199,19 @@ class ProfileRecord(_Record):
 
 
 class AuditRecord(_Record):
-    """The JSON of an audit: `audit.json`."""
+    """The JSON of an audit: `audit.json`; `contradictions` counts answers that contradict themselves, by name."""
 
     format: Literal["defended-audit"] = "defended-audit"
     format_version: Literal[1] = 1
     verdict: Literal["PASS", "WARN", "FAIL"]
     subject: SubjectRecord
-    data: DataRecord
+    data: AuditedData
     created: str
     confidence: Annotated[float, Field(gt=0, lt=1)]
     rates: dict[str, RateRecord | None]
     conditions: list[DecisionRecord]
     alarms: list[str]
+    contradictions: dict[str, Count] = {}
     unknown: list[str]
     assumptions: list[str]
     strata: dict[str, list[StratumRecord]]
@@ -217,6 +224,22 @@ class AuditRecord(_Record):
     comparison: ComparisonRecord | None
     profile: ProfileRecord | None
     queries: Count
+
+
+_LATER = {"doubt": 0.0, "contradictions": {}, "training_data": None}
+
+
+def identity(record: AuditRecord) -> JsonValue:
+    """The content of an audit, ready for JSON, without fields added later where they say nothing: for digests of it."""
+
+    def pruned(value: JsonValue) -> JsonValue:
+        if isinstance(value, list):
+            return [pruned(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        return {k: pruned(v) for k, v in value.items() if k not in _LATER or v != _LATER[k]}
+
+    return pruned(record.model_dump(mode="json"))
 
 
 def read_record(path: str | os.PathLike[str]) -> AuditRecord:

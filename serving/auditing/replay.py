@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from defended.attacks.core.balls import distances, place_inside
-from defended.serving.auditing.draws import Draws, draws
-from defended.serving.auditing.targets import Answers, Target
+from defended.serving.auditing.answers import Answers
+from defended.serving.auditing.sampling_cost import Draws, draws
+from defended.serving.auditing.subject import ROUNDING
+from defended.serving.auditing.targets import Target
 from defended.statistics.intervals import Rate
+from defended.statistics.rates import InputFacts
 
 if TYPE_CHECKING:
     from defended.defended_model import DefendedModel
 
     Perturb = Callable[..., np.ndarray]
 
-# Relative: radii and float32 projections are known no better. A point that far outside is moved inside, not dropped.
-ROUNDING = 1e-5
+RATES = ("fpr_lower", "fpr_lower_correct", "vra_under_attack", "utility_reduction")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class AttackFindings:
         attacked: answered inputs that the attack perturbed.
         fpr_lower: degraded inputs among the answered ones.
         fpr_lower_correct: degraded inputs among the rightly answered ones; None without labels.
-        vra_under_attack: right answers to attacked inputs, among all inputs; None without labels.
+        vra_under_attack: inputs answered rightly that stayed so under the attack, among all; None without labels.
         utility_reduction: right answers that the attack forced into rejections, among all inputs; None without labels.
         discarded: perturbations that were not finite or not in the ball, and so were not used.
         broken_answers: inputs that got another answer inside their certified radius: a broken certificate unless 0,
@@ -133,9 +135,8 @@ def replay(
     target: Target,
     attacked: Attacked,
     x: np.ndarray,
-    y: np.ndarray | None,
     clean: Answers,
-    radius: np.ndarray | None,
+    facts: InputFacts,
     confidence: float,
     pairs: int,
 ) -> AttackFindings:
@@ -147,9 +148,8 @@ def replay(
         target: what is audited; its epsilon and norm must be known.
         attacked: the inputs.
         x: the inputs that they were made from.
-        y: their labels, or None.
         clean: the target's answers to `x`.
-        radius: `[n]` float64, certified radii above epsilon exactly where answered; None where they are not known.
+        facts: what is known of each clean input.
         confidence: of the intervals.
         pairs: keep at most so many for pictures.
     """
@@ -161,6 +161,7 @@ def replay(
     answered = ~clean.rejected
     full = x.copy()
     full[rows] = inputs
+    # Radii and float32 projections are known up to a rounding: a point that far outside is moved inside, not dropped.
     inside = distances(x, full, norm) <= epsilon * (1 + ROUNDING)  # False for NaN
     full[~inside] = x[~inside]
     full[answered] = place_inside(x[answered], full[answered], epsilon, norm)
@@ -174,42 +175,27 @@ def replay(
         label[chosen], rejected[chosen] = judged.label, judged.rejected
     degraded = answered & rejected
     changed = answered & ~rejected & (label != clean.label)
-    sampled = subject.sampling is not None
-    # Without radii an answer vouches for epsilon itself, the closed ball.
-    vouched = np.where(answered, epsilon * (1 + 3 * ROUNDING), 0.0) if radius is None else radius
-    correct = None if y is None else answered & (clean.label == y)
+    # An answer vouches for epsilon itself, the closed ball; one by neighbours for what the certificate proves alone.
+    by_check = answered if clean.neighbours is None else answered & (clean.neighbours <= epsilon)
+    vouched = np.where(by_check, epsilon * (1 + 3 * ROUNDING), 0.0)
+    if clean.radius is not None:
+        vouched = np.maximum(vouched, clean.radius)
+    available = None if subject.sampling is not None else clean.reach
     smallest_first = np.argsort(size, kind="stable")
     shown = smallest_first[degraded[smallest_first]][:pairs]
-
-    def rate(which: np.ndarray | None, among: np.ndarray | None = None) -> Rate | None:
-        if which is None:
-            return None
-        return Rate(int(which.sum()), len(x) if among is None else int(among.sum()), confidence)
-
-    lower = rate(degraded, answered)
-    assert lower is not None  # noqa: S101
+    rates = replace(facts, degraded=degraded, changed=changed).rates(RATES, confidence, subject.alpha)
     return AttackFindings(
         name=attacked.name,
         attacked=len(chosen),
-        fpr_lower=lower,
-        fpr_lower_correct=None if correct is None else rate(correct & degraded, correct),
-        vra_under_attack=None if y is None else rate(label == y),
-        utility_reduction=None if correct is None else rate(correct & degraded),
+        **rates,  # type: ignore[arg-type]  (what is degraded is known)
         discarded=int((~inside).sum()),
         broken_answers=int((changed & (size * (1 + ROUNDING) < vouched)).sum()),
         broken_availability=0
-        if sampled or radius is None
-        else int((degraded & ((size + epsilon) * (1 + ROUNDING) < radius)).sum()),
+        if available is None
+        else int((degraded & ((size + epsilon) * (1 + ROUNDING) < available)).sum()),
         pairs=tuple(DegradedPair(int(i), int(clean.label[i]), x[i], full[i], float(size[i])) for i in shown),
-        draws=None if judged is None else draws(judged.samples, cap_of(subject.sampling)),
+        draws=None if judged is None else draws(judged.samples, subject.cap),
     )
-
-
-def cap_of(sampling: Mapping[str, Any] | None) -> int | None:
-    """The draws that are made at most for an input, where the sampling is known."""
-    if sampling is None:
-        return None
-    return int(sampling["samples"]) + int(sampling["selection_samples"])
 
 
 def _check(attacked: Attacked, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

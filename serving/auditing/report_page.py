@@ -9,11 +9,10 @@ from markupsafe import Markup
 
 from defended.serving.auditing.conditions import METRICS, SHARES
 from defended.serving.auditing.pictures import difference_scale, draw_radius_curves, pair_images, to_svg
-from defended.serving.auditing.replay import cap_of
 
 if TYPE_CHECKING:
     from defended.serving.auditing.conditions import Decision
-    from defended.serving.auditing.report import AuditReport
+    from defended.serving.auditing.figures import AuditFigures
     from defended.statistics.intervals import Rate
 
 # Each rate's name in the report, and what it counts.
@@ -49,7 +48,7 @@ _SOURCES = {
 _RADII = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 
 
-def render(report: AuditReport) -> str:
+def render(report: AuditFigures) -> str:
     """Return a report as HTML."""
     import jinja2
 
@@ -97,7 +96,7 @@ def render(report: AuditReport) -> str:
             for kind, strata in report.strata.items()
             if strata
         ],
-        cap=cap_of(subject.sampling),
+        cap=subject.cap,
         identity=_identity(report),
     )  # fmt: skip
 
@@ -117,7 +116,7 @@ def interval(rate: Rate) -> str:
     return f"{low.removesuffix(' %')}–{high}"
 
 
-def _title(report: AuditReport) -> str:
+def _title(report: AuditFigures) -> str:
     subject = report.subject
     return f"{subject.name or subject.location}" + ("" if subject.version is None else f", version {subject.version}")
 
@@ -129,7 +128,7 @@ def _figure(decision: Decision, name: str) -> str:
     return percent(value) if decision.metric in SHARES else f"{value:.4g}"
 
 
-def _about(report: AuditReport) -> str:
+def _about(report: AuditFigures) -> str:
     subject, manifest, parts = report.subject, report.manifest, []
     if subject.epsilon is not None:
         norm = {"l2": "ℓ₂ ", "linf": "ℓ∞ ", None: ""}[subject.norm]
@@ -140,9 +139,9 @@ def _about(report: AuditReport) -> str:
     return " · ".join(parts)
 
 
-def _verdict(report: AuditReport) -> str:
+def _verdict(report: AuditFigures) -> str:
     if report.alarms:
-        return "A certificate was seen broken."
+        return "A certificate was seen broken." if report.broken else "Answers contradict themselves."
     if not report.decisions:
         return "No conditions were set; nothing that must not happen was seen."
     count = {status: sum(d.status == status for d in report.decisions) for status in ("PASS", "WARN", "FAIL")}
@@ -154,7 +153,7 @@ def _verdict(report: AuditReport) -> str:
     return "The condition holds." if total == 1 else f"All {total} conditions hold."
 
 
-def _cards(report: AuditReport) -> list[tuple[str, str, str, str]]:
+def _cards(report: AuditFigures) -> list[tuple[str, str, str, str]]:
     lower, upper = report.best_fpr_lower, report.fpr_upper
     none_answered = report.rejection_rate.count == report.rejection_rate.total
     if none_answered or (lower is None and upper is None):
@@ -176,7 +175,7 @@ def _cards(report: AuditReport) -> list[tuple[str, str, str, str]]:
     return shown
 
 
-def _contents(report: AuditReport) -> list[tuple[str, str]]:
+def _contents(report: AuditFigures) -> list[tuple[str, str]]:
     sections = (
         ("bracket", "What an attacker can force", _bracket(report)),
         ("conditions", "Conditions", report.decisions),
@@ -193,7 +192,7 @@ def _contents(report: AuditReport) -> list[tuple[str, str]]:
     return [(name, title) for name, title, present in sections if present]
 
 
-def _bracket(report: AuditReport) -> dict[str, Any] | None:
+def _bracket(report: AuditFigures) -> dict[str, Any] | None:
     lower, upper = report.best_fpr_lower, report.fpr_upper
     total = report.rejection_rate.total - report.rejection_rate.count
     if report.subject.kind == "log" or not total or (lower is None and upper is None):
@@ -217,7 +216,7 @@ def _bracket(report: AuditReport) -> dict[str, Any] | None:
     }
 
 
-def _curves(report: AuditReport) -> dict[str, Markup] | None:
+def _curves(report: AuditFigures) -> dict[str, Markup] | None:
     if report.curves is None:
         return None
     drawn = {}
@@ -230,7 +229,7 @@ def _curves(report: AuditReport) -> dict[str, Markup] | None:
     return drawn
 
 
-def _table(report: AuditReport) -> list[tuple[str, str, str, str]]:
+def _table(report: AuditFigures) -> list[tuple[str, str, str, str]]:
     """The curves at some radii, for readers who do not see the picture."""
     curves, epsilon = report.curves, report.subject.epsilon
     if curves is None or epsilon is None:
@@ -243,12 +242,12 @@ def _table(report: AuditReport) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _describe_curves(report: AuditReport) -> str:
+def _describe_curves(report: AuditFigures) -> str:
     points = "; ".join(f"at {at} ({radius}) VRA {vra}, FPR at most {fpr}" for at, radius, vra, fpr in _table(report))
     return f"Two curves over the radius: {points}."
 
 
-def _identity(report: AuditReport) -> list[tuple[str, str]]:
+def _identity(report: AuditFigures) -> list[tuple[str, str]]:
     subject, m = report.subject, report.manifest
     rows = [(subject.kind.capitalize(), subject.location)]
     if subject.epsilon_from is not None:
@@ -271,6 +270,7 @@ def _identity(report: AuditReport) -> list[tuple[str, str]]:
     if subject.signatures:
         rows.append(("Signatures", ", ".join(subject.signatures)))
     digest = "" if report.data["sha256"] is None else f", SHA-256 {report.data['sha256']}"
+    digest += ", which the manifest lists as training data" if report.data["training_data"] else ""
     rows.append(("Data", f"{report.data['name'] or 'unnamed'}, {report.data['points']:,} inputs{digest}"))
     if report.queries:
         rows.append(("Inputs sent", f"{report.queries:,}"))

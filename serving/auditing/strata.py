@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from defended.statistics.intervals import Rate
+from defended.statistics.rates import InputFacts
 
 # Edges of the confidence strata; half open, the last one closed.
 CONFIDENCE_EDGES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
@@ -61,34 +62,32 @@ def margins(scores: np.ndarray) -> np.ndarray:
     return np.where(finite, first - second, 0.0)
 
 
-def by_class(
-    rejected: np.ndarray, classes: np.ndarray, confidence: float, right: np.ndarray | None = None
-) -> tuple[Stratum, ...]:
+def by_class(facts: InputFacts, classes: np.ndarray, confidence: float, alpha: float = 0.0) -> tuple[Stratum, ...]:
     """One stratum a class that occurs, in order.
 
     Args:
-        rejected: `[n]` bool.
+        facts: of the n inputs.
         classes: `[n]` whole numbers: the labels, or the predicted classes where there are no labels; -1 where the
             network gives none.
         confidence: of the intervals, each for itself.
-        right: `[n]` bool, answered rightly; None where that is not known.
+        alpha: probability that a certificate is wrong.
     """
     return tuple(
-        _stratum(f"class {c}" if c >= 0 else "not finite", classes == c, rejected, confidence, right)
+        stratum(f"class {c}" if c >= 0 else "not finite", facts.of(classes == c), confidence, alpha)
         for c in np.unique(classes)
     )
 
 
 def by_confidence(
-    rejected: np.ndarray, confident: np.ndarray, confidence: float, right: np.ndarray | None = None
+    facts: InputFacts, confident: np.ndarray, confidence: float, alpha: float = 0.0
 ) -> tuple[Stratum, ...]:
     """One stratum for each of the `CONFIDENCE_EDGES` that has inputs, from unsure to sure; arguments as for `by_class`.
 
     `confident` are `confidences`.
     """
     where = confidence_bins(confident)
-    names = [f"{100 * low:g} to {100 * high:g} %" for low, high in _pairs(CONFIDENCE_EDGES)]
-    return tuple(_stratum(names[b], where == b, rejected, confidence, right) for b in np.unique(where))
+    names = [f"{100 * low:g} to {100 * high:g} %" for low, high in itertools.pairwise(CONFIDENCE_EDGES)]
+    return tuple(stratum(names[b], facts.of(where == b), confidence, alpha) for b in np.unique(where))
 
 
 def confidence_bins(confident: np.ndarray) -> np.ndarray:
@@ -108,13 +107,6 @@ def worst_rejection(strata: Sequence[Stratum], confidence: float) -> Rate | None
     return Rate(worst.count, worst.total, 1 - (1 - confidence) / len(strata))
 
 
-def _stratum(
-    name: str, among: np.ndarray, rejected: np.ndarray, confidence: float, right: np.ndarray | None
-) -> Stratum:
-    total = int(among.sum())
-    vra = None if right is None else Rate(int((right & among).sum()), total, confidence)
-    return Stratum(name, Rate(int((rejected & among).sum()), total, confidence), vra)
-
-
-def _pairs(edges: Sequence[float]) -> list[tuple[float, float]]:
-    return list(itertools.pairwise(edges))
+def stratum(name: str, facts: InputFacts, confidence: float, alpha: float = 0.0) -> Stratum:
+    """The stratum of these inputs."""
+    return Stratum(name, **facts.rates(("rejection_rate", "vra"), confidence, alpha))  # type: ignore[arg-type]

@@ -74,7 +74,7 @@ def audited(
             yield {}
             return
         from defended.attacks.gradient.certificate_descent import CertificateDescent
-        from defended.serving.cluster.audited import DistributedArtefact, RemoteAttack
+        from defended.serving.cluster.remote import DistributedArtefact, RemoteAttack
 
         arguments: dict[str, Any] = {"target": DistributedArtefact(first, artefact, keep)}
         if model is not None:

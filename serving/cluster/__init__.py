@@ -9,10 +9,10 @@ changes nothing in the results: "local" and "ray" write the same files, byte for
 """
 
 from defended.exceptions import WorkerLostError
-from defended.serving.cluster.audited import DistributedArtefact, RemoteAttack
 from defended.serving.cluster.certify import Certificates, certify
 from defended.serving.cluster.engines import ClusterEngine, LocalEngine, open_engine
 from defended.serving.cluster.measure import measure
+from defended.serving.cluster.remote import DistributedArtefact, RemoteAttack
 from defended.serving.cluster.shards import ParquetStore, read_shards, verify_run
 
 __all__ = [

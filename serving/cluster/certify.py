@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from defended._version import __version__
+from defended.arguments import whole_number
 from defended.attacks.core import checks
 from defended.attacks.core.checks import Array
 from defended.attacks.measurement.engine import Job, Settings
 from defended.provenance import data_digest
 from defended.serving.cluster.shards import read_shards, write_manifest
-from defended.statistics.intervals import Rate
+from defended.statistics.rates import InputFacts, exceeds
 
 
 @dataclass(frozen=True)
@@ -28,32 +29,26 @@ class Certificates:
             where labels were given, and what else an artefact tells.
         epsilon: the radius defended, in the norm `norm`.
         directory: where the pieces are.
+        alpha: the probability that a radius is wrong: 0 of proofs.
     """
 
     columns: dict[str, Array]
     epsilon: float
     norm: str
     directory: Path
+    alpha: float = 0.0
 
     def summary(self, confidence: float = 0.95) -> dict[str, Any]:
         """Rates with Clopper–Pearson intervals, ready for JSON."""
         answered, radius = ~self.columns["rejected"], self.columns["radius"]
-        twice = answered & (radius > np.float32(2) * np.float32(self.epsilon))
-
-        def rate(chosen: Array, among: Array | None = None) -> dict[str, Any]:
-            return Rate(int(chosen.sum()), int(len(chosen) if among is None else among.sum()), confidence).to_dict()
-
-        figures: dict[str, Any] = {
-            "epsilon": self.epsilon,
-            "norm": self.norm,
-            "inputs": len(radius),
-            "rejection_rate": rate(~answered),
-            "fpr_upper": rate(answered & ~twice, answered),
-        }
-        if "target" in self.columns:
-            correct = self.columns["label"] == self.columns["target"]
-            figures |= {"vra": rate(correct & answered), "vra_2eps": rate(correct & twice)}
-        return figures
+        # What neighbours answer holds out as far as their radius says.
+        safe = answered & exceeds(np.maximum(radius, self.columns.get("neighbour_radius", 0)), 2 * self.epsilon)
+        target = self.columns.get("target")
+        right = None if target is None else answered & (self.columns["label"] == target)
+        facts = InputFacts(~answered, right=right, certified=answered, safe=safe)
+        rates = facts.rates(("rejection_rate", "fpr_upper", "vra", "vra_2eps"), confidence, self.alpha)
+        known = {name: rate.to_dict() for name, rate in rates.items() if rate is not None}
+        return {"epsilon": self.epsilon, "norm": self.norm, "inputs": len(radius), **known}
 
 
 def certify(
@@ -80,8 +75,8 @@ def certify(
         ValueError: an argument does not fit, or `out` holds another run, naming what differs.
         WorkerLostError: a worker died again and again.
     """
-    batch_size = checks.whole_number("batch_size", batch_size, 1)
-    shard_size = checks.whole_number("shard_size", shard_size, 1)
+    batch_size = whole_number("batch_size", batch_size, 1)
+    shard_size = whole_number("shard_size", shard_size, 1)
     if shard_size % batch_size:
         raise ValueError(
             f"`shard_size` must be a multiple of `batch_size`, so that batches do not depend on files. Received: "
@@ -121,6 +116,7 @@ def certify(
         extra = {} if target is None else {"target": target[index]}
         store.put(job.name, index=index, **extra, **found)
     columns = read_shards(folder)
-    certificates = Certificates(columns, float(source.facts["epsilon"]), source.facts["norm"], folder)
+    facts = source.facts
+    certificates = Certificates(columns, float(facts["epsilon"]), facts["norm"], folder, float(facts.get("alpha", 0)))
     write_manifest(folder, "certify", plan, certificates.summary())
     return certificates

@@ -24,7 +24,7 @@ class Source:
         kind: `"model"` or `"artefact"`.
         files: contents by relative path.
         digest: tells one from another: SHA-256 of the weights and settings, or the manifest's digest.
-        facts: `epsilon`, `norm`, `num_classes` and `input_shape`.
+        facts: `epsilon`, `norm`, `num_classes`, `input_shape`, and `alpha`, with which a certificate is wrong.
         drift: the model's `evaluation_drift`, which its file does not hold.
     """
 
@@ -47,6 +47,7 @@ class Source:
             "norm": model.norm,
             "num_classes": model.num_classes,
             "input_shape": list(model.input_shape[1:]),
+            "alpha": float(model.sampling["alpha"]) if model.sampling else 0.0,
         }
         return cls("model", {"model.keras": content}, model_digest(model), facts, model.evaluation_drift)
 
@@ -68,6 +69,7 @@ class Source:
             "norm": manifest.norm,
             "num_classes": manifest.num_classes,
             "input_shape": list(manifest.signatures["serving_default"].inputs["image"].shape[1:]),
+            "alpha": manifest.sampling.alpha if manifest.sampling is not None else 0.0,
         }
         return cls("artefact", files, manifest.digest, facts)
 

@@ -72,9 +72,13 @@ class Worker:
 def padded_audit(artefact: Any, x: Array, batch_size: int) -> dict[str, Array]:
     """`artefact.audit`, in batches of one size: the last one is filled up with its last input.
 
-    The shape of a batch may change the order of float32 sums. Of random verdicts no input is drawn for nothing.
+    The shape of a batch may change the order of float32 sums. Of random verdicts no input is drawn for nothing, and
+    where a batch would share its noise, as in artefacts of earlier versions, each is judged alone.
     """
-    missing = -len(x) % batch_size if len(x) and artefact.manifest.sampling is None else 0
+    sampled = artefact.manifest.sampling is not None
+    if sampled and not artefact.manifest.noise_per_input:
+        batch_size = 1
+    missing = -len(x) % batch_size if len(x) and not sampled else 0
     filled = np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]) if missing else x
     return {name: value[: len(x)] for name, value in artefact.audit(filled, batch_size).items()}
 

@@ -165,6 +165,7 @@ def export(
                 certificate_method=model.certificate_method,
                 certificate_assumptions=(*model.certificate_assumptions, *_assumption(built.drift, len(sample))),
                 sampling=None if model.sampling is None else SamplingRecord(**model.sampling),
+                noise_per_input=model.sampling is not None,
                 signatures=built.signatures,
                 ops=built.ops,
                 packages=_packages(),

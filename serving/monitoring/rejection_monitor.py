@@ -8,17 +8,22 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from defended._io import atomic_write_text, canonical_json
 from defended.exceptions import StateError
-from defended.serving.auditing.profile import NOT_FINITE
-from defended.serving.auditing.record import AuditRecord, ProfileRecord, read_record
-from defended.serving.auditing.strata import margins
-from defended.serving.monitoring.evidence import Evidence, near_answered, weigh
+from defended.serving.auditing.profile import near_answered
+from defended.serving.auditing.record import AuditRecord, identity, read_record
+from defended.serving.monitoring.evidence import Evidence, weigh
+from defended.serving.monitoring.state import (
+    MonitorState,
+    RecentVerdicts,
+    finite_or_none,
+    or_minus_infinity,
+)
 from defended.serving.monitoring.test_martingale import RaisedRateProcess
 from defended.statistics.intervals import Rate, clopper_pearson
 
@@ -38,35 +43,6 @@ class Alarm:
     rejected: int
     since: int
     log_value: float
-
-
-class _Recent(BaseModel):
-    """The last verdicts: position, verdict, bins and class of each."""
-
-    model_config = ConfigDict(extra="forbid")
-    position: list[int] = []
-    rejected: list[bool] = []
-    not_finite: list[bool] = []
-    margin: list[int] = []
-    predicted: list[int] = []
-
-
-class _State(BaseModel):
-    """What a monitor needs to go on after a restart."""
-
-    model_config = ConfigDict(extra="forbid")
-    format: Literal["defended-monitor"] = "defended-monitor"
-    format_version: Literal[1] = 1
-    settings: str
-    observed: Annotated[int, Field(ge=0)]
-    rejected: Annotated[int, Field(ge=0)]
-    rounds: Annotated[int, Field(ge=0)]
-    log_stakes: list[float | None]
-    log_starts: list[float | None]
-    starts: list[tuple[int, int]]
-    alarm: tuple[int, int, int, float] | None
-    recent: _Recent
-    source: dict[str, Any] = {}
 
 
 class RejectionMonitor:
@@ -132,7 +108,7 @@ class RejectionMonitor:
         self._process = RaisedRateProcess(self.limit)
         self.observed = self.rejected = 0
         self.alarm: Alarm | None = None
-        self._recent = _Recent()
+        self._recent = RecentVerdicts()
         # The verdict at which some rounds began, thinned out; tells where the evidence began.
         self._starts: list[tuple[int, int]] = []
         self._inputs: list[tuple[bool, np.ndarray]] = []
@@ -165,7 +141,7 @@ class RejectionMonitor:
     def evidence(self) -> Evidence:
         """What recent verdicts, since the rise seems to have begun, say for drift and for an attack."""
         profile = None if self.baseline is None else self.baseline.profile
-        recent = self._since(self._began())
+        recent = self._recent.since(self._began())
         neighbours = None
         subject = None if self.baseline is None else self.baseline.subject
         if self._inputs and subject is not None and subject.epsilon is not None and subject.norm is not None:
@@ -197,13 +173,13 @@ class RejectionMonitor:
             source: what the source of the verdicts needs to go on.
         """
         process = self._process
-        state = _State(
+        state = MonitorState(
             settings=self._settings(),
             observed=self.observed,
             rejected=self.rejected,
             rounds=process.rounds,
-            log_stakes=[_finite(value) for value in process.log_stakes],
-            log_starts=[_finite(value) for value in process.log_starts],
+            log_stakes=[finite_or_none(value) for value in process.log_stakes],
+            log_starts=[finite_or_none(value) for value in process.log_starts],
             starts=self._starts,
             alarm=None if self.alarm is None else tuple(vars(self.alarm).values()),
             recent=self._recent,
@@ -218,7 +194,7 @@ class RejectionMonitor:
             StateError: the file cannot be read, is no state, or is of a monitor with another baseline or settings.
         """
         try:
-            state = _State.model_validate_json(Path(path).read_bytes())
+            state = MonitorState.model_validate_json(Path(path).read_bytes())
         except OSError as error:
             raise StateError(f"{path} cannot be read: {error.strerror}.") from error
         except ValidationError as error:
@@ -235,8 +211,8 @@ class RejectionMonitor:
             )
         process = self._process
         process.rounds = state.rounds
-        process.log_stakes = np.array([_infinite(value) for value in state.log_stakes])
-        process.log_starts = np.array([_infinite(value) for value in state.log_starts])
+        process.log_stakes = np.array([or_minus_infinity(value) for value in state.log_stakes])
+        process.log_starts = np.array([or_minus_infinity(value) for value in state.log_starts])
         self.observed, self.rejected, self._starts = state.observed, state.rejected, state.starts
         self.alarm = None if state.alarm is None else Alarm(*state.alarm)
         self._recent = state.recent
@@ -261,40 +237,17 @@ class RejectionMonitor:
     def _remember(
         self, rejected: np.ndarray, scores: np.ndarray | None, reason: np.ndarray | None, inputs: np.ndarray | None
     ) -> None:
-        profile: ProfileRecord | None = None if self.baseline is None else self.baseline.profile
+        profile = None if self.baseline is None else self.baseline.profile
         if scores is not None and profile is not None:
-            broken = ~np.isfinite(scores).all(axis=1)
-            if reason is not None:
-                broken |= np.asarray(reason) == NOT_FINITE
-            last = slice(-self.window, None)
-            recent = self._recent
-            recent.position += range(self.observed + 1, self.observed + 1 + len(rejected))
-            recent.rejected += rejected.tolist()
-            recent.not_finite += broken.tolist()
-            recent.margin += np.searchsorted(profile.margin_edges, margins(scores), side="right").tolist()
-            recent.predicted += np.where(broken, 0, np.nan_to_num(scores).argmax(axis=1)).tolist()
-            for name in _Recent.model_fields:
-                setattr(recent, name, getattr(recent, name)[last])
+            self._recent.add(self.observed, rejected, scores, reason, profile.margin_edges, self.window)
         if inputs is not None and len(inputs) == len(rejected):
             self._inputs += list(zip(rejected.tolist(), inputs, strict=True))
             self._inputs = self._inputs[-self.window :]
 
-    def _since(self, position: int) -> dict[str, np.ndarray] | None:
-        recent = self._recent
-        if not recent.position:
-            return None
-        chosen = np.array(recent.position) >= position
-        return {
-            "rejected": np.array(recent.rejected)[chosen],
-            "not_finite": np.array(recent.not_finite)[chosen],
-            "margin": np.array(recent.margin)[chosen],
-            "class": np.array(recent.predicted)[chosen],
-        }
-
     def _settings(self) -> str:
         """A digest of everything that the guarantee is about."""
         content = {
-            "baseline": None if self.baseline is None else self.baseline.model_dump(mode="json"),
+            "baseline": None if self.baseline is None else identity(self.baseline),
             "rate": self.rate.to_dict(),
             "false_alarm": self.false_alarm,
             "baseline_share": self.baseline_share,
@@ -308,11 +261,3 @@ def _rejection_rate(record: AuditRecord | None) -> Rate:
     if rate is None:
         raise ValueError("`baseline` must hold a `rejection_rate`; this audit has none.")
     return rate.rate()
-
-
-def _finite(value: float) -> float | None:
-    return None if math.isinf(value) else float(value)
-
-
-def _infinite(value: float | None) -> float:
-    return -math.inf if value is None else value

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras import ops
+from attacked import EPSILON, MODELS, SHORT, convolutional_l2, inputs
 
 import defended
 from defended.attacks import (
@@ -25,72 +25,6 @@ from defended.attacks import (
 )
 from defended.attacks.core.attack import Attack
 from defended.attacks.core.balls import distances
-from defended.margins import certified_slack, competitor_radii, predicted_class
-
-EPSILON = 0.4
-SURE = [6, 0, 0, 0, 0]  # a bias with which many inputs are certified
-
-
-@keras.saving.register_keras_serializable(package="tests")
-class LinearLinf(defended.DefendedModel):
-    """An l-inf certificate for a single Dense layer, exact: K_ij = ‖w_i - w_j‖₁."""
-
-    certificate_method = "exact, linear"
-    certificate_assumptions = ()
-
-    def __init__(self, network, outputs=None, *, epsilon, **kwargs):
-        super().__init__(network, outputs, epsilon=epsilon, norm="linf", **kwargs)
-
-    def _rows(self, logits):
-        columns = ops.transpose(self.network.layers[-1].kernel)
-        matrix = ops.sum(ops.abs(columns[:, None] - columns[None]), axis=-1)
-        return ops.take(matrix, predicted_class(logits), axis=0)
-
-    def _slack(self, inputs, logits, epsilon, training, frozen=False):
-        return certified_slack(logits, self._rows(logits), epsilon)
-
-    def _radii(self, inputs, logits, frozen=False):
-        return competitor_radii(logits, self._rows(logits))
-
-    def _prove(self):
-        pass
-
-    def _digest(self):
-        return 1
-
-
-def convolutional_l2():
-    keras.utils.set_random_seed(1)
-    network = keras.Sequential(
-        [
-            keras.Input((4, 4, 2)),
-            keras.layers.Conv2D(4, 3, padding="same"),
-            defended.layers.MinMax(),
-            keras.layers.Flatten(),
-            keras.layers.Dense(5),
-        ]
-    )
-    network.layers[-1].bias.assign(SURE)
-    model = defended.GloroNet(network, epsilon=EPSILON)
-    model.finalize()
-    return model
-
-
-def linear_linf():
-    keras.utils.set_random_seed(2)
-    network = keras.Sequential([keras.Input((4, 4, 2)), keras.layers.Flatten(), keras.layers.Dense(5)])
-    network.layers[-1].bias.assign(SURE)
-    model = LinearLinf(network, epsilon=EPSILON)
-    model.finalize()
-    return model
-
-
-MODELS = {"l2": convolutional_l2, "linf": linear_linf}
-
-
-@pytest.fixture(scope="module")
-def models():
-    return {norm: make() for norm, make in MODELS.items()}
 
 
 class Case(NamedTuple):
@@ -103,8 +37,6 @@ class Case(NamedTuple):
 BOX = (-0.1, 1.1)
 STARTS = np.random.default_rng(3).uniform(size=(3, 4, 4, 2))
 
-# One batch size, so that each loop is compiled once.
-SHORT = {"steps": 4, "batch_size": 16}
 CARLINI_WAGNER = {**SHORT, "binary_search_steps": 2, "learning_rate": 0.02, "initial_const": 1.0}
 SQUARE = {"queries": 30, "batch_size": 16}
 DECISION = {"queries": 120, "samples": 20}
@@ -143,6 +75,7 @@ CASES = [
     Case("foolbox DeepFool boxed", from_foolbox(foolbox.attacks.L2DeepFoolAttack(steps=1, candidates=2), clip=BOX)),
 ]
 
+
 for_every_attack = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 for_every_norm = pytest.mark.parametrize("norm", MODELS)
 # In l-inf only projections and steps differ: one objective of each kind, with and without a box.
@@ -161,10 +94,6 @@ BOTH_NORMS = [("l2", case) for case in CASES] + [("linf", case) for case in CASE
 for_both_norms = pytest.mark.parametrize(
     ("norm", "case"), BOTH_NORMS, ids=[f"{norm}, {c.name}" for norm, c in BOTH_NORMS]
 )
-
-
-def inputs(n=21):
-    return np.random.default_rng(5).uniform(size=(n, 4, 4, 2)).astype("float32")
 
 
 @for_both_norms
@@ -246,87 +175,6 @@ def test_with_and_without_xla(models):
     np.testing.assert_allclose(compiled, plain, atol=1e-4)
 
 
-@for_every_norm
-def test_certificate_descent_lowers_the_radius_and_more_runs_lower_it_further(models, norm):
-    model, x = models[norm], inputs()
-    few, many = CertificateDescent(steps=20), CertificateDescent(steps=20, targets=4, restarts=2)
-    clean, one, more = (np.asarray(model.certified_radius(points)) for points in (x, few(model, x), many(model, x)))
-    assert (one < clean).all()
-    assert (more <= one + 1e-6).all()
-    # A radius falls by at most one per unit of distance, while the class holds.
-    held = clean > EPSILON
-    assert held.any()
-    assert (clean[held] - one[held] <= EPSILON * (1 + 1e-4)).all()
-
-
-def test_certificate_descent_reaches_the_optimum_of_a_linear_model(models):
-    """There r(x) = min over i of (y_j - y_i) / K_ij is a distance to a plane: it can be lowered by exactly eps."""
-    model, x = models["linf"], inputs()
-    clean = np.asarray(model.certified_radius(x))
-    held = clean > EPSILON
-    assert held.any()
-    reached = np.asarray(model.certified_radius(CertificateDescent(steps=50)(model, x)))
-    np.testing.assert_allclose(reached[held], clean[held] - EPSILON, atol=1e-3)
-
-
-def test_pgd_finds_what_exists_on_a_linear_network():
-    """Two classes, y = (x, -x): points with |x| < eps have another class within eps, others have none."""
-    network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
-    network.set_weights([np.array([[1.0, -1.0]], "float32"), np.zeros(2, "float32")])
-    model = defended.GloroNet(network, epsilon=0.25)
-    x = np.array([[-0.6], [-0.24], [-0.1], [0.1], [0.24], [0.26]], "float32")
-    wide = {"steps": 20, "step_size": 0.05}  # enough to cross the ball from any start
-    for attack in (PGD(**wide), PGD(**wide, loss="margin"), PGD(**wide, targeted=True)):
-        moved = network.predict(attack(model, x), verbose=0).argmax(axis=1)
-        clean = network.predict(x, verbose=0).argmax(axis=1)
-        np.testing.assert_array_equal(moved != clean, np.abs(x[:, 0]) < 0.25)
-
-
-def test_labels_tell_pgd_what_to_leave_and_where_to_go(models):
-    model, x = models["l2"], inputs()
-    attacked = PGD(steps=30, epsilon=20.0)(model, x)
-    predicted = np.asarray(model.network(x)).argmax(axis=1)
-    assert (np.asarray(model.network(attacked)).argmax(axis=1) != predicted).mean() > 0.8
-    wanted = (predicted + 1) % 5
-    reached = PGD(steps=30, epsilon=20.0, targeted=True)(model, x, keras.utils.to_categorical(wanted, 5))
-    assert (np.asarray(model.network(reached)).argmax(axis=1) == wanted).mean() > 0.8
-
-
-@for_every_norm
-def test_algorithm_31_takes_the_base_attack_half_way_back(models, norm):
-    model, x, epsilon = models[norm], inputs(), float(np.float32(EPSILON))
-
-    def base(model, x, y=None, *, epsilon):
-        assert epsilon == pytest.approx(2 * EPSILON)
-        shift = np.zeros_like(x)
-        shift[:, 0, 0, 0], shift[:, 1, 1, 1] = 0.6, 0.1
-        shift[0] *= 0.1
-        return x + shift
-
-    delta = DegradationAttack(base)(model, x) - x
-    a, b = delta[:, 0, 0, 0], delta[:, 1, 1, 1]
-    scale = epsilon / np.hypot(0.6, 0.1)
-    expected = (0.6 * scale, 0.1 * scale) if norm == "l2" else (epsilon, 0.1)
-    np.testing.assert_allclose(a[1:], expected[0], rtol=1e-5)
-    np.testing.assert_allclose(b[1:], expected[1], rtol=1e-5)
-    np.testing.assert_allclose((a[0], b[0]), (0.06, 0.01), rtol=1e-4)
-    rescaled = DegradationAttack(base, scale_to_sphere=True)(model, x)
-    np.testing.assert_allclose(distances(x, rescaled, norm), epsilon, rtol=1e-5)
-
-
-def test_base_attacks_without_an_epsilon_keyword_keep_their_radius(models):
-    x = inputs()
-    attacked = DegradationAttack(lambda model, x, y=None: x + 0.01)(models["l2"], x)
-    np.testing.assert_allclose(attacked, x + 0.01, atol=1e-6)
-
-
-def test_the_published_configuration(models):
-    attack = DegradationAttack.published(0.3)
-    assert attack.clip == (-0.6, 1.6)
-    assert attack.config()["base_attack"]["gradient_floor"] == 1e-12
-    assert distances(inputs(), attack(models["l2"], inputs()), "l2").max() <= 0.3
-
-
 def test_a_model_in_training_is_attacked_as_it_is_now():
     model, x = convolutional_l2(), inputs()
     attack = CertificateDescent(**SHORT)
@@ -373,105 +221,13 @@ def test_attacks_keep_no_model_alive():
     assert alive() is None
 
 
-# Bad input.
-
-X = inputs(4)
-NAN = np.where(np.arange(4)[:, None, None, None] == 2, np.nan, X).astype("float32")
-
-
-@pytest.mark.parametrize(
-    ("make", "match"),
-    [
-        (lambda: PGD(steps=0), "`steps` must be a whole number of at least 1"),
-        (lambda: CertificateDescent(steps=0), "`steps` must be a whole number of at least 1"),
-        (lambda: CertificateDescent(restarts=0), "`restarts`"),
-        (lambda: CertificateDescent(targets=0), "`targets`"),
-        (lambda: PGD(epsilon=0), "`epsilon` must be a positive finite number"),
-        (lambda: PGD(epsilon=float("nan")), "`epsilon` must be a positive finite number"),
-        (lambda: PGD(step_size=-1), "`step_size`"),
-        (lambda: PGD(clip=(1, 0)), "low < high"),
-        (lambda: PGD(clip=0.5), "pair"),
-        (lambda: PGD(norm="l1"), "'l2', 'linf'"),
-        (lambda: PGD(loss="hinge"), "'crossentropy', 'margin', 'dlr'"),
-        (lambda: PGD(momentum=1), "`momentum`"),
-        (lambda: PGD(seed=-1), "`seed`"),
-        (lambda: PGD(gradient_floor=-1), "`gradient_floor`"),
-        (lambda: DegradationAttack(PGD(epsilon=0.1)), "must be None"),
-        (lambda: DegradationAttack(epsilon=0), "`epsilon`"),
-        (lambda: DegradationAttack(CarliniWagner(epsilon=0.1)), "must be None"),
-    ],
-)
-def test_bad_configurations(make, match):
-    with pytest.raises(ValueError, match=match):
-        make()
-
-
-@pytest.mark.parametrize(
-    ("make", "match"),
-    [(lambda: PGD(steps=2.5), "whole number"), (lambda: DegradationAttack(3), "must be an attack")],
-)
-def test_bad_types(make, match):
-    with pytest.raises(TypeError, match=match):
-        make()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "keywords", "match"),
-    [
-        ((X[:0],), {}, "empty"),
-        ((X[0],), {}, r"shape \[n, 4, 4, 2\]"),
-        ((X[..., :1],), {}, r"shape \[n, 4, 4, 2\]"),
-        ((NAN,), {}, "1 of 4 inputs, the first at index 2"),
-        ((X, [0, 1, 2]), {}, "4 class numbers"),
-        ((X, [0, 1, 2, 5]), {}, r"\[0, 5\). Received: values from 0 to 5"),
-        ((X, [0, 1, 2, -1]), {}, "values from -1 to 2"),
-        ((X, [0, 1, 2, 0.5]), {}, "whole class numbers"),
-        ((X, np.full((4, 5), 0.2)), {}, "one-hot"),
-        ((X,), {"epsilon": 0.0}, "`epsilon`"),
-        ((X,), {"index": [1, 2]}, "`index`"),
-    ],
-)
-def test_bad_calls(models, arguments, keywords, match):
-    for attack in (PGD(**SHORT), CertificateDescent(**SHORT), DegradationAttack(PGD(**SHORT))):
-        with pytest.raises(ValueError, match=match):
-            attack(models["l2"], *arguments, **keywords)
-
-
-def test_complex_inputs_are_refused(models):
-    with pytest.raises(TypeError, match="real numbers"):
-        PGD(**SHORT)(models["l2"], X.astype("complex64"))
-
-
-def test_inputs_outside_the_box(models):
-    with pytest.raises(ValueError, match="lie in the box"):
-        PGD(**SHORT, clip=(0.4, 0.6))(models["l2"], X)
-
-
-def test_more_targets_than_competitors(models):
-    with pytest.raises(ValueError, match="less than the number of classes, 5"):
-        CertificateDescent(targets=5)(models["l2"], X)
-
-
-@pytest.mark.parametrize(
-    ("base", "match"),
-    [
-        (lambda model, x, y: x * np.nan, "returned NaN or infinity for 4 of 4"),
-        (lambda model, x, y: x + 1, "left the l2 ball of radius 0.8"),
-        (lambda model, x, y: x[:2], "shape of `x`"),
-    ],
-)
-def test_bad_base_attacks(models, base, match):
-    with pytest.raises(ValueError, match=match):
-        DegradationAttack(base)(models["l2"], X)
-
-
 def test_a_network_without_gradients():
     network = keras.Sequential([keras.Input((4, 4, 2)), keras.layers.Flatten(), keras.layers.Dense(5)])
     stopped = keras.Sequential([keras.Input((4, 4, 2)), keras.layers.Lambda(tf.stop_gradient), network])
     model = convolutional_l2()
     model.network = stopped
     with pytest.raises(ValueError, match="no gradient"):
-        PGD(**SHORT)(model, X)
+        PGD(**SHORT)(model, inputs(4))
 
 
 def test_logits_that_are_not_finite_leave_points_that_are():
@@ -479,4 +235,4 @@ def test_logits_that_are_not_finite_leave_points_that_are():
     kernel = model.network.layers[-1].kernel
     kernel.assign(np.where(np.arange(5) == 3, np.nan, np.array(kernel)))
     for attack in (PGD(**SHORT), CertificateDescent(**SHORT)):
-        assert np.isfinite(attack(model, X)).all()
+        assert np.isfinite(attack(model, inputs(4))).all()

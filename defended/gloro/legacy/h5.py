@@ -74,9 +74,7 @@ class _File:
                 if shape != ():
                     break
                 return self._text(datatype, start, size)
-        raise ValueError(
-            f"its attribute 'model_config', one text that describes the architecture, is missing. {RESAVE}"
-        )
+        raise ValueError(f"its attribute 'model_config', a text that describes the network, is missing. {RESAVE}")
 
     def weights(self) -> dict[str, dict[tuple[str, ...], StoredWeight]]:
         """Every data set below `model_weights`, by the name of its layer, then by the parts of its own name."""

@@ -12,21 +12,6 @@ from defended.attacks.black_box import square_windows
 from defended.attacks.core.balls import distances
 
 
-def linear(weights, bias, epsilon):
-    weights = np.asarray(weights, "float32")
-    network = keras.Sequential([keras.Input((len(weights),)), keras.layers.Dense(weights.shape[1])])
-    network.set_weights([weights, np.asarray(bias, "float32")])
-    model = defended.GloroNet(network, epsilon=epsilon)
-    model.finalize()
-    return model
-
-
-@pytest.fixture(scope="module")
-def line():
-    """Logits (x, -x): r(x) = |x|, the class is the sign, and eps is 1/4."""
-    return linear([[1, -1]], [0, 0], 0.25)
-
-
 class Counter:
     """A query function that keeps the points that it was asked for."""
 

@@ -16,16 +16,6 @@ from defended.attacks.core.balls import distances
 
 
 @pytest.fixture(scope="module")
-def line():
-    """Logits (x, -x): r(x) = |x|, the class is the sign, and eps is 1/4."""
-    network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
-    network.set_weights([np.array([[1.0, -1.0]], "float32"), np.zeros(2, "float32")])
-    model = defended.GloroNet(network, epsilon=0.25)
-    model.finalize()
-    return model
-
-
-@pytest.fixture(scope="module")
 def images():
     keras.utils.set_random_seed(3)
     network = keras.Sequential(

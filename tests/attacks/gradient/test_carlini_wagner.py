@@ -1,21 +1,11 @@
 """Carlini and Wagner's attack where the smallest perturbation is known: linear networks."""
 
-import keras
 import numpy as np
 import pytest
+from nets import affine
 
-import defended
 from defended.attacks import CarliniWagner, DegradationAttack, susceptibility
 from defended.attacks.core.balls import distances
-
-
-def linear(weights, bias, epsilon=0.3):
-    weights = np.asarray(weights, "float32")
-    network = keras.Sequential([keras.Input((len(weights),)), keras.layers.Dense(weights.shape[1])])
-    network.set_weights([weights, np.asarray(bias, "float32")])
-    model = defended.GloroNet(network, epsilon=epsilon)
-    model.finalize()
-    return model
 
 
 def predicted(model, x):
@@ -36,7 +26,7 @@ BIAS = np.array([0.2, -0.1, 0.0, 0.1])
 
 @pytest.fixture(scope="module")
 def planes():
-    return linear(WEIGHTS, BIAS)
+    return affine(WEIGHTS, BIAS, 0.3)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +51,7 @@ def test_the_nearest_plane_is_reached_within_three_percent(planes, cloud, clip):
 
 def test_a_target_is_reached_by_the_way_to_its_region(planes, cloud):
     """The plane towards the runner-up bounds the distance from below; with two classes it is the distance."""
-    two = linear(WEIGHTS[:, :2], BIAS[:2])
+    two = affine(WEIGHTS[:, :2], BIAS[:2], 0.3)
     own = predicted(two, cloud)
     expected = distance_to_class(WEIGHTS[:, :2], BIAS[:2], cloud, own).min(axis=1)
     far = expected > 0.1
@@ -72,7 +62,7 @@ def test_a_target_is_reached_by_the_way_to_its_region(planes, cloud):
 
 def test_confidence_is_a_margin_that_is_kept():
     """Logits (x, -x): the margin is 2x, so confidence 0.5 is reached at x = -0.25."""
-    model = linear([[1, -1]], [0, 0])
+    model = affine([[1, -1]], epsilon=0.3)
     x = np.array([[0.2], [0.7]], "float32")
     attacked = CarliniWagner(confidence=0.5, steps=300, epsilon=5.0)(model, x)
     np.testing.assert_allclose(attacked, -0.25, atol=0.01)
@@ -80,7 +70,7 @@ def test_confidence_is_a_margin_that_is_kept():
 
 
 def test_what_lies_outside_the_ball_is_brought_onto_the_sphere():
-    model = linear([[1, -1]], [0, 0])
+    model = affine([[1, -1]], epsilon=0.3)
     x = np.array([[0.2], [0.7]], "float32")
     attacked = CarliniWagner(epsilon=0.3)(model, x)
     assert -0.02 < attacked[0, 0] < 0  # found within the ball, and not carried on to its edge
@@ -89,7 +79,7 @@ def test_what_lies_outside_the_ball_is_brought_onto_the_sphere():
 
 def test_where_nothing_is_found_the_smallest_margin_within_the_ball_counts():
     """Logits (10, x, ...) with |x| <= 1 in the box: class 0 always wins, by least at the box's edge."""
-    model = linear([[0, 1]], [10, 0])
+    model = affine([[0, 1]], [10, 0], 0.3)
     attacked = CarliniWagner(clip=(-1, 1), epsilon=0.3, steps=100, learning_rate=0.05)(
         model, np.zeros((1, 1), "float32")
     )
@@ -104,7 +94,7 @@ def test_inputs_that_have_another_class_already_hardly_move(planes, cloud):
 
 def test_algorithm_31_keeps_what_is_shorter_than_eps_and_finds_all_there_is():
     """Logits (x, -x), r = |x|: within eps of x lies ⊥ exactly where |x| <= 2 eps."""
-    model = linear([[1, -1]], [0, 0], epsilon=0.25)
+    model = affine([[1, -1]])
     x = np.array([[0.3], [0.45], [-0.4], [0.7], [0.24]], "float32")
     y = np.array([0, 0, 1, 0, 0])
     attack = DegradationAttack(CarliniWagner(steps=100))
@@ -151,6 +141,6 @@ def test_other_norms_are_refused(planes, cloud, monkeypatch):
 
 
 def test_logits_that_are_not_finite_leave_points_that_are():
-    model = linear([[1, -1]], [0, 0])
+    model = affine([[1, -1]], epsilon=0.3)
     model.network.layers[-1].kernel.assign([[1.0, np.nan]])
     assert np.isfinite(CarliniWagner(steps=5)(model, np.ones((2, 1), "float32"), [0, 0])).all()

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from nets import affine
 
 import defended
 from defended.attacks import APGD, PGD, CertificateDescent, DegradationAttack
@@ -11,15 +12,6 @@ from defended.attacks.core.balls import distances
 from defended.attacks.gradient import gradient_attack
 from defended.attacks.gradient.objectives import logits_ratio, loss_of_logits
 from defended.attacks.gradient.rules import AutoSteps, Steepest
-
-
-def linear(weights, epsilon=0.25, bias=None):
-    weights = np.asarray(weights, "float32")
-    network = keras.Sequential([keras.Input((len(weights),)), keras.layers.Dense(weights.shape[1])])
-    network.set_weights([weights, np.zeros(weights.shape[1], "float32") if bias is None else np.float32(bias)])
-    model = defended.GloroNet(network, epsilon=epsilon)
-    model.finalize()
-    return model
 
 
 def wavy(epsilon=0.5, units=24):
@@ -77,7 +69,7 @@ def test_lower_is_better_for_the_attacker(loss, targeted):
 
 @pytest.mark.parametrize(("attack", "classes"), [(PGD(loss="dlr"), 2), (APGD(targeted=True), 3)])
 def test_dlr_needs_enough_classes(attack, classes):
-    model = linear(np.eye(4)[:, :classes])
+    model = affine(np.eye(4)[:, :classes])
     with pytest.raises(ValueError, match="'dlr' compares the"):
         attack(model, cloud(3, 4))
 
@@ -102,7 +94,7 @@ def attack_task(attack, radius=1.0):
 
 def test_keep_last_returns_the_point_where_the_steps_end():
     """On logits (x, -x) two steps of 0.3 from x = 0.5 lead to 0.2 and -0.1, and the ball ends at 0.1 (radius 0.4)."""
-    model, x = linear([[1, -1]]), np.array([[0.5]], "float32")
+    model, x = affine([[1, -1]]), np.array([[0.5]], "float32")
     settings = {"steps": 2, "step_size": 0.3, "random_start": False, "epsilon": 0.4}
     np.testing.assert_allclose(PGD(**settings, keep="last")(model, x), [[0.1]], atol=1e-6)
     # A step that is too wide comes back: 0.7 from 0.5 is cut to 0.1, where the label is still the same, and so on.
@@ -114,7 +106,7 @@ def test_keep_last_returns_the_point_where_the_steps_end():
 
 def test_the_best_point_is_kept_where_a_step_overshoots():
     """Descending |x|-like radii with one huge step past the boundary and a projection: the best iterate wins."""
-    model, x = linear([[1, -1]], epsilon=0.25), np.array([[0.3]], "float32")
+    model, x = affine([[1, -1]]), np.array([[0.3]], "float32")
     settings = {"steps": 1, "step_size": 0.2, "epsilon": 0.25}
     best = CertificateDescent(**settings)(model, x)
     np.testing.assert_allclose(best, [[0.1]], atol=1e-6)
@@ -137,7 +129,7 @@ def test_apgd_reaches_the_planes_of_a_linear_network_without_a_step_size():
     """There the smallest margin in the ball is known: (y_j - y_i) - radius * |w_j - w_i|, over the nearest rival."""
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(6, 4))
-    model, x = linear(weights), cloud()
+    model, x = affine(weights), cloud()
     radius = 0.3
     logits = x @ weights
     top = logits.argmax(axis=1)

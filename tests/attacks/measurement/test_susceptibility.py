@@ -1,5 +1,6 @@
 """The bracket of the false positive rate: by hand on linear models, interrupted, and with wrong attacks and models."""
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from defended.attacks import (
 )
 from defended.attacks.core.balls import distances
 from defended.attacks.measurement import engine as pieces
+from defended.provenance import data_digest
 
 
 def linear(weights, epsilon):
@@ -214,6 +216,12 @@ def test_a_killed_measurement_goes_on_where_it_was(planes, tmp_path, monkeypatch
     same(result, susceptibility(planes, *cloud(), attack, batch_size=10))
 
     attacked.clear()
+    # A directory of an earlier version names the data by another digest of the same.
+    plan = json.loads((folder / "plan.json").read_text())
+    assert plan["data"] == data_digest(*cloud())
+    x, y = cloud()
+    plan["data"] = hashlib.sha256(f"{x.shape}".encode() + x.tobytes() + y.astype("int64").tobytes()).hexdigest()
+    (folder / "plan.json").write_text(json.dumps(plan))
     again = susceptibility(planes, *cloud(), attack, batch_size=10, resume=folder)
     assert not attacked
     same(again, result)

@@ -128,12 +128,27 @@ class TestTheNoise:
         assert np.abs(np.corrcoef(noise.T) - np.eye(3)).max() < 0.025
         assert abs(np.corrcoef(noise[1:, 0], noise[:-1, 0])[0, 1]) < 0.025
 
-    def test_is_shared_in_a_batch_and_fresh_in_the_next_call(self):
-        x = np.repeat(at_distances([0.1]), 8, axis=0)
-        model = smoothed(seed=None)
-        first, second = model.sample_counts(x), model.sample_counts(x)
-        assert (first == first[0]).all()
-        assert (first[0] != second[0]).any()
+    @pytest.mark.parametrize("max_batch", [None, 100])  # with and without slices of a batch
+    def test_is_each_inputs_own_and_fresh_in_the_next_call(self, max_batch):
+        x = np.repeat(at_distances([0.1]), 400, axis=0)
+        model = smoothed(seed=None, samples=100, max_batch=max_batch)
+        first, second = (model.sample_counts(x, 100, batch_size=400)[:, 0] for _ in range(2))
+        assert (first != second).any()
+        # Independent draws of one binomial distribution: the variance among inputs is that of one input.
+        p = first.mean() / 100
+        assert (
+            stats.chi2.ppf(1e-4, 399)
+            < ((first - first.mean()) ** 2).sum() / (100 * p * (1 - p))
+            < stats.chi2.ppf(1 - 1e-4, 399)
+        )
+        assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.2
+
+    def test_verdicts_of_a_batch_are_as_independent_as_those_of_single_inputs(self):
+        """Copies of an input that is answered in some draws only: neither all of them are answered, nor none."""
+        edge = np.repeat(at_distances([EPSILON + 0.045]), 64, axis=0)
+        model = smoothed(seed=None, samples=2000)
+        for judge in (model.verdicts, lambda x: model.verdicts(x, batch_size=1)):
+            assert 3 < judge(edge).rejected.sum() < 61
 
     def test_no_global_seed_fixes_it(self):
         def votes():

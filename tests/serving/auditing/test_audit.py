@@ -1,6 +1,7 @@
 """Audit figures worked by hand, on a linear classifier of the plane, and the files of a report."""
 
 import dataclasses
+import hashlib
 import json
 import re
 from html.parser import HTMLParser
@@ -13,6 +14,7 @@ from nets import overclaiming
 from defended import GloroNet
 from defended._io import canonical_json
 from defended.figure_style import to_png
+from defended.provenance import data_digest
 from defended.serving import AgreementError, ArtefactError, audit, export, load
 from defended.serving.auditing.pictures import draw_degraded_pairs
 from defended.serving.auditing.report_page import percent
@@ -132,6 +134,27 @@ class TestFigures:
         assert alone.data["points"] == 6
         assert audit(artefact, POINTS, LABELS.astype("uint8")).data == alone.data
         assert audit(artefact, POINTS[::-1].copy(), LABELS[::-1]).data["sha256"] != alone.data["sha256"]
+        assert alone.data["sha256"] == data_digest(POINTS, LABELS) == data_digest(POINTS, LABELS.astype("int32"))
+        assert alone.data["training_data"] is None  # the manifest lists none
+
+    @pytest.mark.parametrize(
+        ("recorded", "found"),
+        [
+            (data_digest(POINTS, LABELS), True),
+            (data_digest(POINTS), True),
+            (hashlib.sha256(  # as earlier versions recorded class numbers of one byte
+                f"{POINTS.dtype.str}{POINTS.shape}".encode() + POINTS.tobytes()
+                + b"|u1(6,)" + LABELS.astype("uint8").tobytes()
+            ).hexdigest(), True),
+            (data_digest(POINTS[:5], LABELS[:5]), False),
+        ],
+    )  # fmt: skip
+    def test_training_data_are_named(self, model, tmp_path, recorded, found):
+        path = export(model, tmp_path, "trained", onnx=False, warm_up=False, training_data=["0" * 64, recorded])
+        report = audit(path, POINTS, LABELS)
+        assert report.data["training_data"] is found
+        assert any("training data" in sentence for sentence in report.unknown) is found
+        assert ("which the manifest lists as training data" in report.to_html()) is found
 
 
 class TestAttack:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from plane import Plane, points
 
 from defended.serving import ConditionsError, EndpointError, RecordError, RejectionMonitor, StateError, audit
+from defended.serving.auditing.answers import checked
 from defended.serving.auditing.conditions import parse_conditions, read_conditions
 from defended.serving.auditing.record import read_record
-from defended.serving.auditing.targets import checked
 from defended.serving.monitoring.sources import CounterPosition, SourceError, new_counts
 from defended.statistics.intervals import Rate
 

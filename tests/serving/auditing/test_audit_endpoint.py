@@ -1,16 +1,19 @@
 """Audits of a served model that tells little or much, and attacks that only ask."""
 
+import json
+
 import numpy as np
 import pytest
 from plane import ROOT, Plane, points
 
 from defended.attacks import ScoreDescent
-from defended.attacks.black_box.score_search import Asked, smooth_directions
+from defended.attacks.black_box.score_descent import Asked, smooth_directions
 from defended.serving import Attacked, BlackBox, EndpointError, audit
 from defended.serving.auditing.targets import Endpoint
 
 X, Y = points(400)
 RADIUS = np.abs(X[:, 0] - X[:, 1]) / ROOT
+REJECTED = {"label": -1, "rejected": True, "reason": 1, "availability_radius": 0}
 DIAGONAL = np.array([1, -1]) / ROOT
 
 
@@ -88,6 +91,84 @@ class TestWhatIsTold:
         }
         with pytest.raises(EndpointError, match=message):
             audit(endpoint, X, Y, batch_size=400)
+
+    @pytest.mark.parametrize(
+        ("name", "count", "change"),
+        [
+            ("answer-without-certificate", 1, {"certified_radius": 0.3, "availability_radius": 0.0}),
+            ("answer-without-certificate", 1, {"certified_radius": 0.5, "availability_radius": 0.0}),
+            ("availability-above-certificate", 1, {"availability_radius": 1.0}),
+            ("label-is-not-largest-score", 1, {"label": 1}),
+            ("answer-with-broken-scores", 1, {"scores": np.nan}),
+            ("answer-with-broken-scores", 1, {"scores": np.inf}),
+            ("label-out-of-range", 1, {**REJECTED, "label": -2, "certified_radius": 0}),
+            ("reason-against-verdict", 1, {"reason": 1}),
+            ("rejection-with-certificate", 1, REJECTED),
+        ],
+    )  # fmt: skip
+    @pytest.mark.parametrize("given", [True, False])
+    def test_answers_that_contradict_themselves_are_an_alarm_by_name(self, name, count, change, given):
+        """One answer of class 0 with the radius 0.9, of 400, is changed: whatever the conditions, that is no PASS."""
+        x = X.copy()
+        x[7] = [0.9 * ROOT, 0]
+        endpoint = Plane()
+        predict = endpoint.predict
+
+        def lie(batch, signature):
+            outputs = {key: value.copy() for key, value in predict(batch, signature).items()}
+            for key, value in change.items():
+                outputs[key][7] = value
+            return outputs
+
+        endpoint.predict = lie
+        if not given and change.get("certified_radius") == 0.5:
+            return  # an epsilon that was read off radii is not known so well
+        known = {"epsilon": 0.5, "norm": "l2"} if given else {}
+        report = audit(endpoint, x, Y, batch_size=400, conditions={"rejection_rate": {"max": 1.0}}, **known)
+        assert report.contradictions == {name: count}
+        assert f"Answers contradict themselves ({name}): 1 of 400" in report.alarms[0]
+        assert report.verdict == "FAIL"
+        assert json.loads(report.to_json())["contradictions"] == {name: count}
+        assert "contradict themselves" in report.to_html()
+        assert "alarm" in report.to_junit()
+
+    def test_a_radius_of_nothing_beside_every_answer_is_no_vra(self):
+        endpoint = Plane()
+        predict = endpoint.predict
+        nothing = {name: np.zeros(400, "float32") for name in ("certified_radius", "availability_radius")}
+        endpoint.predict = lambda x, signature: predict(x, signature) | nothing
+        report = audit(endpoint, X, Y, epsilon=0.5, norm="l2", batch_size=400, conditions={"vra": {"min": 0.1}})
+        assert report.vra == report.vra_2eps == report.always_answered == 0
+        assert report.fpr_upper == 1
+        assert report.contradictions["answer-without-certificate"] == (RADIUS > 0.5).sum()
+        assert report.decisions[0].status == "FAIL"
+
+    def test_attacked_inputs_that_are_answered_with_contradictions_count_too(self):
+        endpoint = Plane()
+        predict = endpoint.predict
+
+        def lie(x, signature):
+            outputs = predict(x, signature)
+            asked_again = len(endpoint.seen) > 1
+            return outputs | ({"certified_radius": np.zeros(len(x), "float32")} if asked_again else {})
+
+        endpoint.predict = lie
+        report = audit(endpoint, X, Y, epsilon=0.5, norm="l2", batch_size=400, attacked=Attacked(np.arange(400), X))
+        assert report.contradictions["answer-without-certificate"] == (RADIUS > 0.5).sum()
+        assert report.verdict == "FAIL"
+
+    def test_an_epsilon_that_was_typed_with_six_digits_contradicts_nothing(self):
+        endpoint = Plane(epsilon=np.float32(0.1414213))
+        report = audit(endpoint, X, Y, epsilon=0.141421, norm="l2")
+        assert report.contradictions == {}
+        assert report.verdict == "PASS"
+        assert report.rejection_rate.count == (np.float32(RADIUS) <= np.float32(0.1414213)).sum()
+
+    def test_draws_without_an_alpha_are_a_gap_that_the_report_names(self):
+        endpoint = Plane()
+        predict = endpoint.predict
+        endpoint.predict = lambda x, signature: predict(x, signature) | {"samples_used": np.full(len(x), 100)}
+        assert any("alpha" in sentence for sentence in audit(endpoint, X, Y).unknown)
 
     @pytest.mark.parametrize(
         ("options", "message"),

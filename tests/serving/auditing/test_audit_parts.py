@@ -14,10 +14,11 @@ from defended.serving import BlackBox, ConditionsError, RecordError, audit, read
 from defended.serving.auditing.advice import affordable, deployment
 from defended.serving.auditing.baseline import holm
 from defended.serving.auditing.conditions import Condition, decide, parse_conditions
-from defended.serving.auditing.draws import cost_ratio, draws
 from defended.serving.auditing.record import SCHEMA_FILE, schema
+from defended.serving.auditing.sampling_cost import cost_ratio, draws
 from defended.serving.auditing.strata import by_confidence, confidences, margins, worst_rejection
 from defended.statistics.intervals import Rate, clopper_pearson
+from defended.statistics.rates import InputFacts
 
 ROOT = Path(__file__).resolve().parents[3]
 X, Y = points(300)
@@ -147,7 +148,7 @@ class TestStrata:
         np.testing.assert_allclose(margins(np.array([[1.0, 4.0, 2.0], [np.inf, 0, 0]])), [2, 0])
 
     def test_edges_belong_to_the_upper_stratum(self):
-        found = by_confidence(np.array([True, False, True]), np.array([0.5, 0.95, 1.0]), 0.95)
+        found = by_confidence(InputFacts(np.array([True, False, True])), np.array([0.5, 0.95, 1.0]), 0.95)
         assert [s.name for s in found] == ["50 to 80 %", "95 to 99 %", "99.9 to 100 %"]
 
     def test_the_worst_of_many_pays_for_the_choice(self):

@@ -351,7 +351,7 @@ import keras, numpy as np
 import defended
 from defended.attacks import CertificateDescent
 from defended.serving.cluster import ParquetStore, WorkerLostError, certify, engines, measure, open_engine
-from defended.serving.cluster.audited import pieces
+from defended.serving.cluster.remote import pieces
 from defended.attacks.measurement.engine import Settings
 
 folder = pathlib.Path(sys.argv[1])

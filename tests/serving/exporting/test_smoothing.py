@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras import layers
 
 from defended import GloroNet, SmoothedNet
+from defended.attacks import susceptibility
 from defended.layers import MinMax
 from defended.serving import (
     AgreementError,
@@ -23,7 +24,7 @@ from defended.serving import (
 )
 from defended.serving.artefacts.allowed_ops import SAMPLING_OPS, check_ops
 from defended.serving.artefacts.manifest import Manifest
-from defended.serving.auditing.report import _explained
+from defended.serving.auditing.figures import _explained
 
 EPSILON, SIGMA = 0.3, 0.5
 
@@ -143,6 +144,40 @@ class TestArtefact:
         html = (tmp_path / "report.html").read_text()
         assert "What sampling costs" in html
         assert ("mode fixed" in html.replace("\n", " ")) or model.mode == "fixed"
+
+    def test_a_measurement_and_an_audit_count_the_same_and_have_the_same_intervals(self, exported):
+        model, path = exported
+        x, y = np.concatenate([X[[0, 6]]] * 8), np.array([1, 0] * 8)  # far from epsilon: every draw says the same
+        measured, audited = susceptibility(model, x, y, lambda model, x, y: x), audit(path, x, y)
+        for name in ("vra", "rejection_rate", "clean_accuracy"):
+            one, other = getattr(measured, name), getattr(audited, name)
+            assert (one.count, one.total, one.doubt, one.interval) == (
+                other.count, other.total, other.doubt, other.interval,
+            )  # fmt: skip
+        assert measured.vra.doubt == 0.001
+        assert audited.fpr_upper.doubt == measured.fpr_upper.doubt == 0.001
+        assert audited.record().rates["vra"].rate().interval == audited.vra.interval
+        assert any("noise of its own" in sentence for sentence in audited.assumptions)
+
+    def test_verdicts_of_a_batch_are_independent_draws(self, exported):
+        """Copies of an input that is answered in some draws only: in a batch neither all are answered nor none."""
+        _, path = exported
+        edge = points([0.5825] * 128)  # 0.33 from the boundary, epsilon being 0.3
+        with load(path) as artefact:
+            votes, onnx = artefact.audit(edge)["scores"][:, 0], load_onnx(path / artefact.manifest.onnx.file)
+        assert len(np.unique(votes)) > 20
+        assert len(np.unique(onnx.run(edge[:16])["scores"][:, 0])) > 4
+
+    def test_artefacts_whose_batches_share_their_noise_are_asked_one_input_at_a_time(self, exported):
+        _, path = exported
+        with load(path) as artefact:
+            assert artefact.manifest.noise_per_input
+            sizes, answer = [], artefact.audit
+            artefact.audit = lambda x, batch_size: sizes.append(batch_size) or answer(x, batch_size)
+            audit(artefact, X[:2])
+            artefact.manifest = artefact.manifest.model_copy(update={"noise_per_input": False})
+            assert any("asked alone" in sentence for sentence in audit(artefact, X[:2]).assumptions)
+        assert sizes == [256, 1]
 
     def test_broken_answers_are_an_alarm_when_chance_does_not_explain_them(self):
         assert _explained(0, 1000, 0.002)

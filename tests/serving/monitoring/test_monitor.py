@@ -12,8 +12,8 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from defended.serving import RejectionMonitor, StateError, audit
+from defended.serving.auditing.profile import near_answered
 from defended.serving.monitoring.delay import alarms, detection_delay
-from defended.serving.monitoring.evidence import near_answered
 from defended.serving.monitoring.sources import CounterPosition, SourceError, new_counts, scrape
 from defended.serving.monitoring.test_martingale import RaisedRateProcess, bets, cash_after, share_of_round
 from defended.statistics.intervals import Rate, clopper_pearson

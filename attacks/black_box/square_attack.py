@@ -1,21 +1,23 @@
-"""A score-based black-box attack by random squares."""
+"""The score-based attack by random squares, which needs no gradients."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from defended.arguments import number_in, one_of
 from defended.attacks.black_box.square_windows import Window, start_l2, start_linf, window_of
-from defended.attacks.core import checks
+from defended.attacks.core import arguments
+from defended.attacks.core.arguments import argument
 from defended.attacks.core.attack import Attack, Task
 from defended.attacks.core.balls import project_l2
-from defended.attacks.core.batches import for_each_batch, of_model, predictions
+from defended.attacks.core.batches import for_each_batch, labels_of, of_model, uses_xla
 from defended.attacks.core.checks import Array
-from defended.attacks.gradient.loop import default_jit_compile
 from defended.attacks.gradient.objectives import margins
 
 # Of 10,000 queries: after so many, the share of pixels in a window is halved once more.
@@ -26,12 +28,12 @@ _QUERIES_AT_A_TIME = 256
 
 
 def margin_of_label(model: Any, x: Any, labels: Any) -> Any:
-    """Margin of the label over its strongest rival, `[batch]`: negative where the network answers another class."""
+    """Return the margin of the label over its strongest rival, `[batch]`: negative where another class is answered."""
     return margins(model.network(x, training=False), labels)
 
 
 def lead_over_bottom(model: Any, x: Any, labels: Any) -> Any:
-    """`top score - score of ⊥`, `[batch]`: negative exactly where the model rejects. Labels play no part."""
+    """Return `top score - score of ⊥`, `[batch]`: negative exactly where the model rejects. Labels play no part."""
     scores = model(x, training=False)
     return tf.reduce_max(scores[:, :-1], axis=-1) - scores[:, -1]
 
@@ -39,8 +41,9 @@ def lead_over_bottom(model: Any, x: Any, labels: Any) -> Any:
 _OBJECTIVES = {"margin": margin_of_label, "certificate": lead_over_bottom}
 
 
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class SquareAttack(Attack):
-    """Random search with square-shaped changes, by scores alone (Andriushchenko et al. 2020, algorithms 1 to 3).
+    """Searches at random with square-shaped changes, by scores alone (Andriushchenko et al. 2020, algorithms 1 to 3).
 
     Starts from stripes (l∞) or tiles (l2) on the sphere, then proposes for each query a change within one random
     window (l2: moved there from a second window), keeps it if the score falls, and makes the windows smaller as the
@@ -50,59 +53,32 @@ class SquareAttack(Attack):
     Images are `[h, w, c]`; inputs `[d]` count as one row of d pixels, `[d, c]` as one row with c channels. Where a
     window of the wanted area is higher than the image it is as much wider.
 
-    Args:
-        norm: `"l2"` or `"linf"`; None for the model's.
-        queries: evaluations of each input, at most.
-        p_init: share of the pixels in the first windows, in (0, 1].
-        objective: what is lowered. `"margin"`: the network's margin of the label, for a change of the network's answer
-            (at 2 eps within `DegradationAttack`). `"certificate"`: the lead of the top score over the score of ⊥, for a
-            rejection within the radius itself: it needs `scores_with_bottom` of a deployed model's `audit` signature.
-        clip: box `(low, high)` for perturbed inputs, or None.
-        epsilon: radius in input units; None for `model.epsilon`.
-        seed: of all random numbers; those of an input depend on it and on its index.
-        batch_size: inputs attacked at a time.
-        jit_compile: compile queries with XLA; None decides by the device.
-
     In a call, `y` are the labels to leave, None for the network's own predictions; for `"certificate"` they play no
     part. Inputs of other ranks are refused with a ValueError.
     """
 
-    def __init__(
-        self,
-        *,
-        norm: str | None = None,
-        queries: int = 2000,
-        p_init: float = 0.8,
-        objective: str = "margin",
-        clip: tuple[float, float] | None = None,
-        epsilon: float | None = None,
-        seed: int = 0,
-        batch_size: int = 128,
-        jit_compile: bool | None = None,
-    ):
-        self.norm = None if norm is None else checks.known_norm(norm)
-        self.queries = checks.whole_number("queries", queries, 1)
-        if not 0 < p_init <= 1:
-            raise ValueError(f"`p_init` must lie in (0, 1]. Received: {p_init!r}")
-        self.p_init = float(p_init)
-        if objective not in _OBJECTIVES:
-            known = ", ".join(map(repr, _OBJECTIVES))
-            raise ValueError(f"`objective` must be one of {known}. Received: {objective!r}")
-        self.objective = objective
-        self.clip = checks.box(clip)
-        self.epsilon = None if epsilon is None else checks.positive("epsilon", epsilon)
-        self.seed = checks.whole_number("seed", seed, 0)
-        self.batch_size = checks.whole_number("batch_size", batch_size, 1)
-        self.jit_compile = jit_compile
+    norm: str | None = arguments.norm()
+    queries: int = arguments.queries()
+    p_init: float = argument(0.8, "share of the pixels in the first windows, in (0, 1].", number_in, interval="(0, 1]")
+    objective: str = argument(
+        "margin",
+        "what is lowered. `\"margin\"`: the network's margin of the label, for a change of the network's answer (at 2 "
+        'eps within `DegradationAttack`). `"certificate"`: the lead of the top score over the score of ⊥, for a '
+        "rejection within the radius itself: it needs `scores_with_bottom` of a deployed model's `audit` signature.",
+        one_of,
+        known=_OBJECTIVES,
+    )
+    clip: tuple[float, float] | None = arguments.clip()
+    epsilon: float | None = arguments.epsilon()
+    seed: int = arguments.seed()
+    batch_size: int = arguments.batch_size()
+    jit_compile: bool | None = arguments.jit_compile()
 
     def _perturb(self, task: Task) -> Array:
         image = _image_shape(task.x.shape[1:])
-        labels = task.labels
-        if labels is None:
-            labels = predictions(task.model, task.x, self.batch_size).argmax(axis=1)
-        jit = default_jit_compile() if self.jit_compile is None else self.jit_compile
+        labels = labels_of(task, self.batch_size)
         # The sampling of a smoothed model has shapes that XLA cannot know.
-        jit = jit and (self.objective == "margin" or not task.model.sampling)
+        jit = uses_xla(self.jit_compile) and (self.objective == "margin" or not task.model.sampling)
         plan = _Plan(self.objective, task.norm, self.clip is not None, jit, task.x.shape[1:], image)
         evaluate, search = of_model(task.model, plan, lambda model: _build(model, plan))
         start = start_l2 if task.norm == "l2" else start_linf
@@ -127,7 +103,7 @@ class SquareAttack(Attack):
         return attacked
 
     def _stages(self, image: tuple[int, int, int]) -> Iterator[tuple[Window, int]]:
-        """Windows, and for how many queries each; the start was the first query."""
+        """Yield windows, and for how many queries each; the start was the first query."""
         halvings = [max(1, round(at * self.queries / 10_000)) for at in _HALVINGS]
         bounds = sorted({1, self.queries, *halvings})
         for first, end in itertools.pairwise(bounds):
@@ -149,7 +125,7 @@ class _Plan(NamedTuple):
 
 
 def _image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Height, width and channels."""
+    """Return height, width and channels."""
     if not 1 <= len(shape) <= 3:
         raise ValueError(
             f"SquareAttack changes squares of images [h, w, c], rows [d, c] or vectors [d]. Received inputs of shape "
@@ -173,11 +149,11 @@ def _build(model: Any, plan: _Plan) -> tuple[Any, Any]:
         return tf.clip_by_value(delta, low - x, high - x) if plan.boxed else delta
 
     def place(draw: Any, free: Any) -> Any:
-        """A whole number from 0 to `free`, uniformly, `[batch, 1, 1]`."""
+        """Return a whole number from 0 to `free`, uniformly, `[batch, 1, 1]`."""
         return tf.reshape(tf.minimum(tf.cast(draw * tf.cast(free + 1, tf.float32), tf.int32), free), [-1, 1, 1])
 
     def inside(draws: Any, window: Window) -> tuple[Any, Any, Any]:
-        """`[batch, h, w, 1]` bool, True in a random window, and the coordinates within it `[batch, h, w]`."""
+        """Return `[batch, h, w, 1]` bool, True in a random window, and the coordinates within it `[batch, h, w]`."""
         i, j = down - place(draws[:, 0], height - window.height), across - place(draws[:, 1], width - window.width)
         mask = (i >= 0) & (i < window.height) & (j >= 0) & (j < window.width)
         return mask[..., None], i, j
@@ -247,12 +223,12 @@ def _build(model: Any, plan: _Plan) -> tuple[Any, Any]:
 
 
 def _signs(draws: Any, channels: int) -> Any:
-    """+1 or -1 for each channel, `[batch, 1, 1, c]`."""
+    """Return +1 or -1 for each channel, `[batch, 1, 1, c]`."""
     return tf.where(draws[:, None, None, 5 : 5 + channels] < 0.5, 1.0, -1.0)
 
 
 def _length(values: Any) -> Any:
-    """Euclidean norm of each channel, `[batch, 1, 1, c]`."""
+    """Return the Euclidean norm of each channel, `[batch, 1, 1, c]`."""
     return tf.sqrt(tf.reduce_sum(tf.square(values), axis=[1, 2], keepdims=True))
 
 

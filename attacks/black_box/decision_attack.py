@@ -1,22 +1,26 @@
-"""A decision-based attack: what an outsider can do who sees labels and rejections only."""
+"""The decision-based attack: what an outsider can do who sees labels and rejections only."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from defended.arguments import one_of, positive_number, whole_number
 from defended.attacks.black_box.boundary_search import Boundary, BoundarySearch
-from defended.attacks.core import checks
+from defended.attacks.core import arguments, checks
+from defended.attacks.core.arguments import argument
 from defended.attacks.core.attack import Attack, Task
-from defended.attacks.core.balls import place_inside
+from defended.attacks.core.balls import BALLS, place_inside
 from defended.attacks.core.checks import Array
 
 
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class DecisionAttack(Attack):
-    """A rejected point near x, found from labels and rejections alone, within a budget of queries.
+    """Finds a rejected point near x from labels and rejections alone, within a budget of queries.
 
     The defended model answers j at x, and one asks where it no longer does. Noise of growing size, or given points,
     leads to some point of another verdict; bisection towards x leads back to the edge of what is answered j. There, as
@@ -28,46 +32,35 @@ class DecisionAttack(Attack):
     one answered otherwise within eps. So every point found within eps of x is a degradation, judged by the model
     itself.
 
-    Args:
-        norm: `"l2"` or `"linf"`; None for the model's.
-        queries: verdicts asked for each input, at most.
-        samples: verdicts asked for the first estimate of a direction; the t-th takes √t times as many.
-        starts: `[k, *input shape]` points to begin from, such as inputs of other classes; an input tries them in turn,
-            from the one of its own number on, before noise. None for noise alone.
-        clip: box `(low, high)` for perturbed inputs, or None.
-        epsilon: radius in input units; None for `model.epsilon`.
-        seed: of all random numbers; those of an input depend on it and on its index.
-        batch_size: inputs attacked at a time.
-
-    Attributes:
-        starts: the shape and the SHA-256 of the points given, or None.
-
     In a call, `y` plays no part: the verdict at x is the first query. The result is the nearest point found; from
     outside the ball it is brought onto the sphere on the way to x, where the model may still answer j. `run` gives the
     point itself and the number of queries, and takes any function in place of a model.
     """
 
-    def __init__(
-        self,
-        *,
-        norm: str | None = None,
-        queries: int = 2000,
-        samples: int = 50,
-        starts: Any = None,
-        clip: tuple[float, float] | None = None,
-        epsilon: float | None = None,
-        seed: int = 0,
-        batch_size: int = 64,
-    ):
-        self.norm = None if norm is None else checks.known_norm(norm)
-        self.queries = checks.whole_number("queries", queries, 1)
-        self.samples = checks.whole_number("samples", samples, 2)
-        self.clip = checks.box(clip)
-        self._starts = None if starts is None else np.ascontiguousarray(starts, np.float32)
-        self.starts = None if self._starts is None else _checked(self._starts, self.clip)
-        self.epsilon = None if epsilon is None else checks.positive("epsilon", epsilon)
-        self.seed = checks.whole_number("seed", seed, 0)
-        self.batch_size = checks.whole_number("batch_size", batch_size, 1)
+    norm: str | None = arguments.norm()
+    queries: int = arguments.queries()
+    samples: int = argument(
+        50,
+        "verdicts asked for the first estimate of a direction; the t-th takes √t times as many.",
+        whole_number,
+        least=2,
+    )
+    starts: Any = argument(
+        None,
+        "`[k, *input shape]` points to begin from, such as inputs of other classes; an input tries them in turn, from "
+        "the one of its own number on, before noise. None for noise alone. The attribute is their shape and SHA-256.",
+    )
+    clip: tuple[float, float] | None = arguments.clip()
+    epsilon: float | None = arguments.epsilon()
+    seed: int = arguments.seed()
+    batch_size: int = arguments.batch_size(64)
+    _starts: Array | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.starts is not None:
+            starts = np.ascontiguousarray(self.starts, np.float32)
+            self._derive(_starts=starts, starts=_checked(starts, self.clip))
 
     def _perturb(self, task: Task) -> Array:
         found = self.run(task.model.verdicts, task.x, radius=task.radius, norm=task.norm, index=task.index)
@@ -88,16 +81,14 @@ class DecisionAttack(Attack):
         Raises:
             ValueError: when `query` returns something else, or `starts` are not of the inputs' shape.
         """
-        x = np.ascontiguousarray(x, dtype=np.float32)
-        if not (len(x) and np.isfinite(x).all()):
-            raise ValueError(f"`x` must hold at least one input, all of them finite. Received: shape {x.shape}")
+        x = checks.in_float32(x)
         if self._starts is not None and self._starts.shape[1:] != x.shape[1:]:
             raise ValueError(
                 f"`starts` must have shape [k, {', '.join(map(str, x.shape[1:]))}], as the inputs. Received: "
                 f"shape {self._starts.shape}"
             )
-        radius, norm = checks.positive("radius", radius), checks.known_norm(norm)
-        numbers = np.arange(len(x)) if index is None else np.asarray(index)
+        radius, norm = positive_number("radius", radius), one_of("norm", norm, BALLS)
+        numbers = checks.row_numbers(index, len(x))
         parts = []
         for first in range(0, len(x), self.batch_size):
             rows = slice(first, first + self.batch_size)
@@ -105,14 +96,13 @@ class DecisionAttack(Attack):
                 query, x[rows], radius=radius, norm=norm, clip=self.clip, budget=self.queries, samples=self.samples,
                 streams=[np.random.default_rng((self.seed, int(i))) for i in numbers[rows]],
             )  # fmt: skip
-            parts.append(search.run([] if self._starts is None else self._in_turn(numbers[rows])))
+            parts.append(search.run(self._in_turn(numbers[rows])))
         return Boundary(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
     def _in_turn(self, numbers: Array) -> list[Array]:
-        """All given starts, each input's own first, `[n, *input shape]` each."""
-        assert self._starts is not None  # noqa: S101  (for the type checker)
-        count = len(self._starts)
-        return [self._starts[(numbers + attempt) % count] for attempt in range(count)]
+        """Return all given starts, each input's own first, `[n, *input shape]` each."""
+        starts: Any = [] if self._starts is None else self._starts
+        return [starts[(numbers + attempt) % len(starts)] for attempt in range(len(starts))]
 
 
 def _checked(starts: Array, clip: tuple[float, float] | None) -> str:

@@ -1,0 +1,84 @@
+"""How attacks declare their arguments: each once, as a dataclass field that carries its meaning and its check.
+
+Constructor, checks, representation, recorded configuration and documentation follow from the fields.
+"""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from dataclasses import Field, field, fields
+from functools import partial
+from typing import Any
+
+from defended.arguments import one_of, positive_number, whole_number
+from defended.attacks.core.balls import BALLS
+from defended.attacks.core.checks import box
+
+
+def meant(meaning: str, check: Callable[..., Any] | None = None, **limits: Any) -> dict[str, Any]:
+    """Return the metadata of an argument's field.
+
+    Args:
+        meaning: what follows the argument's name in the documentation.
+        check: `(name, value, **limits)` to the value in its type, or an error. None leaves values as they are, and so
+            is the value None left where it is the default.
+        limits: keywords of the check.
+    """
+    return {"meaning": meaning, "check": partial(check, **limits) if check else lambda name, value: value}
+
+
+def argument(default: Any, meaning: str, check: Callable[..., Any] | None = None, **limits: Any) -> Any:
+    """Return the field of an argument: its default, its meaning and its check, as for `meant`."""
+    return field(default=default, metadata=meant(meaning, check, **limits))
+
+
+def yes_or_no(name: str, value: Any) -> bool:
+    """Return the truth of `value`."""
+    return bool(value)
+
+
+def shared(default: Any, meaning: str, check: Callable[..., Any] | None = None, **limits: Any) -> Callable[..., Any]:
+    """Return a function to such a field, for arguments of several attacks: it takes another default and meaning."""
+
+    def field_of(default: Any = default, meaning: str = meaning) -> Any:
+        return argument(default, meaning, check, **limits)
+
+    return field_of
+
+
+norm = shared(None, '`"l2"` or `"linf"`; None for the model\'s.', one_of, known=BALLS)
+steps = shared(50, "gradient steps of each run.", whole_number, least=1)
+restarts = shared(1, "number of starts.", whole_number, least=1)
+targets = shared(1, "classes that are descended towards, each in a run of its own.", whole_number, least=1)
+targeted = shared(False, "go towards the labels given, and not away from them.", yes_or_no)
+queries = shared(2000, "points judged for each input, at most.", whole_number, least=1)
+clip = shared(None, "box `(low, high)` that all points keep to, or None.", box)
+epsilon = shared(None, "radius in input units; None for `model.epsilon`.", positive_number)
+seed = shared(0, "of all random numbers.", whole_number, least=0)
+batch_size = shared(128, "inputs attacked at a time.", whole_number, least=1)
+jit_compile = shared(None, "compile steps with XLA; None decides by the device.")
+
+
+def check_arguments(attack: Any) -> None:
+    """Put what its check returns in the place of each argument that a dataclass declares."""
+    for declared in fields(attack):
+        value = getattr(attack, declared.name)
+        if "check" in declared.metadata and not (value is None and declared.default is None):
+            object.__setattr__(attack, declared.name, declared.metadata["check"](declared.name, value))
+
+
+def document_arguments(attack: type) -> None:
+    """Add the section `Args:` to the docstring of a class that declares arguments, or whose parents do."""
+    declared: dict[str, Any] = {}
+    for kind in attack.__mro__:
+        # The decorator `dataclass` turns what the class itself declares into `__dataclass_fields__` only afterwards.
+        own = vars(kind) if kind is attack else vars(kind).get("__dataclass_fields__", {})
+        for name in vars(kind).get("__annotations__", ()):
+            if isinstance(own.get(name), Field):
+                declared.setdefault(name, own[name])
+    wrapper = textwrap.TextWrapper(112, initial_indent=" " * 4, subsequent_indent=" " * 8, break_on_hyphens=False)
+    entries = [wrapper.fill(f"{name}: {each.metadata['meaning']}") for name, each in declared.items() if each.metadata]
+    if entries and attack.__doc__:
+        attack.__doc__ = "\n".join([f"{inspect.cleandoc(attack.__doc__)}\n\nArgs:", *entries, ""])

@@ -1,0 +1,165 @@
+"""The rates of Leino et al. 2022, each defined once, from what is known of each input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from defended.statistics.intervals import Rate
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Definition(NamedTuple):
+    """A rate: of the inputs with all facts `among`, the share that has all facts `counted` as well."""
+
+    meaning: str
+    counted: tuple[str, ...]
+    among: tuple[str, ...] = ()
+    certificates: bool = False
+    """Whether a fact counted is that a certificate holds, which of a smoothed model is wrong with probability alpha."""
+
+
+DEFINITIONS = {
+    "clean_accuracy": Definition("largest logit is the label's, ⊥ left aside", ("correct",)),
+    "rejection_rate": Definition("rejected without any attack", ("rejected",)),
+    "accuracy_on_answered": Definition("answered with the label, of the answered inputs", ("right",), ("answered",)),
+    "vra": Definition("correct and certified at eps", ("right", "certified"), certificates=True),
+    "vra_2eps": Definition(
+        "correct and certified at 2 eps: beyond the reach of any degradation", ("right", "safe"), certificates=True
+    ),
+    "always_answered": Definition("certified at 2 eps, right or wrong", ("safe",), certificates=True),
+    "vra_under_attack": Definition(
+        "correct and certified, and not degraded by the attack", ("right", "certified", "kept"), certificates=True
+    ),
+    "utility_reduction": Definition("vra lost to the attack", ("right", "certified", "degraded")),
+    "fpr_lower": Definition("degraded, of the certified inputs", ("degraded",), ("answered",)),
+    "fpr_upper": Definition(
+        "not certified at 2 eps, of the certified inputs", ("contested",), ("answered",), certificates=True
+    ),
+    "fpr_lower_correct": Definition("degraded, of the certified and correct inputs", ("degraded",), ("right",)),
+    "fpr_upper_correct": Definition(
+        "not certified at 2 eps, of the certified and correct inputs", ("contested",), ("right",), certificates=True
+    ),
+}
+"""By name, in the order of tables. A correct input is answered with the label in all of them but `clean_accuracy`; the
+denominators of `fpr_…_correct` are those of the paper's code."""
+
+
+@dataclass(frozen=True)
+class InputFacts:
+    """What is known of n inputs, `[n]` bool each; None where it is not known.
+
+    Attributes:
+        rejected: rejected without any attack.
+        correct: the network's class, ⊥ left aside, is the label.
+        right: answered with the label.
+        certified: answered, and the certificate says that no change within eps gets another answer.
+        safe: answered, and certified at 2 eps: no change within eps forces a rejection, since a certified radius is
+            1-Lipschitz.
+        degraded: answered, and an attack found a point within eps that is rejected.
+        changed: answered, and an attack found a point within eps with another answer: by chance, or the certificate is
+            broken.
+    """
+
+    rejected: Array
+    correct: Array | None = None
+    right: Array | None = None
+    certified: Array | None = None
+    safe: Array | None = None
+    degraded: Array | None = None
+    changed: Array | None = None
+
+    @classmethod
+    def at(cls, radius: Array, correct: Array | None, epsilon: float) -> InputFacts:
+        """Facts about a model that defends `epsilon` with these certified radii `[n]`: it answers where `r > epsilon`.
+
+        Args:
+            radius: in the units of epsilon.
+            correct: `[n]` bool, whether the network's class is the label; None where that is not known.
+            epsilon: the radius defended; a float32 number, as radii are.
+        """
+        answered = exceeds(radius, epsilon)
+        return cls(
+            ~answered, correct, None if correct is None else correct & answered, answered, exceeds(radius, 2 * epsilon)
+        )
+
+    @property
+    def answered(self) -> Array:
+        """Not rejected."""
+        return ~self.rejected
+
+    @property
+    def contested(self) -> Array | None:
+        """Answered, and not certified at 2 eps."""
+        return None if self.safe is None else ~self.rejected & ~self.safe
+
+    @property
+    def kept(self) -> Array | None:
+        """Answered as before, whatever the attack tried."""
+        if self.degraded is None:
+            return None
+        lost = self.degraded if self.changed is None else self.degraded | self.changed
+        return ~self.rejected & ~lost
+
+    def of(self, chosen: Array) -> InputFacts:
+        """The facts of some inputs, chosen by `[n]` bool."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return InputFacts(*(None if value is None else value[chosen] for value in values))  # type: ignore[arg-type]
+
+    def rate(self, name: str, confidence: float = 0.95, alpha: float = 0.0) -> Rate:
+        """A rate of `DEFINITIONS` with its interval.
+
+        Args:
+            name: of the rate.
+            confidence: of the interval, which assumes that the inputs were drawn independently, and where verdicts are
+                drawn at random, that each input's draw is independent of the others'.
+            alpha: probability that an input's certificate is wrong: of a smoothed model what it was made with, 0 of a
+                proof. Intervals of rates that rest on certificates count it, see `Rate`.
+
+        Raises:
+            ValueError: a fact that the rate counts is not known.
+        """
+        if (rate := self.rates([name], confidence, alpha)[name]) is None:
+            raise ValueError(f"`{name}` counts facts that are not known of these inputs: {DEFINITIONS[name].meaning}.")
+        return rate
+
+    def rates(
+        self, names: Iterable[str] = DEFINITIONS, confidence: float = 0.95, alpha: float = 0.0
+    ) -> dict[str, Rate | None]:
+        """Several rates by name, see `rate`; None where a fact that it counts is not known."""
+        found: dict[str, Rate | None] = {}
+        for name in names:
+            counted, among, certificates = DEFINITIONS[name][1:]
+            facts = [getattr(self, fact) for fact in (*among, *counted)]
+            if any(fact is None for fact in facts):
+                found[name] = None
+                continue
+            everyone = np.logical_and.reduce([np.ones(len(self.rejected), bool), *facts[: len(among)]])
+            chosen = np.logical_and.reduce([everyone, *facts[len(among) :]])
+            found[name] = Rate(int(chosen.sum()), int(everyone.sum()), confidence, alpha if certificates else 0.0)
+        return found
+
+
+def exceeds(radius: Array, epsilon: float) -> Array:
+    """`[n]` bool, whether `radius > epsilon` in float32, as the deployed check compares: the ball is closed."""
+    return np.asarray(radius, np.float32) > np.float32(epsilon)
+
+
+def share_above(radius: Array, radii: Array, among: int) -> Array:
+    """`|r > eps| / among` at each eps of `radii`."""
+    return (len(radius) - np.searchsorted(np.sort(radius), radii, side="right")) / max(among, 1)
+
+
+def vra_curve(radius: Array, correct: Array, radii: Array) -> Array:
+    """VRA, had the model been deployed at each of `radii`: `|correct and r > eps| / n`."""
+    return share_above(radius[correct], radii, len(radius))
+
+
+def fpr_upper_curve(radius: Array, radii: Array) -> Array:
+    """`1 - |r > 2 eps| / |r > eps|` at each eps of `radii`; NaN where nothing is answered."""
+    answered, safe = (share_above(radius, factor * radii, len(radius)) for factor in (1, 2))
+    return np.where(answered > 0, 1 - safe / np.where(answered > 0, answered, 1), np.nan)

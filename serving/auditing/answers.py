@@ -1,0 +1,106 @@
+"""What an endpoint says of each input: verdicts, scores and radii, as arrays that were looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from defended.exceptions import EndpointError
+
+DEFAULT, AUDIT = "serving_default", "audit"
+
+_RADII = ("certified_radius", "neighbour_radius", "availability_radius")
+
+
+class Answers(NamedTuple):
+    """What an endpoint said of each input; None for what it does not tell."""
+
+    label: np.ndarray
+    """`[n]` int64, -1 where rejected."""
+    rejected: np.ndarray
+    """`[n]` bool."""
+    scores: np.ndarray | None
+    """`[n, m]` float32."""
+    radius: np.ndarray | None = None
+    """`[n]` float64, certified radius."""
+    neighbours: np.ndarray | None = None
+    """`[n]` float64, of a guard: radius within which stored neighbours answer, above epsilon where they do; else 0."""
+    availability: np.ndarray | None = None
+    """`[n]` float64, what is left of it above epsilon."""
+    samples: np.ndarray | None = None
+    """`[n]` int64, draws used."""
+    reason: np.ndarray | None = None
+    """`[n]` int32: 0 answered, 1 not certified, 2 not finite, 3 adversarial."""
+    raw: Mapping[str, np.ndarray] = {}
+
+    @classmethod
+    def of(cls, raw: Mapping[str, np.ndarray]) -> Answers:
+        """Answers from outputs by name, which `checked` has seen."""
+        real = {name: raw[name].astype(np.float64) for name in _RADII if name in raw}
+        return cls(
+            raw["label"].astype(np.int64),
+            raw["rejected"].astype(bool),
+            raw.get("scores"),
+            *(real.get(name) for name in _RADII),
+            raw.get("samples_used"),
+            raw.get("reason"),
+            raw,
+        )
+
+    @property
+    def reach(self) -> np.ndarray | None:
+        """`[n]` float64, radius above epsilon exactly where answered, by the certificate or by neighbours."""
+        if self.radius is None or self.neighbours is None:
+            return self.radius
+        return np.maximum(self.radius, self.neighbours)
+
+    @property
+    def predicted(self) -> np.ndarray | None:
+        """`[n]` int64, the class of the largest score; -1 where one is not finite; None without scores."""
+        if self.scores is None:
+            return None
+        return np.where(np.isfinite(self.scores).all(axis=1), self.scores.argmax(axis=1), -1)
+
+
+def checked(answer: Mapping[str, Any], n: int, signature: str) -> dict[str, np.ndarray]:
+    """The arrays of an answer, refused where no rejecting classifier would give them."""
+    arrays = {name: np.asarray(value) for name, value in answer.items()}
+    if "label" not in arrays:
+        raise EndpointError(
+            f"The signature {signature!r} must give `label` (-1 where rejected). It gives: {', '.join(sorted(arrays))}."
+            " Is this a model that `defended export` made?"
+        )
+    label = arrays["label"]
+    if label.shape != (n,) or label.dtype.kind not in "iu":
+        raise EndpointError(
+            f"`label` must hold {n} whole numbers. Received: {label.dtype} of shape {list(label.shape)}."
+        )
+    rejected = arrays.setdefault("rejected", label < 0)
+    if rejected.shape != (n,) or (rejected.astype(bool) != (label < 0)).any():
+        raise EndpointError("`rejected` must be true exactly where `label` is -1: the endpoint contradicts itself.")
+    scores = arrays.get("scores")
+    if scores is not None and (scores.ndim != 2 or len(scores) != n or scores.shape[1] < 2):
+        raise EndpointError(f"`scores` must have the shape [{n}, m], m >= 2. Received: {list(scores.shape)}.")
+    if scores is not None and n and int(label.max()) >= scores.shape[1]:
+        raise EndpointError(f"`label` names class {int(label.max())}, and there are {scores.shape[1]} scores.")
+    for name in (*_RADII, "samples_used", "reason"):
+        value = arrays.get(name)
+        if value is not None and (value.shape != (n,) or not np.isfinite(value).all() or (n and value.min() < 0)):
+            raise EndpointError(f"`{name}` must hold {n} finite numbers of at least 0. Received: {value!r}.")
+    return arrays
+
+
+def infer_epsilon(answers: Answers) -> float | None:
+    """The epsilon behind an endpoint's two radii, `r - max(r - epsilon, 0)`, up to rounding; None where none is."""
+    if answers.radius is None or answers.reach is None or answers.availability is None:
+        return None
+    above = answers.availability > 0
+    if not above.any():
+        return None
+    # Of the smallest availability, where the difference has lost fewest digits.
+    difference = (answers.reach - answers.availability)[above]
+    found = float(np.median(difference))
+    spread = np.abs(difference - found).max()
+    return found if found > 0 and spread <= 1e-4 * max(found, float(answers.radius.max()) * 1e-2) else None

@@ -1,0 +1,66 @@
+"""Answers that contradict each other: what a rejecting classifier never says, by name."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from defended.serving.auditing.answers import Answers
+from defended.serving.auditing.subject import ROUNDING, Subject
+from defended.statistics.rates import exceeds
+
+NAMES = {
+    "answer-without-certificate": "are answers whose certified radius is not above epsilon",
+    "rejection-with-certificate": "are rejections whose certified radius is above epsilon",
+    "availability-above-certificate": "have an availability radius above what the certified one leaves beyond epsilon",
+    "label-is-not-largest-score": "are answered with a class whose score is not the largest",
+    "answer-with-broken-scores": "are answered beside scores that are not finite",
+    "label-out-of-range": "have a label that is neither a class nor -1",
+    "reason-against-verdict": "give a reason for rejecting beside an answer, or none beside a rejection",
+}
+"""What is counted, as the end of a sentence. What cannot be counted at all, such as `rejected` beside a label or radii
+that are NaN, `answers.checked` refuses by name."""
+
+
+def contradictions(answers: Answers, subject: Subject) -> Counter[str]:
+    """Count the answers that contradict themselves, by the names of `NAMES`; what is not told contradicts nothing."""
+    label, answered, scores = answers.label, ~answers.rejected, answers.scores
+    radius, availability, epsilon = answers.reach, answers.availability, subject.epsilon
+    found: dict[str, np.ndarray] = {"label-out-of-range": label < -1}
+    if subject.num_classes is not None:
+        found["label-out-of-range"] = found["label-out-of-range"] | (label >= subject.num_classes)
+    if radius is not None and epsilon is not None:
+        above = exceeds(settled(radius, answers.rejected, subject), epsilon)
+        found["answer-without-certificate"] = answered & ~above
+        found["rejection-with-certificate"] = ~answered & above
+    if radius is not None and availability is not None:
+        left = radius if epsilon is None else np.maximum(radius - epsilon, 0)
+        found["availability-above-certificate"] = availability > left + ROUNDING * np.maximum(radius, epsilon or 0)
+    if scores is not None:
+        finite = np.isfinite(scores).all(axis=1)
+        own = np.take_along_axis(scores, np.clip(label, 0, scores.shape[1] - 1)[:, None], axis=1)[:, 0]
+        found["label-is-not-largest-score"] = answered & finite & (own < np.where(finite, scores.max(axis=1), 0))
+        found["answer-with-broken-scores"] = answered & ~finite
+    if answers.reason is not None:
+        found["reason-against-verdict"] = answered != (answers.reason == 0)
+    counts = {name: int(which.sum()) for name, which in found.items()}
+    return Counter({name: count for name, count in counts.items() if count})
+
+
+def settled(radius: np.ndarray, rejected: np.ndarray, subject: Subject) -> np.ndarray:
+    """Radii `[n]` float32; those that a rounding of epsilon explains lie on the verdict's side of it.
+
+    An epsilon of a manifest or a model is exact, and nothing is moved. One that was typed, or read off radii, is known
+    up to `ROUNDING`: the verdict decides what lies within that of it. What lies farther off stays a contradiction.
+    """
+    radius, epsilon = radius.astype(np.float32), subject.epsilon
+    if epsilon is None or subject.epsilon_from in ("manifest", "model"):
+        return radius
+    # A radius of exactly the epsilon that was given is none of its roundings.
+    known = exceeds(radius, epsilon * (1 - ROUNDING)) & ~exceeds(radius, epsilon * (1 + ROUNDING))
+    if subject.epsilon_from == "given":
+        known &= radius != np.float32(epsilon)
+    above = np.nextafter(np.float32(epsilon), np.float32(np.inf))
+    moved = np.where(rejected, np.minimum(radius, np.float32(epsilon)), np.maximum(radius, above))
+    return np.where(known, moved, radius)

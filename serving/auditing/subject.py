@@ -1,0 +1,105 @@
+"""What was audited, and what is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from defended.defended_model import DefendedModel
+    from defended.serving.artefacts.manifest import Manifest
+
+# Relative: an epsilon that is read off radii, or was printed with six digits, is known no better.
+ROUNDING = 1e-5
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was audited, as far as it is known; None where it is not.
+
+    Attributes:
+        kind: `"artefact"`, `"endpoint"` or `"log"`.
+        location: the path or address.
+        name: the model's.
+        version: the model's.
+        norm: in which epsilon is measured.
+        epsilon: the radius defended.
+        epsilon_from: where epsilon is known from: `"manifest"`, `"model"`, `"given"` or `"radii"`.
+        num_classes: m.
+        signatures: those offered.
+        manifest: the artefact's, where it was read.
+        sampling: how verdicts are drawn at random, where they are known to be.
+    """
+
+    kind: str
+    location: str
+    name: str = ""
+    version: int | None = None
+    norm: str | None = None
+    epsilon: float | None = None
+    epsilon_from: str | None = None
+    num_classes: int | None = None
+    signatures: tuple[str, ...] = ()
+    manifest: Manifest | None = None
+    sampling: Mapping[str, Any] | None = None
+
+    @property
+    def alpha(self) -> float:
+        """The probability that a certificate is wrong: 0 of proofs, and where nobody says that verdicts are drawn."""
+        return 0.0 if self.sampling is None else float(self.sampling["alpha"])
+
+    @property
+    def cap(self) -> int | None:
+        """The draws that are made at most for an input, where the sampling is known."""
+        sampling = self.sampling
+        return None if sampling is None else int(sampling["samples"]) + int(sampling["selection_samples"])
+
+    @property
+    def shares_noise(self) -> bool:
+        """Whether inputs that are asked together are judged under the same noise: an artefact of earlier versions."""
+        return self.sampling is not None and self.manifest is not None and not self.manifest.noise_per_input
+
+
+def sampling_of(manifest: Manifest | None, model: DefendedModel | None) -> Mapping[str, Any] | None:
+    """How verdicts are drawn at random, from the manifest or the model; None where they are not, or nobody says."""
+    if manifest is not None:
+        return None if manifest.sampling is None else manifest.sampling.model_dump()
+    return None if model is None else model.sampling
+
+
+def agreed(
+    manifest: Manifest | None, model: DefendedModel | None, epsilon: float | None, norm: str | None
+) -> dict[str, Any]:
+    """Epsilon, where it is from, and norm; an error where the sources differ."""
+    told: list[tuple[str, float | None, str | None]] = []
+    if manifest is not None:
+        told.append(("manifest", manifest.epsilon, manifest.norm))
+    if model is not None:
+        told.append(("model", float(model.epsilon), model.norm))
+    told.append(("given", epsilon, norm))
+    radii = [(source, value) for source, value, _ in told if value is not None]
+    norms = [(source, value) for source, _, value in told if value is not None]
+    for source, value in radii[1:]:
+        if abs(value - radii[0][1]) > ROUNDING * radii[0][1]:
+            raise ValueError(
+                f"`epsilon` must be one: the {radii[0][0]} says {radii[0][1]:.6g}, the {source} {value:.6g}."
+            )
+    for source, other in norms[1:]:
+        if other != norms[0][1]:
+            raise ValueError(f"`norm` must be one: the {norms[0][0]} says {norms[0][1]}, the {source} {other}.")
+    return {
+        "epsilon": radii[0][1] if radii else None,
+        "epsilon_from": radii[0][0] if radii else None,
+        "norm": norms[0][1] if norms else None,
+    }
+
+
+def require_radius(subject: Subject, what: str) -> None:
+    """Refuse what needs epsilon and the norm, named by `what`, where they are not known."""
+    missing = [name for name in ("epsilon", "norm") if getattr(subject, name) is None]
+    if missing:
+        raise ValueError(
+            f"`{'` and `'.join(missing)}` must be given for {what}: the endpoint does not tell. Give the Keras model, "
+            "the artefact's manifest, or the values."
+        )
