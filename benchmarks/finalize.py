@@ -35,7 +35,7 @@ def main() -> None:
         first = seconds(model.finalize)
         model.network.set_weights([np.float32(0.9) * weight for weight in model.network.get_weights()])
         again = seconds(model.finalize)
-        print(f"| {name} | {first:.2f} | {again:.2f} | {seconds(model._check_evaluation):.2f} |", flush=True)
+        print(f"| {name} | {first:.2f} | {again:.2f} | {seconds(model._check):.2f} |", flush=True)
 
 
 if __name__ == "__main__":

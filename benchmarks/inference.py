@@ -96,7 +96,7 @@ def dense(classes: int) -> defended.GloroNet:
 def head(model: defended.GloroNet, x: Any, logits: Any) -> Callable[[], Any]:
     @tf.function
     def run(logits: Any) -> Any:
-        slack = model._slack(x, logits, model.epsilon, training=False)
+        slack = model._certificate.find(x, logits, model.epsilon).slack
         return model.head(logits, slack)
 
     return lambda: run(logits)

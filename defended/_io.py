@@ -40,6 +40,30 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def lock_file(path: str | os.PathLike[str], *, create: bool = True, wait: bool = False, mode: int = 0o666) -> int:
+    """Lock a file and return its descriptor; the system drops the lock when that is closed, or with the process.
+
+    Args:
+        path: the file, made where it is missing; a link is not followed.
+        create: False leaves a missing file missing.
+        wait: whether to wait for another process's lock.
+        mode: of a new file.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+        OSError: the file cannot be opened for writing, which network file systems ask for.
+    """
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | (os.O_CREAT if create else 0), mode)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

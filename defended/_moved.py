@@ -68,7 +68,7 @@ MOVED = {
     "defended.serving.page": "defended.serving.auditing.report_page",
     "defended.serving.report": "defended.serving.auditing.report",
     "defended.serving.request_log": "defended.serving.clients.request_log",
-    "defended.serving.sample": "defended.serving.exporting.sample",
+    "defended.serving.sample": "defended.serving.exporting.arguments",
     "defended.serving.saved_model": "defended.serving.exporting.saved_model",
     "defended.serving.server.settings": "defended_settings.server",
     "defended.serving.serving_files": "defended.serving.exporting.deployment_files",

@@ -41,7 +41,8 @@ from defended.serving.auditing.replay import Attacked
 from defended.serving.auditing.report import AuditReport
 from defended.serving.auditing.targets import Endpoint
 from defended.serving.clients.client import Client
-from defended.serving.clients.request_log import LoggedAnswer, RequestLog, read_request_log
+from defended.serving.clients.logged_answers import LoggedAnswer, read_request_log
+from defended.serving.clients.request_log import RequestLog
 from defended.serving.exporting.deployment_files import write_serving_files
 from defended.serving.exporting.export import export, next_version
 from defended.serving.exporting.onnx_export import export_onnx

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from defended._io import atomic_write_text
+from defended._io import atomic_write_text, canonical_json
 from defended.attacks.gradient.certificate_descent import CertificateDescent
 from defended.attacks.measurement.susceptibility import susceptibility
 from defended.serving.auditing.audit import audit
@@ -40,14 +39,14 @@ _ROWS = (
 _LEGEND = """\
   VRA at ε        answered, rightly; no change within ε gets another answer
   VRA at 2ε       and no change within ε gets a rejection either
-  rejection rate  rejected with nobody attacking
+  rejection rate  rejected without any attack
   FPR, at least   of the answers, those that the attack forced into rejections
   FPR, at most    of the answers, those that no certificate protects from that
 """
 
 
 class Demonstration(NamedTuple):
-    """What the demo made: the two figures, the name of the better net, its artefact, and the audit of that."""
+    """What the demo made: the figures of both nets, the name of the better one, its artefact and its audit."""
 
     figures: dict[str, Susceptibility]
     better: str
@@ -100,7 +99,9 @@ def demonstrate(
             artefact, dataset.x_test, dataset.y_test, model=runs[better].model, attack=attack, data_name="digits"
         )
     files = report.write(folder / "audit" / str(version))
-    atomic_write_text(folder / "comparison.json", _to_json(figures, better))
+    nets = {name: result.summary() for name, result in figures.items()}
+    comparison = canonical_json({"epsilon": EPSILON, "better": better, "nets": nets})
+    atomic_write_text(folder / "comparison.json", comparison)
     console.print(f"Exported and audited: the net [bold]{_TITLES[better]}[/bold], which has the higher VRA at 2ε.")
     for what, path in (
         ("artefact", artefact),
@@ -161,12 +162,3 @@ def _comparison(figures: dict[str, Susceptibility], points: int) -> Table:
 def _percent(rate: Rate) -> str:
     low, high = rate.interval
     return f"{100 * rate:.1f} % \\[{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _to_json(figures: dict[str, Susceptibility], better: str) -> str:
-    content = {
-        "epsilon": EPSILON,
-        "better": better,
-        "nets": {name: result.summary() for name, result in figures.items()},
-    }
-    return json.dumps(content, indent=2, sort_keys=True) + "\n"

@@ -7,8 +7,8 @@ import keras
 import pytest
 from keras import layers
 
-from defended import GloroNet
 from defended.gate import Gate
+from defended.gloro.lipschitz_certificate import LipschitzCertificate
 
 spec = importlib.util.spec_from_file_location("soundness", Path(__file__).parents[1] / "benchmarks" / "soundness.py")
 soundness = importlib.util.module_from_spec(spec)
@@ -40,18 +40,18 @@ def test_a_campaign_goes_on_where_it_was_stopped(tmp_path):
 
 
 def constants_of_a_third(monkeypatch):
-    honest = GloroNet._prove
+    honest = LipschitzCertificate.prove
 
-    def prove(self):
-        honest(self)
-        constants = self._proof.named.margin_lipschitz
+    def prove(self, claims):
+        honest(self, claims)
+        constants = self._constants.margin_lipschitz
         constants.assign(constants / 3)
 
-    monkeypatch.setattr(GloroNet, "_prove", prove)
+    monkeypatch.setattr(LipschitzCertificate, "prove", prove)
 
 
 def no_comparison(monkeypatch):
-    monkeypatch.setattr(GloroNet, "_check_evaluation", lambda self, thorough=True: None)
+    monkeypatch.setattr(LipschitzCertificate, "check", lambda self, name, judge, thorough=True: None)
 
 
 def the_first_proof_lasts(monkeypatch):
@@ -66,7 +66,7 @@ def with_a_slope(rng, polytope):
 
 def settings_as_they_were(monkeypatch):
     no_comparison(monkeypatch)
-    monkeypatch.setattr(GloroNet, "_retrace", lambda self: None)
+    monkeypatch.setattr(LipschitzCertificate, "retrace", lambda self, network: None)
     monkeypatch.setattr(soundness, "build", with_a_slope)
 
 
@@ -75,7 +75,7 @@ def files_are_believed(monkeypatch):
         if self._aside.claims:
             self._proof.assign(self._aside.claims)
             self._aside.claims = None
-            self._proof.seal(self._sealed_variables())
+            self._proof.seal(self._proven_of())
             self._remember()
         elif not self._is_current():
             self.finalize()

@@ -1,11 +1,13 @@
 """The packaging: what is installed, what may import what, and what the project's text may not say."""
 
 import ast
+import graphlib
 import importlib.metadata
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,16 @@ SOURCES = {
     "defended.serving": ROOT / "serving",
     "defended_cli": ROOT / "serving" / "cli",
 }
+
+# The rooms of a package by floors; a room imports from those on lower floors.
+FLOORS = {
+    "defended.attacks": (
+        ("core",), ("gradient",), ("black_box",), ("composed",), ("measurement",), ("paper",),
+    ),
+    "defended.serving": (
+        ("artefacts",), ("exporting", "clients"), ("server", "auditing", "cluster"), ("monitoring",), ("demo",),
+    ),
+}  # fmt: skip
 
 
 def packages_of_setup() -> dict[str, str]:
@@ -53,8 +65,11 @@ def packages_on_disk() -> dict[str, str]:
     }
 
 
-def imported_modules(path: Path, module: str) -> set[str]:
-    """Return the absolute names that a file imports, those inside functions too."""
+def imported_modules(path: Path, module: str, known: Collection[str] = ()) -> set[str]:
+    """Return the absolute names that a file imports, those inside functions and for types too.
+
+    `from package import name` gives `package.name`, and `package` where it is not a module of `known`.
+    """
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -63,8 +78,36 @@ def imported_modules(path: Path, module: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = package.split(".")[: len(package.split(".")) - (node.level - 1)] if node.level else []
             source = ".".join([*base, *([node.module] if node.module else [])])
-            names.update({source} | {f"{source}.{alias.name}" for alias in node.names})
+            inside = {f"{source}.{alias.name}" for alias in node.names}
+            names |= inside | (set() if inside <= set(known) else {source})
     return names
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Return the modules of the project that each of them imports."""
+    files = source_files()
+    known = {module for _, module, _ in files}
+    return {module: (imported_modules(path, module, known) & known) - {module} for _, module, path in files}
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Return modules of which each imports the one before it and the last is the first, `[]` where there are none."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def faces() -> set[str]:
+    """Return the packages whose `__init__.py` hands on names of other modules and defines nothing but `__getattr__`."""
+    found = set()
+    for _, module, path in source_files():
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        defined = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)} - {"__getattr__"}
+        if path.name == "__init__.py" and any(isinstance(node, ast.ImportFrom) for node in body) and not defined:
+            found.add(module)
+    return found
 
 
 def below(name: str, package: str) -> bool:
@@ -95,6 +138,65 @@ def test_the_import_reader_sees_relative_and_nested_imports(tmp_path):
     path = tmp_path / "module.py"
     path.write_text("from . import a\nfrom ..b import c\ndef f():\n    import x.y\n")
     assert imported_modules(path, "p.q.module") == {"p.q", "p.q.a", "p.b", "p.b.c", "x.y"}
+    assert imported_modules(path, "p.q.module", {"p.q.a"}) == {"p.q.a", "p.b", "p.b.c", "x.y"}
+
+
+def test_no_circle_of_imports():
+    """Imports inside functions and imports for types count."""
+    assert not circle(import_graph())
+
+
+def test_a_circle_is_found():
+    assert not circle({"a": {"b", "c"}, "b": {"c"}, "c": set()})
+    assert sorted(circle({"a": {"b"}, "b": {"c"}, "c": {"d", "b"}, "d": set()})[1:]) == ["b", "c"]
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_rooms_import_from_the_floors_below(package):
+    floors = {room: floor for floor, rooms in enumerate(FLOORS[package]) for room in rooms}
+    rooms = {
+        module: module.removeprefix(f"{package}.").partition(".")[0]
+        for module in import_graph()
+        if module.startswith(f"{package}.")
+    }
+    assert set(rooms.values()) == set(floors)
+    wrong = [
+        f"{module} imports {name}"
+        for module, imports in import_graph().items()
+        for name in imports
+        if module in rooms and name in rooms
+        if rooms[module] != rooms[name] and floors[rooms[module]] <= floors[rooms[name]]
+    ]
+    assert not wrong
+
+
+def test_modules_import_modules_and_no_faces_of_packages():
+    """A face imports all that it hands on; the commands, which import inside functions, read as a user's program."""
+    handing = faces()
+    assert {"defended", "defended.attacks", "defended.serving"} <= handing
+    wrong = [
+        f"{module} imports {name}"
+        for module, imports in import_graph().items()
+        for name in imports & handing
+        if module not in handing and not below(module, "defended_cli")
+    ]
+    assert not wrong
+
+
+def test_the_commands_import_the_library_inside_functions():
+    wrong = [
+        f"{module}: {ast.unparse(node)}"
+        for owner, module, path in source_files()
+        if owner == "defended_cli"
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Import | ast.ImportFrom) and "defended" in re.findall(r"\w+", ast.unparse(node))
+    ]
+    assert not wrong
+
+
+def test_a_visitor_can_take_in_serving_at_a_glance():
+    entries = [path for path in (ROOT / "serving").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    assert len(entries) <= 12 + 1  # beside `__init__.py`
 
 
 @pytest.mark.parametrize("name", ["attacks", "serving"])

@@ -8,28 +8,18 @@ import keras
 import numpy as np
 from keras import ops
 
-from defended.defended_model import DefendedModel, Judgement, is_at_hand
-from defended.gate import Claims, ProvingProperty
-from defended.gloro.certificate import CertificateReport, rounding_budget
+from defended.certificate import Array
+from defended.defended_model import DefendedModel
+from defended.gate import ProvingProperty
+from defended.gloro.certificate import CertificateReport
 from defended.gloro.graph import LipschitzGraph
-from defended.gloro.rounding import BLOCK
-from defended.gloro.self_check import check_evaluation
+from defended.gloro.legacy.reader import read_live
+from defended.gloro.lipschitz_certificate import LipschitzCertificate
 from defended.margins import (
-    Budget,
-    Leader,
-    certified_slack,
     competitor_radii,
-    leader,
     predicted_class,
-    radius_slack,
-    spent_radius,
-    take_rows,
 )
-from defended.networks.inputs import float32_tensor
-
-_REFINING_STEPS = 20
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from defended.tracing import is_at_hand
 
 
 @keras.saving.register_keras_serializable(package="defended")
@@ -86,27 +76,27 @@ class GloroNet(DefendedModel):
         **kwargs: Any,
     ):
         super().__init__(network, outputs, epsilon=epsilon, norm="l2", name=name, **kwargs)
-        self._graph = LipschitzGraph(self.network)
         self.rounding = bool(rounding)
         if not self.rounding:
             self.certificate_assumptions = (
                 *self.certificate_assumptions,
                 "The network is evaluated in real arithmetic: the rounding of float32 is not counted.",
             )
-        m = self.num_classes
-        self._proof.add("margin_lipschitz", (m, m))
-        # (t0, t1, growth, limit): rounding costs t0 + t1 * |x| of the radius, and no input may be longer than limit.
-        self._proof.add("rounding_budget", (4,))
-        self._iterates = []
-        for index, operator in enumerate(self._graph.operators):
-            start = np.random.default_rng(index).standard_normal((1, *operator.input_shape))
-            variable = self.add_weight(
-                name=f"iterate_{index}", shape=start.shape, initializer="zeros", trainable=False, autocast=False,
-                aggregation="only_first_replica",
-            )  # fmt: skip
-            variable.assign((start / np.linalg.norm(start)).astype("float32"))
-            operator.iterate = variable
-            self._iterates.append(variable)
+        self._certificate: LipschitzCertificate = LipschitzCertificate(
+            self.network, self._proof, self._compiled, self.rounding, self._add_iterate
+        )
+
+    def _add_iterate(self, name: str, start: Array) -> Any:
+        variable = self.add_weight(
+            name=name, shape=start.shape, initializer="zeros", trainable=False, autocast=False,
+            aggregation="only_first_replica",
+        )  # fmt: skip
+        variable.assign(start)
+        return variable
+
+    @property
+    def _graph(self) -> LipschitzGraph:
+        return self._certificate.graph
 
     @ProvingProperty
     def margin_lipschitz(self) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -131,123 +121,23 @@ class GloroNet(DefendedModel):
             return self._graph.estimate_rows(classes, training=training)
         return ops.cond(
             self._proof.sealed,
-            lambda: self._proven_rows(classes),
+            lambda: self._certificate.rows(classes),
             lambda: self._graph.estimate_rows(classes, training=False),
         )
-
-    def _proven_rows(self, classes: Any) -> Any:
-        return take_rows(ops.convert_to_tensor(self._proof.named.margin_lipschitz), classes)
-
-    def _logits(self, inputs: Any, training: bool) -> Any:
-        evaluate = self._graph.evaluate
-        if not evaluate.is_rearranged or (training and not evaluate.trains_faster):
-            return super()._logits(inputs, training)
-        return evaluate(inputs, training)
-
-    def _estimated_slack(self, inputs: Any, logits: Any, epsilon: Any, training: bool) -> Any:
-        return certified_slack(logits, self._graph.estimate_rows(predicted_class(logits), training), epsilon)
-
-    def _slack(self, inputs: Any, logits: Any, epsilon: Any, training: bool, frozen: bool = False) -> Any:
-        first, rows, budget = self._certificate(inputs, logits)
-        return radius_slack(logits, rows, epsilon, budget, first)
-
-    def _radii(self, inputs: Any, logits: Any, frozen: bool = False) -> Any:
-        first, rows, budget = self._certificate(inputs, logits)
-        return competitor_radii(logits, rows, budget, first)
-
-    def _judgement(self, inputs: Any, frozen: bool) -> Judgement:
-        # As in every defence, but what slack and radius share is written into the graph once.
-        logits = self._logits(inputs, training=False)
-        first, rows, budget = self._certificate(inputs, logits)
-        slack = radius_slack(logits, rows, ops.convert_to_tensor(self.epsilon), budget, first)
-        radii = competitor_radii(logits, rows, budget, first)
-        scores = self.head(logits, self._if_proven(slack, -1.0, frozen))
-        return Judgement(scores, self._if_proven(self._finite_radius(inputs, logits, radii), 0.0, frozen))
-
-    def _certificate(self, inputs: Any, logits: Any) -> tuple[Leader, Any, Budget]:
-        """The predicted class, its row of K and what rounding costs."""
-        first = leader(logits)
-        if self.evaluation_drift and not self.rounding:
-            first = first._replace(top=first.top - self.evaluation_drift)
-        return first, self._proven_rows(first.predicted), self._rounding_of(inputs)
-
-    def covered_drift(self, x: Any) -> Array | None:
-        """`[n, m]`: `K_ij * (t0 + t1 * |x|)`, twice what one float32 evaluation of `y_j - y_i` at x may err by.
-
-        None where the certificate does not pay for rounding.
-        """
-        if not self.rounding:
-            return None
-        inputs = self._pass_gate(float32_tensor(x))
-        predicted = predicted_class(self._logits(inputs, training=False))
-        allowed = self._proven_rows(predicted) * self._rounding_of(inputs).paid
-        return np.asarray(ops.convert_to_numpy(allowed), dtype=np.float64)
-
-    def _valid(self, inputs: Any) -> Any:
-        # An input whose norm is not finite has no radius.
-        return None
-
-    def _rounding_of(self, inputs: Any) -> Budget:
-        t0, t1, growth, limit = ops.unstack(ops.convert_to_tensor(self._proof.named.rounding_budget))
-        x = ops.reshape(ops.stop_gradient(inputs), (-1, self._graph.input_size))
-        norm = ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True))
-        return Budget(t0 + t1 * norm, growth, limit - norm)
 
     def radius_from_scores(self, scores: Any) -> Any:
         """Certified radius `[batch]` from scores `[batch, m + 1]`: what rounding costs is read off the score of ⊥.
 
         While training, and of scores that training made, an estimate.
         """
-        logits = scores[:, : self.num_classes]
         if self._is_estimating() or self._aside.trained:
-            return ops.maximum(
-                ops.min(competitor_radii(logits, self.lipschitz_rows(predicted_class(logits))), axis=-1), 0.0
-            )
+            logits = scores[:, : self.num_classes]
+            rows = self.lipschitz_rows(predicted_class(logits))
+            return ops.maximum(ops.min(competitor_radii(logits, rows), axis=-1), 0.0)
         if is_at_hand(scores):
             self.ensure_proven()
-        rows = self._proven_rows(predicted_class(logits))
-        _, _, growth, _ = ops.unstack(ops.convert_to_tensor(self._proof.named.rounding_budget))
-        slack = ops.max(logits, axis=-1) - scores[:, self.num_classes]
-        paid = ops.maximum(
-            spent_radius(logits, rows, slack * growth) - growth * ops.convert_to_tensor(self.epsilon), 0.0
-        )
-        radius = (ops.min(competitor_radii(logits, rows), axis=-1) - paid) / growth
-        return self._if_proven(ops.maximum(radius, 0.0), 0.0, frozen=is_at_hand(scores))
-
-    def _retrace(self) -> None:
-        graph = LipschitzGraph(self.network)
-        shapes = [(1, *operator.input_shape) for operator in graph.operators]
-        if shapes != [tuple(variable.shape) for variable in self._iterates] or graph.num_classes != self.num_classes:
-            raise ValueError(
-                f"The layers of {self.network.name!r} are others than those that were defended: trainable maps came, "
-                f"went or changed their shapes. Defend the network as it is now: GloroNet(network, epsilon=...)."
-            )
-        for operator, variable in zip(graph.operators, self._iterates, strict=True):
-            operator.iterate = variable
-        self._graph = graph
-
-    def _prove(self) -> None:
-        norms = (self._aside.offered or {}).get("norms")
-        proof = self._graph.prove(claimed=norms)
-        constants, budget = rounding_budget(proof, self._graph.input_size, self.rounding)
-        self._proof.named.margin_lipschitz.assign(constants)
-        self._proof.named.rounding_budget.assign(budget)
-        self._aside.norms, self._aside.proof = proof.norms, proof
-
-    def _check_evaluation(self, thorough: bool = True) -> None:
-        if self._aside.proof is None:  # of a file that was trusted
-            self._aside.proof = self._graph.prove(claimed=self._aside.norms)
-        check_evaluation(self, self._graph, self._aside.proof, thorough)
-
-    def _claims(self) -> Claims:
-        return {"norms": self._aside.norms}
-
-    def _believe(self, claims: Claims) -> None:
-        self._aside.norms, self._aside.proof = claims["norms"], None
-
-    def _further_identity(self) -> list[Any]:
-        # The budget is proven for an evaluation in such blocks.
-        return [f"GloroNet rounding={self.rounding} block={BLOCK}"]
+        radius = self._certificate.radius_from_scores(scores, ops.convert_to_tensor(self.epsilon))
+        return self._if_proven(radius, 0.0, frozen=is_at_hand(scores))
 
     def certificate_report(self, at_norm: float | None = None) -> CertificateReport:
         """What the certificate is made of: bound, method, slack and rounding error of each layer, and the budget.
@@ -268,12 +158,6 @@ class GloroNet(DefendedModel):
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "rounding": self.rounding}
 
-    def _refine_estimates(self) -> None:
-        # One step per batch lags behind quickly changing weights, and fresh iterates point anywhere.
-        step = self._compiled("refine", lambda: self._graph.estimate(training=True))
-        for _ in range(_REFINING_STEPS):
-            step()
-
     @classmethod
     def from_gloro(cls, live_model: Any, epsilon: float | None = None) -> GloroNet:
         """Take over a live model of the `gloro` library (1.1.1 or later): a final model with the same network.
@@ -291,6 +175,11 @@ class GloroNet(DefendedModel):
             ValueError: for a relaxed (top-k or affinity) model, a layer that is not known or is a user's own class, or
                 weights that are not finite, naming the layer.
         """
-        from defended.gloro.legacy.gloronet import from_live
+        return read_live(live_model, epsilon, cls._final)
 
-        return from_live(live_model, epsilon, cls)
+    @classmethod
+    def _final(cls, network: keras.Model, epsilon: float) -> GloroNet:
+        """The network defended at the radius, its bounds proven."""
+        model = cls(network, epsilon=epsilon)
+        model.finalize()
+        return model

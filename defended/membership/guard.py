@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from defended.defended_model import DefendedModel, Judgement, Verdicts
-from defended.margins import finite_rows, leader
-from defended.membership.decision import Reach, decide, guarded_radii
-from defended.membership.oracle import MembershipOracle, Nearest
-from defended.networks.inputs import float32_tensor, whole_batch_size
+from defended.certificate import Array
+from defended.defended_model import DefendedModel
+from defended.gate import ProvingProperty
+from defended.membership.guard_certificate import GuardCertificate
+from defended.membership.oracle import MembershipOracle
+from defended.networks.inputs import float32_tensor
 from defended.training.training_batch import TrainingBatch
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 REASONS = ("answered", "not certified", "not finite", "adversarial")
 """What the output `reason` means, by its number."""
 
 _MODES = ("strict", "separated")
-# Of the separation of classes, beyond 2 epsilon: so that a point on the ball's surface is found in any arithmetic.
-_ROOM = 2.0**-10
+
+
+def _of_the_model(name: str) -> ProvingProperty:
+    """An attribute of the model inside, as one of the guard's: there is none where the model has none."""
+    return ProvingProperty(lambda guard: getattr(guard.base, name))
 
 
 @keras.saving.register_keras_serializable(package="defended")
@@ -106,17 +106,23 @@ class MembershipGuard(TrainingBatch, DefendedModel):
             raise ValueError('`separation` is the assumption of `accept="separated"`. Leave it None otherwise.')
         self.base, self.oracle, self.budget, self.accept = model, oracle, int(budget), accept
         self.separation = None if separation is None else float(separation)
-        self._check_separation(_number(self.epsilon))
-        # The separation of classes that was found to hold among the stored points; 0 before.
-        self._proof.add("checked_separation")
+        self._check_separation(float(ops.convert_to_numpy(self.epsilon)))
+        self._certificate: GuardCertificate = GuardCertificate(
+            model, self._proof, oracle, self.budget, accept == "separated", self.separation
+        )
         self.supports_jit = oracle.in_graph
 
-    def __getattr__(self, name: str) -> Any:
-        # What the model's own losses, metrics and reports ask for, such as `lipschitz_rows`.
-        # A property of its own that could not be read is none of the model's.
-        if name.startswith("_") or "base" not in self.__dict__ or hasattr(type(self), name):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return getattr(self.__dict__["base"], name)
+    def _inside(self) -> tuple[DefendedModel, ...]:
+        return (self.base,)
+
+    # What losses, metrics and reports ask of the model inside, where it has it.
+    lipschitz_rows = _of_the_model("lipschitz_rows")
+    margin_lipschitz = _of_the_model("margin_lipschitz")
+    certificate_report = _of_the_model("certificate_report")
+    margin_lower_bounds = _of_the_model("margin_lower_bounds")
+    rounding_slack = _of_the_model("rounding_slack")
+    worst_case_logits = _of_the_model("worst_case_logits")
+    rows_at_once = _of_the_model("rows_at_once")
 
     # The radius.
 
@@ -139,14 +145,7 @@ class MembershipGuard(TrainingBatch, DefendedModel):
     @property
     def reach(self) -> float:
         """How far away a stored point may be and still answer: `separation - epsilon`, in input units."""
-        return float(ops.convert_to_numpy(self._reach(ops.convert_to_tensor(self.epsilon))))
-
-    def _reach(self, epsilon: Any) -> Any:
-        return epsilon * (1 + 2 * _ROOM) if self.separation is None else self.separation - epsilon
-
-    def _assumed(self) -> float:
-        """The separation that answers by neighbours rest on, rounded up."""
-        return (self.reach + _number(self.epsilon)) * (1 + 2.0**-18)
+        return float(ops.convert_to_numpy(self._certificate.reach(ops.convert_to_tensor(self.epsilon))))
 
     def _check_separation(self, epsilon: float) -> None:
         if self.separation is not None and not (np.isfinite(self.separation) and self.separation > 2 * epsilon):
@@ -157,33 +156,16 @@ class MembershipGuard(TrainingBatch, DefendedModel):
 
     # Verdicts.
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        if training or self._is_estimating():
-            return super().call(inputs, training)
-        inputs = self._pass_gate(float32_tensor(inputs))
-        return self._at_entry("scores", lambda part: self._judgement(part, frozen=False).scores, inputs)
-
-    def verdicts(self, x: Any, batch_size: int | None = None) -> Verdicts:
-        """As for every defended model; a batch is at most what fits the memory that the model inside may use."""
-        return super().verdicts(x, batch_size=self._batch_size(batch_size))
-
     def reasons(self, x: Any, batch_size: int | None = None) -> Array:
         """Why each input `[n, *input shape]` was answered or rejected: `[n]` of `REASONS`; batches as in `verdicts`."""
         x, batch_size = self._checked_inputs(x), self._batch_size(batch_size)
         self.ensure_proven()
-        reason = self._compiled("reasons", lambda batch: self._outputs(batch, frozen=False)["reason"])
+        reason = self._compiled("reasons", lambda batch: self._outputs(batch)["reason"])
         parts = [
             ops.convert_to_numpy(reason(float32_tensor(x[first : first + batch_size])))
             for first in range(0, len(x), batch_size)
         ]
         return np.array(REASONS)[np.concatenate([np.zeros(0, np.int64), *parts])]
-
-    def _batch_size(self, asked: int | None) -> int:
-        most = int(getattr(self.base, "rows_at_once", 256))
-        return most if asked is None else min(whole_batch_size(asked), most)
-
-    def _in_parts(self, function: Any, inputs: Any, *others: Any) -> Any:
-        return self.base._in_parts(function, inputs, *others)
 
     def deployed(self, inputs: Any) -> dict[str, Any]:
         """As `DefendedModel.deployed`; `reason` is an int32 index into `REASONS`.
@@ -198,77 +180,18 @@ class MembershipGuard(TrainingBatch, DefendedModel):
             )
         return super().deployed(inputs)
 
-    def _judgement(self, inputs: Any, frozen: bool) -> Judgement:
-        scores, radius, details = self.base._judgement(inputs, frozen)
-        m = self.num_classes
-        logits, bottom = scores[:, :m], scores[:, m]
-        first = leader(logits)
-        near, reach = self._nearest(inputs, first.predicted, frozen)
-        guarded = decide(radius, near, reach)
-        # In units of the logits where the check decides; elsewhere only the sign matters.
-        slack = first.top[:, 0] - bottom
-        neighbourly = guarded.neighbour_radius - reach.epsilon
-        enough = ops.maximum(neighbourly, ops.abs(first.top[:, 0]) * 2.0**-20)
-        slack = ops.where(guarded.by_check, slack, ops.where(guarded.by_neighbours, enough, -ops.abs(slack)))
-        # The model's head writes such a row where inputs or logits are not finite.
-        known = True if frozen else self._is_sealed()  # where nothing is proven of the guard, nothing is answered
-        finite = known & finite_rows(inputs) & ~(ops.all(ops.equal(logits, 0.0), axis=-1) & ops.equal(bottom, 1.0))
-        scores = self.head(logits, slack, finite)
-        rejected = ops.equal(leader(scores).predicted, m)
-        why = ops.where(finite, ops.where(guarded.adversarial, 3, 1), 2)
-        reason = ops.where(rejected, why, 0)
-        zero = ops.zeros_like(guarded.radius)
-        radius, neighbourly = (ops.where(finite, found, zero) for found in (guarded.radius, guarded.neighbour_radius))
-        details = {**details, "reason": ops.cast(reason, "int32")}
-        if self.accept == "separated":
-            answering = ops.maximum(radius, neighbourly) - reach.epsilon
-            details |= {"neighbour_radius": neighbourly, "availability_radius": ops.maximum(answering, 0.0)}
-        return Judgement(scores, radius, details)
-
-    def _nearest(self, inputs: Any, predicted: Any, frozen: bool) -> tuple[Nearest, Reach]:
-        epsilon = ops.convert_to_tensor(self.epsilon)
-        reach = Reach(epsilon, self._reach(epsilon), accepting=self.accept == "separated")
-        far = 2 * (reach.neighbours + epsilon)  # up to where the radius says something
-        near = self.oracle.nearest(self.base, inputs, predicted, epsilon, far, self.budget)
-        if not frozen:
-            # Before `finalize` nothing is known of the valid inputs' labels: the check alone decides.
-            known, infinite = self._is_sealed(), float("inf")
-            near = Nearest(*(ops.where(known, value, infinite) for value in near))
-        return near, reach
-
-    def competitor_radii(self, inputs: Any) -> Any:
-        """`[batch, m]`: radius within which class i provably cannot overtake; differentiable in x, through the oracle.
-
-        The smallest entry is the certified radius where that is positive.
-        """
-        return self._guarded_radii(inputs, accepting=False)
-
     def answering_radii(self, inputs: Any) -> Any:
         """`[batch, m]`: as `competitor_radii`, with what neighbours answer: for attacks, which descend it."""
-        return self._guarded_radii(inputs, accepting=self.accept == "separated")
 
-    def _guarded_radii(self, inputs: Any, accepting: bool) -> Any:
-        inputs = self._pass_gate(float32_tensor(inputs))
-        radii = self.base.competitor_radii(inputs)
-        if not self.oracle.is_complete:
-            # What a descent finds lies beyond the model's own radius: the search would cost, and change nothing.
-            return radii
-        # The predicted class is the one that nothing competes with.
-        predicted = leader(radii).predicted
-        near, reach = self._nearest(inputs, predicted, frozen=False)
-        return guarded_radii(radii, near, reach._replace(accepting=accepting))
+        def radii(part: Any) -> Any:
+            epsilon = ops.convert_to_tensor(self.epsilon)
+            return self._if_proven(self._certificate.answering_radii(part, epsilon), -1.0)
 
-    def certified_radius(self, inputs: Any) -> Any:
-        """`[batch]` float32, finite: no smaller perturbation changes the class; 0 where nothing is certified."""
-        inputs = self._pass_gate(float32_tensor(inputs))
-        return self._at_entry("radius", lambda part: self._judgement(part, frozen=False).radius, inputs)
+        return self._at_entry("answering radii", radii, inputs)
 
     def availability_radius(self, inputs: Any) -> Any:
         """`[batch]` float32: no perturbation of smaller norm can force ⊥, by the certificate or by neighbours."""
-        inputs = self._pass_gate(float32_tensor(inputs))
-        return self._at_entry(
-            "availability", lambda part: self._outputs(part, frozen=False)["availability_radius"], inputs
-        )
+        return super().availability_radius(inputs)
 
     def neighbour_radius(self, inputs: Any) -> Any:
         """`[batch]` float32: where stored neighbours answer, epsilon plus the distance by which an input may move and
@@ -276,10 +199,10 @@ class MembershipGuard(TrainingBatch, DefendedModel):
         """
 
         def found(part: Any) -> Any:
-            details = self._judgement(part, frozen=False).details
+            details = self._judgement(part).details
             return details.get("neighbour_radius", ops.zeros(ops.shape(part)[:1]))
 
-        return self._at_entry("neighbours", found, self._pass_gate(float32_tensor(inputs)))
+        return self._at_entry("neighbours", found, inputs)
 
     def radius_from_scores(self, scores: Any) -> Any:
         """The certified radius of the robustness check alone, `[batch]`, from scores `[batch, m + 1]`."""
@@ -289,68 +212,11 @@ class MembershipGuard(TrainingBatch, DefendedModel):
         """`[batch, m]`: the network's logits at the inputs themselves, in inference mode."""
         return self.base.undefended_logits(inputs)
 
-    def covered_drift(self, x: Any) -> Array | None:
-        """The model's: neighbours answer only where its radius is positive, so its label stands too."""
-        return self.base.covered_drift(x)
-
-    @property
-    def evaluation_drift(self) -> float:
-        """What is taken off every margin of the model, as `DefendedModel.evaluation_drift`."""
-        return self.base.evaluation_drift
-
-    @evaluation_drift.setter
-    def evaluation_drift(self, value: float) -> None:
-        self.base.evaluation_drift = value
-        self._aside.functions.clear()
-
     # Training is the model's: the guard enters at run time.
 
     def _batches(self) -> dict[int, Any]:
         # What losses and metrics ask of the model inside, it answers of the guard's batch.
         return self.base._batches() if isinstance(self.base, TrainingBatch) else super()._batches()
-
-    def _slack(self, inputs: Any, logits: Any, epsilon: Any, training: bool, frozen: bool = False) -> Any:
-        return self.base._slack(inputs, logits, epsilon, training, frozen)
-
-    def _radii(self, inputs: Any, logits: Any, frozen: bool = False) -> Any:
-        return self.base._radii(inputs, logits, frozen)
-
-    def _estimated_slack(self, inputs: Any, logits: Any, epsilon: Any, training: bool) -> Any:
-        return self.base._estimated_slack(inputs, logits, epsilon, training)
-
-    def _logits(self, inputs: Any, training: bool) -> Any:
-        return self.base._logits(inputs, training)
-
-    def _valid(self, inputs: Any) -> Any:
-        return self.base._valid(inputs)
-
-    def _thaw(self) -> None:
-        super()._thaw()
-        self.base._thaw()
-
-    def _begin_training(self) -> None:
-        self.base._begin_training()
-        super()._begin_training()
-
-    def _end_training(self) -> None:
-        self.base._end_training()
-        super()._end_training()
-
-    @contextmanager
-    def _entered(self) -> Iterator[None]:
-        with super()._entered(), self.base._entered():
-            yield
-
-    def _sealed_variables(self) -> list[Any]:
-        return [*super()._sealed_variables(), *self.oracle.variables]
-
-    @contextmanager
-    def _estimating(self) -> Iterator[None]:
-        with super()._estimating(), self.base._estimating():
-            yield
-
-    def _refine_estimates(self) -> None:
-        self.base._refine_estimates()
 
     # The certificate's state.
 
@@ -362,42 +228,6 @@ class MembershipGuard(TrainingBatch, DefendedModel):
                 many pairs, and the largest epsilon that holds.
         """
         super().finalize()
-
-    def _retrace(self) -> None:
-        """The model inside reads its network itself."""
-
-    def _prove(self) -> None:
-        self.base.ensure_proven()
-        self.oracle.prove(self.base)
-        if self.accept != "separated":
-            return
-        assumed = self._assumed()
-        found = self.oracle.separation(assumed, self.norm)
-        if found.pairs:
-            raise ValueError(_too_close(found.pairs, found.smallest, assumed, self.separation))
-        self._proof.named.checked_separation.assign(np.nextafter(np.float32(assumed), np.float32(np.inf)))
-
-    def _check_evaluation(self, thorough: bool = True) -> None:
-        self.base._check_evaluation(thorough)
-
-    def trust_file(self) -> bool:
-        """As for every defended model, of the model inside and of the guard."""
-        return self.base.trust_file() and super().trust_file()
-
-    def _values(self) -> list[Any]:
-        return [*self.base._values(), *super()._values(), *self.oracle.variables]
-
-    def _watched(self) -> list[Any]:
-        return [*super()._watched(), *self.base._watched(), *self.oracle.variables]
-
-    def _further_identity(self) -> list[Any]:
-        about = f"{self.budget} {self.accept} {self.separation}"
-        return [about, *self.base._further_identity(), *self.base._proof.values().values(), *self.oracle.variables]
-
-    def _is_current(self) -> bool:
-        if not (self.base._is_current() and super()._is_current()):
-            return False
-        return self.accept != "separated" or self._assumed() <= _number(self._proof.named.checked_separation)
 
     @property
     def certificate_method(self) -> str:  # type: ignore[override]
@@ -418,8 +248,9 @@ class MembershipGuard(TrainingBatch, DefendedModel):
         return (
             *self.base.certificate_assumptions,
             f"Answers that the robustness check alone would not give assume that every input lies within epsilon of a "
-            f"valid one, and that valid inputs of different classes lie more than {self._assumed():.6g} ({self.norm}) "
-            f"apart, whether stored or not. Of the {self.oracle.describe()}, all pairs were checked.",
+            f"valid one, and that valid inputs of different classes lie more than "
+            f"{self._certificate.assumed():.6g} ({self.norm}) apart, whether stored or not. Of the "
+            f"{self.oracle.describe()}, all pairs were checked.",
         )
 
     def get_config(self) -> dict[str, Any]:
@@ -461,21 +292,3 @@ def _check(model: Any, oracle: Any, accept: str) -> None:
         raise TypeError(f"`oracle` must be a MembershipOracle, such as StoredPoints. Received: {type(oracle).__name__}")
     if accept not in _MODES:
         raise ValueError(f"`accept` must be one of {', '.join(map(repr, _MODES))}. Received: {accept!r}")
-
-
-def _number(variable: Any) -> float:
-    return float(ops.convert_to_numpy(variable))
-
-
-def _too_close(pairs: int, smallest: float, assumed: float, separation: float | None) -> str:
-    largest = smallest / 2 * (1 - 4 * _ROOM)
-    remedy = (
-        f"set epsilon to at most {largest:.6g}, the largest that holds"
-        if separation is None
-        else f"assume a separation below {smallest:.6g} (so epsilon at most {largest:.6g})"
-    )
-    return (
-        f'`accept="separated"` assumes that valid inputs of different classes lie more than {assumed:.6g} apart, and '
-        f"{pairs} pairs of stored points do not: the closest two are {smallest:.6g} apart. Either {remedy}, or leave "
-        f"out points that are labelled wrongly, or use accept='strict'."
-    )

@@ -95,7 +95,7 @@ class _Band(NamedTuple):
         return 8 * self.side * (self.width + 1) <= BAND_BYTES and float(self.side) * (self.width + 1) ** 2 <= BAND_WORK
 
 
-def _narrowest_band(axes: list[Axis], c_in: int, c_out: int) -> _Band:
+def _narrowest_band(axes: Sequence[Axis], c_in: int, c_out: int) -> _Band:
     def band(over_inputs: bool) -> _Band:
         height, width = (axis.size if over_inputs else axis.outputs for axis in axes)
         far = [max((column.displacement for column in _couplings(axis, over_inputs)), default=0) for axis in axes]
@@ -138,7 +138,7 @@ def _intersection(one: range, other: range) -> range:
     return range(first, max(min(one.stop, other.stop), first))
 
 
-def _gram(kernel: Array, axes: list[Axis], band: _Band) -> Array:
+def _gram(kernel: Array, axes: Sequence[Axis], band: _Band) -> Array:
     """The lower triangle of the Gram matrix by columns, `[height, width, channels, band.width + 1]`."""
     subscripts = "tio,sjo->tsij" if band.over_inputs else "tio,sip->tsop"
     kw = kernel.shape[1]
@@ -161,7 +161,7 @@ def _gram(kernel: Array, axes: list[Axis], band: _Band) -> Array:
     return gram
 
 
-def _bound_squared_by_band(kernel: Array, axes: list[Axis], band: _Band, claimed: float | None) -> float | None:
+def _bound_squared_by_band(kernel: Array, axes: Sequence[Axis], band: _Band, claimed: float | None) -> float | None:
     from scipy import linalg
     from threadpoolctl import threadpool_limits
 
@@ -196,7 +196,7 @@ def _bound_squared_by_band(kernel: Array, axes: list[Axis], band: _Band, claimed
     return None if bound is None else bound + rounding
 
 
-def _apply(kernel: Array, axes: list[Axis], inputs: Array) -> Array:
+def _apply(kernel: Array, axes: Sequence[Axis], inputs: Array) -> Array:
     height, width = axes
     result = np.zeros((height.outputs, width.outputs, kernel.shape[3]))
     for to, frm, tap in _placements(kernel, axes):
@@ -204,7 +204,7 @@ def _apply(kernel: Array, axes: list[Axis], inputs: Array) -> Array:
     return result
 
 
-def _adjoint(kernel: Array, axes: list[Axis], outputs: Array) -> Array:
+def _adjoint(kernel: Array, axes: Sequence[Axis], outputs: Array) -> Array:
     height, width = axes
     result = np.zeros((height.size, width.size, kernel.shape[2]))
     for to, frm, tap in _placements(kernel, axes):
@@ -212,7 +212,7 @@ def _adjoint(kernel: Array, axes: list[Axis], outputs: Array) -> Array:
     return result
 
 
-def _placements(kernel: Array, axes: list[Axis]) -> Iterator[tuple[Any, Any, Array]]:
+def _placements(kernel: Array, axes: Sequence[Axis]) -> Iterator[tuple[Any, Any, Array]]:
     """For each tap the outputs, the inputs that it reads for them, and its matrix."""
     for taps in np.ndindex(*kernel.shape[:2]):
         readers = [axis.readers(tap) for axis, tap in zip(axes, taps, strict=True)]
@@ -225,7 +225,7 @@ def _placements(kernel: Array, axes: list[Axis]) -> Iterator[tuple[Any, Any, Arr
             yield to, frm, kernel[taps]
 
 
-def torus_blocks(kernel: Array, axes: list[Axis]) -> tuple[Array, list[int]]:
+def torus_blocks(kernel: Array, axes: Sequence[Axis]) -> tuple[Array, list[int]]:
     """Return the blocks of a convolution's embedding on a torus, whose singular values are the embedding's.
 
     A strided convolution couples the `stride^2` fine frequencies that alias onto one coarse frequency; its block there
@@ -258,7 +258,7 @@ def entry_errors(kernel: Array) -> Array:
     return (3 * taps + 64) * UNIT_ROUNDOFF * np.abs(kernel).sum(axis=(0, 1))
 
 
-def _bound_squared_on_torus(kernel: Array, axes: list[Axis]) -> float:
+def _bound_squared_on_torus(kernel: Array, axes: Sequence[Axis]) -> float:
     blocks, coarse = torus_blocks(kernel, axes)
     sy, sx = axes[0].stride, axes[1].stride
     largest = max(

@@ -13,8 +13,10 @@ ABOVE = 1.0 + 2.0**-21
 _MOST = 4.0
 
 
-def search_radius(certify: Callable[[Any], tuple[Any, Any]], epsilon: Any, steps: int) -> tuple[Any, Any]:
-    """Return the slack at epsilon and a certified radius, `[batch]` each.
+def search_radius(
+    certify: Callable[[Any], tuple[Any, Any]], epsilon: Any, steps: int, at_epsilon: tuple[Any, Any]
+) -> Any:
+    """Return a certified radius, `[batch]`.
 
     Bounds are evaluated at epsilon, then, where that is certified, at 2 epsilon, and from there on in the middle
     between the largest radius known to be certified and the smallest not known to be, 4 epsilon at first. The result is
@@ -25,8 +27,9 @@ def search_radius(certify: Callable[[Any], tuple[Any, Any]], epsilon: Any, steps
             and a smaller radius that is certified in any case.
         epsilon: `[batch]`.
         steps: evaluations after the first.
+        at_epsilon: what `certify(epsilon)` found.
     """
-    slack, root = certify(epsilon)
+    slack, root = at_epsilon
     certified = slack > 0
     low = ops.where(certified, epsilon * ABOVE, ops.minimum(root, epsilon))
     high = ops.where(certified, _MOST * epsilon, epsilon)
@@ -40,4 +43,4 @@ def search_radius(certify: Callable[[Any], tuple[Any, Any]], epsilon: Any, steps
         low = ops.where(above, middle * ABOVE, ops.maximum(low, ops.minimum(root, middle)))
         high = ops.where(above, high, middle)
         low = ops.minimum(low, ops.maximum(high, low * 0.0))
-    return slack, low
+    return low

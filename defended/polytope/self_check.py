@@ -8,19 +8,19 @@ exact logits.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 from keras import ops
 
 from defended.gloro.graph import LipschitzGraph
-from defended.gloro.self_check import UNBUDGETED, compare_keras_layers
+from defended.gloro.layer_comparison import UNBUDGETED, compare_keras_layers
 from defended.networks.exact_windows import convolution, transposed_convolution
 from defended.numerics.float32 import gamma
 from defended.polytope.affine_maps import AffineMap, ConvMap, DenseMap, GlobalPoolMap, PoolMap
-
-if TYPE_CHECKING:
-    from defended.polytope.polytope_net import PolytopeNet
+from defended.polytope.graph import PolytopeGraph
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -28,65 +28,82 @@ _ROWS = 5
 _ENTRIES = 2**22
 
 
-def check_evaluation(model: PolytopeNet, thorough: bool = True) -> None:
+class Subject(NamedTuple):
+    """A network, what was bounded of it, and how it is evaluated."""
+
+    name: str
+    network: keras.Model
+    graph: PolytopeGraph
+    rounding: bool
+    """Whether the bounds pay for rounding."""
+    rows_at_once: int
+    logits: Callable[[Any], Any]
+    """`[batch, m]` as verdicts use them."""
+    margin_bounds: Callable[[Any], Any]
+    """`[batch, m]`, lower bounds on the margins in a ball of radius 0."""
+    compiled: Callable[..., Any]
+    """Compiles functions of inputs, see `CompiledFunctions`."""
+    judge: Callable[[Any], tuple[Any, Any, Any]]
+    """Labels, rejections and radii `[batch]` as verdicts give them."""
+
+
+def check_evaluation(subject: Subject, thorough: bool = True) -> None:
     """Raise where a map, a layer or the network is evaluated as another function than the one that is bounded.
 
     Raises:
         ValueError: naming the layer, and how it was evaluated.
     """
-    rng, layered = np.random.default_rng(0), LipschitzGraph(model.network)
+    rng, layered = np.random.default_rng(0), LipschitzGraph(subject.network)
     pools = {step.layer.name: step.layer for step in layered.all_steps}
     seen: set[int] = set()
-    for node in model._graph.nodes:
+    for node in subject.graph.nodes:
         if node.map is not None and id(node.map) not in seen:
             seen.add(id(node.map))
             _check_map(node.map, node.layer, pools.get(node.layer), rng)
-    shape = tuple(model.network.input_shape[1:])
-    rows = int(np.clip(_ENTRIES // max(node.size for node in model._graph.nodes), 2, _ROWS))
+    shape = tuple(subject.network.input_shape[1:])
+    rows = int(np.clip(_ENTRIES // max(node.size for node in subject.graph.nodes), 2, _ROWS))
     x = np.concatenate([rng.uniform(0, 1, (rows, *shape)), rng.normal(0, 3, (rows, *shape))]).astype("float32")
     exact = compare_keras_layers(layered, x, thorough)
     fine = np.abs(exact).max(axis=1) < 2.0**100  # beyond, sums may overflow: such inputs are rejected
     if fine.any():
-        _check_logits(model, exact[fine], x[fine])
+        _check_logits(subject, exact[fine], x[fine])
 
 
-def _check_logits(model: PolytopeNet, exact: Array, x: Array) -> None:
+def _check_logits(subject: Subject, exact: Array, x: Array) -> None:
     """The network in Keras and ours, eager and compiled, and the verdicts, against exact logits `[n, m]`."""
     inputs = ops.convert_to_tensor(x)
-    ours, whole = (
-        (lambda batch: model._logits(batch, training=False)),
-        (lambda batch: model.network(batch, training=False)),
-    )
+    ours, whole = subject.logits, (lambda batch: subject.network(batch, training=False))
     runs = {
-        "as verdicts are": ours(inputs), "as verdicts are, compiled": model._compiled("values", ours,
-        of_inputs=True)(inputs), "as a whole": whole(inputs), "as a whole, compiled": model._compiled("network", whole,
-        of_inputs=True)(inputs),
-    }  # fmt: skip
+        "as verdicts are": ours(inputs),
+        "as verdicts are, compiled": subject.compiled("values", ours, of_inputs=True)(inputs),
+        "as a whole": whole(inputs),
+        "as a whole, compiled": subject.compiled("network", whole, of_inputs=True)(inputs),
+    }
     largest = float(np.abs(exact).max(initial=0.0))
     paid = np.full(exact.shape, UNBUDGETED * max(1.0, largest))
-    if model.rounding:
+    if subject.rounding:
         # In a ball of radius 0 the bounds leave only what rounding may cost: at most this below the exact difference.
-        bounds = ops.convert_to_numpy(model._in_parts(model._margin_bounds, inputs, ops.zeros(len(x))))
+        bounds = ops.convert_to_numpy(subject.margin_bounds(inputs))
         top = ops.convert_to_numpy(ours(inputs)).argmax(axis=1)
         margins = exact[np.arange(len(x)), top][:, None] - exact
         # 2^-20 of the logits: the bounds are float32 numbers, and may be of another evaluation.
         paid = 2 * np.maximum(margins - bounds, 0.0) + 2.0**-20 * (1 + np.abs(exact))
         if (bounds > margins + 2.0**-20 * (1 + np.abs(exact))).any():
-            raise ValueError(f"The bounds of {model.name!r} on differences of logits are not bounds. {_REMEDY}")
+            raise ValueError(f"The bounds of {subject.name!r} on differences of logits are not bounds. {_REMEDY}")
     for how, found in runs.items():
         values = np.asarray(ops.convert_to_numpy(found), np.float64)
         apart = (values - values.max(axis=1, keepdims=True)) - (exact - exact.max(axis=1, keepdims=True))
         if not np.all(np.abs(apart) <= paid + paid.max(axis=1, keepdims=True)):
             raise ValueError(
-                f"Network {model.network.name!r}, evaluated {how}, is another function than its layers: logits differ "
-                f"by {np.abs(apart).max():.3g}. {_REMEDY}"
+                f"Network {subject.network.name!r}, evaluated {how}, is another function than its layers: logits "
+                f"differ by {np.abs(apart).max():.3g}. {_REMEDY}"
             )
-    judge, rows = model._judge(), model.rows_at_once
+    judge, rows = subject.judge, subject.rows_at_once
     label = np.concatenate([ops.convert_to_numpy(judge(inputs[i : i + rows])[0]) for i in range(0, len(x), rows)])
     wrong = (label >= 0) & (label != exact.argmax(axis=1))
     if wrong.any():
         raise ValueError(
-            f"{model.name!r} answers {label[wrong][0]} where its network's exact logits are "
+            f"{subject.name!r} answers {label[wrong][0]} where its network's exact logits are "
             f"{exact[wrong][0].round(4).tolist()}. {_REMEDY}"
         )
 

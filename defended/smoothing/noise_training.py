@@ -16,6 +16,7 @@ from defended.networks.checks import checked_network
 from defended.smoothing.consistency import Consistency
 from defended.smoothing.smooth_adv import SmoothAdv
 from defended.training.labels import check_labels, checked_dataset, soft_labels
+from defended.training.optimizers import make_variables
 
 # Replicas of a distribution strategy are traced in threads; each has its own value.
 _EVALUATING: ContextVar[bool] = ContextVar("evaluating", default=False)
@@ -150,6 +151,7 @@ class NoisyTrainer(keras.Model):
         if self.adversary is not None:
             given = callbacks if isinstance(callbacks, list | tuple) else [callbacks] * bool(callbacks)
             callbacks = [_WarmUp(), *given]
+        make_variables(self)
         return super().fit(checked_dataset(x, classes), y, callbacks=callbacks, **kwargs)
 
     def _draw(self, x: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,27 +9,18 @@ import keras
 import numpy as np
 from keras import ops
 
-from defended.defended_model import DefendedModel, Judgement
-from defended.gate import ProvingProperty, outside_of_graphs
-from defended.margins import finite_rows, leader
+from defended.certificate import Array, of_certificate
+from defended.defended_model import DefendedModel
+from defended.gate import ProvingProperty
+from defended.margins import leader
 from defended.networks.checks import checked_radius
 from defended.networks.inputs import float32_tensor, whole_batch_size
-from defended.smoothing.bounds import (
-    MAX_SAMPLES,
-    binomial_p_value,
-    checked_alpha,
-    radius_ceiling,
-    smallest_samples,
-)
-from defended.smoothing.budget import rows_at_once
-from defended.smoothing.deterministic import require_deterministic
-from defended.smoothing.gate import Gate, fixed_gate
-from defended.smoothing.sequential import sequential_gate
+from defended.smoothing.arguments import one_of, positive, whole
+from defended.smoothing.bounds import MAX_SAMPLES, binomial_p_value, checked_alpha
+from defended.smoothing.gate import Gate
 from defended.smoothing.statement import assumptions_of, method_of
+from defended.smoothing.vote_certificate import GATES, VoteCertificate, refuse_training
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
-_GATES = {"fixed": fixed_gate, "sequential": sequential_gate}
 _PRECISIONS = ("float32", "bfloat16", "float16")
 _COMPARED = 1000
 
@@ -111,36 +101,33 @@ class SmoothedNet(DefendedModel):
                 f"Smoothing samples with TensorFlow Probability, and Keras runs on {keras.backend.backend()!r}. Set "
                 f"the variable KERAS_BACKEND=tensorflow before Keras is imported; a saved network can be loaded there."
             )
-        sigma = float(sigma)
-        if not (np.isfinite(sigma) and sigma > 0):
-            raise ValueError(f"`sigma` must be a positive finite number, in input units. Received: sigma={sigma!r}")
-        self.sigma = sigma
-        self.alpha = checked_alpha(alpha)
-        self.samples = _whole("samples", samples, 1, MAX_SAMPLES)
-        self.selection_samples = _whole("selection_samples", selection_samples, 1, MAX_SAMPLES)
-        self.attack_samples = _whole("attack_samples", attack_samples, 1, MAX_SAMPLES)
-        self.max_batch = None if max_batch is None else _whole("max_batch", max_batch, 1, MAX_SAMPLES)
-        self.seed = None if seed is None else _whole("seed", seed, 0, 2**62)
-        if mode not in _GATES:
-            raise ValueError(f"`mode` must be 'fixed' or 'sequential'. Received: {mode!r}")
-        if precision not in _PRECISIONS:
-            raise ValueError(f"`precision` must be one of {', '.join(_PRECISIONS)}. Received: {precision!r}")
-        self.mode, self.precision = mode, precision
+        self.sigma, self.alpha = positive("sigma", sigma), checked_alpha(alpha)
+        self.samples = whole("samples", samples, 1, MAX_SAMPLES)
+        self.selection_samples = whole("selection_samples", selection_samples, 1, MAX_SAMPLES)
+        attack_samples = whole("attack_samples", attack_samples, 1, MAX_SAMPLES)
+        max_batch = None if max_batch is None else whole("max_batch", max_batch, 1, MAX_SAMPLES)
+        seed = None if seed is None else whole("seed", seed, 0, 2**62)
+        self.mode, self.precision = one_of("mode", mode, GATES), one_of("precision", precision, _PRECISIONS)
         super().__init__(network, epsilon=epsilon, norm="l2", name=name, **kwargs)
         self.supports_jit = False  # the loop's shapes follow what is still undecided
-        self._make_gate(self._radius())
+        self._certificate: VoteCertificate = VoteCertificate(
+            network=self.network, settings=self._settings, compiled=self._compiled, sigma=self.sigma,
+            samples=self.samples, selection_samples=self.selection_samples, alpha=self.alpha, mode=mode, seed=seed,
+            max_batch=max_batch, precision=precision, attack_samples=attack_samples,
+        )  # fmt: skip
         self.finalize()
+
+    # Settings of the certificate, which may be set anew.
+    seed = of_certificate("seed")
+    max_batch = of_certificate("max_batch")
+    attack_samples = of_certificate("attack_samples")
 
     # What the noise can prove.
 
     @property
     def radius_ceiling(self) -> float:
         """`sigma * Phi^-1(alpha^(1/n))`, the largest radius that any input can have; alpha/2 in mode `"sequential"`."""
-        return radius_ceiling(self.sigma, self.samples, self._final_alpha)
-
-    @property
-    def _final_alpha(self) -> float:
-        return self.alpha / 2 if self.mode == "sequential" else self.alpha
+        return self._certificate.radius_ceiling
 
     @property
     def gate(self) -> Gate:
@@ -149,16 +136,7 @@ class SmoothedNet(DefendedModel):
         Where the variable was moved to what the number of samples can never certify, those of before: no radius that
         they prove exceeds such an epsilon, so nothing is answered.
         """
-        if self._aside.gate_radius != self._radius():
-            with contextlib.suppress(ValueError):
-                self._make_gate(self._radius())
-            self._aside.gate_radius = self._radius()
-            self._aside.functions.clear()
-        return self._aside.gate
-
-    def _radius(self) -> float:
-        with outside_of_graphs():
-            return float(ops.convert_to_numpy(self.epsilon))
+        return self._certificate.gate
 
     @property
     def epsilon(self) -> Any:
@@ -171,62 +149,17 @@ class SmoothedNet(DefendedModel):
 
     @epsilon.setter
     def epsilon(self, value: float) -> None:
-        # Graphs that were made before stop by the old gate, which costs draws at most: what they answer is compared
-        # with the radius of now.
-        before = self._radius()
+        # Graphs made before stop by the old gate, which costs draws at most: answers are compared with epsilon of now.
+        before = self._certificate.radius
         self._settings.epsilon.assign(checked_radius(value))
         try:
-            self._make_gate(self._radius())
+            self._certificate.make_gate()
         except ValueError:
             self._settings.epsilon.assign(before)
             raise
-        self._aside.functions.clear()
-
-    def _make_gate(self, epsilon: float) -> None:
-        if not self.radius_ceiling > epsilon:
-            enough = smallest_samples(epsilon, self.sigma, self._final_alpha)
-            remedy = f"Take samples >= {enough}" if enough else f"Take a sigma above {self.sigma:g}"
-            raise ValueError(
-                f"samples={self.samples} can never certify epsilon={epsilon:g} at sigma={self.sigma:g}, "
-                f"alpha={self.alpha:g} (mode {self.mode!r}): the radius of a unanimous vote is "
-                f"{self.radius_ceiling:.6g}. {remedy}, or defend a smaller radius."
-            )
-        self._aside.gate = _GATES[self.mode](epsilon, self.sigma, self.samples, self.alpha)
-        self._aside.gate_radius = epsilon
+        self._compiled.clear()
 
     # Verdicts.
-
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        if training:
-            _refuse_training()
-        inputs = self._pass_gate(float32_tensor(inputs))
-        return self._at_entry("scores", lambda part: self._judgement(part, frozen=False).scores, inputs)
-
-    def _judgement(self, inputs: Any, frozen: bool) -> Judgement:
-        inputs = float32_tensor(inputs)
-        found = self._sampled(inputs, fresh=frozen)
-        drawn = ops.cast(ops.maximum(found.drawn, 1), "float32")
-        scores = ops.cast(found.counts, "float32") / drawn[:, None]
-        # The gate decided by whole numbers. Where epsilon has become larger since, what it proved may not be enough.
-        answered = found.radius > ops.convert_to_tensor(self.epsilon)
-        margin = ops.where(answered, ops.maximum(found.margin, 1), ops.minimum(found.margin, 0))
-        scores = self.head(scores, ops.cast(margin, "float32") / drawn, found.drawn > 0)
-        # Without noise: what can be compared from one machine to another.
-        logits = self._aside.sampler.logits(inputs)
-        logits = ops.where(finite_rows(logits)[:, None], logits, 0.0)
-        return Judgement(scores, found.radius, {"samples_used": found.samples_used, "logits": logits})
-
-    def _sampled(self, inputs: Any, fresh: bool) -> Any:
-        from defended.smoothing.sampler import fresh_seed, seed_of
-
-        gate = self.gate
-
-        def sample(inputs: Any) -> Any:
-            seed = fresh_seed() if fresh or self.seed is None else seed_of(self.seed, inputs)
-            return self._aside.sampler.decide(inputs, seed, gate)
-
-        # Eagerly, a loop would run its thousands of rounds in Python.
-        return self._compiled("sample fresh" if fresh else "sample", sample)(inputs)
 
     def certified_radius(self, inputs: Any) -> Any:
         """`[batch]` float32, from a run of sampling of its own: with probability at least 1 - alpha for each input, the
@@ -234,17 +167,14 @@ class SmoothedNet(DefendedModel):
 
         Label and radius of one run are what `verdicts` gives.
         """
-        inputs = self._pass_gate(float32_tensor(inputs))
-        return self._at_entry("radius", lambda part: self._judgement(part, frozen=False).radius, inputs)
+        return super().certified_radius(inputs)
 
     def radius_from_scores(self, scores: Any) -> Any:
         """Certified radius `[batch]` from scores `[batch, m + 1]`: of mode `"fixed"` that of the leader's votes.
 
-        In mode `"sequential"` the scores do not tell how many draws there were: just above epsilon where answered, else
-        0.
+        In mode `"sequential"` scores do not tell how many draws there were: just above epsilon where answered, else 0.
         """
-        leading = leader(scores).predicted
-        answered = ops.not_equal(leading, self.num_classes)
+        answered = ops.not_equal(leader(scores).predicted, self.num_classes)
         epsilon = ops.convert_to_tensor(self.epsilon)
         least = ops.where(answered, epsilon * (1 + 2.0**-20), ops.zeros_like(scores[:, 0]))
         if self.mode == "sequential":
@@ -271,18 +201,7 @@ class SmoothedNet(DefendedModel):
         the radius that CERTIFY would give to such shares; the largest float32 stands for the predicted class. It may
         be negative. For attacks, which descend it; verdicts come from sampling.
         """
-        import tensorflow as tf
-
-        from defended.smoothing.estimate import estimate_competitor_radii, standard_noise
-
-        functions, shape = self._aside.functions, self.input_shape[1:]
-        if "noise" not in functions:
-            functions["noise"] = self.sigma * standard_noise(self.attack_samples, shape)
-        inputs = self._pass_gate(float32_tensor(inputs))
-        noisy = tf.reshape(inputs[:, None] + functions["noise"][None], [-1, *shape])
-        logits = self._aside.sampler.logits(noisy)
-        logits = tf.reshape(logits, [-1, self.attack_samples, self.num_classes])
-        return estimate_competitor_radii(logits, self.sigma)
+        return super().competitor_radii(inputs)
 
     def predict_class(self, x: Any, samples: int | None = None, batch_size: int = 256) -> Array:
         """PREDICT: the smoothed classifier's class, without a radius, or -1 (Cohen et al. 2019, section 3.2.1).
@@ -307,13 +226,10 @@ class SmoothedNet(DefendedModel):
 
         Draws whose logits are not finite vote for no class; inputs that are not finite get no votes.
         """
-        from defended.smoothing.sampler import fresh_seed, seed_of
-
-        number = self.samples if samples is None else _whole("samples", samples, 1, MAX_SAMPLES)
+        number = self.samples if samples is None else whole("samples", samples, 1, MAX_SAMPLES)
 
         def count(inputs: Any, number: Any) -> Any:
-            seed = fresh_seed() if self.seed is None else seed_of(self.seed, inputs)
-            return self._aside.sampler.count(inputs, number, seed)
+            return self._certificate.sampler.count(inputs, number, self._certificate.seed_for(inputs))
 
         x, batch_size = self._checked_inputs(x), whole_batch_size(batch_size)
         self.ensure_proven()
@@ -326,31 +242,16 @@ class SmoothedNet(DefendedModel):
 
     def votes_under(self, inputs: Any, noise: Any) -> Any:
         """`[batch, m]` int32 votes of `[batch, ...]` inputs under `[draws, ...]` noise that was drawn elsewhere."""
-        return self._aside.sampler.count_chunk(inputs, noise[None])
+        return self._certificate.sampler.count_chunk(inputs, noise[None])
 
     def undefended_logits(self, inputs: Any) -> Any:
         """`[batch, m]`: the network's logits at the inputs themselves, without noise, in this model's precision."""
-        return self._aside.sampler.logits(float32_tensor(inputs))
-
-    def covered_drift(self, x: Any) -> Array:
-        """`[n, m]`, infinity: votes are those of the evaluation that is deployed, and the certificate is about it."""
-        return np.full((len(x), self.num_classes), np.inf)
+        return self._certificate.logits(float32_tensor(inputs), training=False)
 
     def disagreements(self, x: Array, outputs: Mapping[str, Array], batch_size: int = 256) -> Array:
-        """Inputs whose shares of votes in `outputs` differ from this model's by more than chance explains.
-
-        The model draws 1000 votes for each input; the graph had stopped at one of K checkpoints t. By Hoeffding's
-        inequality, and a union over checkpoints, inputs and classes, equal models show a difference above
-        `sqrt(l / 2t) + sqrt(l / 2000)`, `l = log(4 K n m / 1e-9)`, with probability at most 1e-9. An answer without a
-        radius above epsilon, or such a radius without an answer, disagrees as well.
-        """
+        """Inputs whose shares of votes in `outputs` differ from this model's, of 1000, by more than chance explains."""
         own = self.sample_counts(x, _COMPARED, batch_size) / _COMPARED
-        log = np.log(4e9 * len(self.gate.checkpoints) * max(own.size, 1))
-        drawn = np.maximum(outputs["samples_used"] - self.selection_samples, 1)
-        allowed = np.sqrt(log / (2 * drawn)) + np.sqrt(log / (2 * _COMPARED))
-        apart = np.abs(outputs["scores"] - own).max(axis=1, initial=0.0) > allowed
-        above = outputs["certified_radius"] > np.float32(self._radius())
-        return np.flatnonzero(apart | (above != (outputs["label"] >= 0)))
+        return self._certificate.unexplained(own, _COMPARED, outputs)
 
     def _judge(self) -> Any:
         strategy = getattr(self, "distribute_strategy", None)
@@ -359,11 +260,6 @@ class SmoothedNet(DefendedModel):
         from defended.smoothing.distributed import judge_in_replicas
 
         return judge_in_replicas(strategy, self)
-
-    def _rows_at_once(self) -> int:
-        return self.max_batch or rows_at_once(self._aside.sampler)
-
-    # The certificate's state: it is made at run time, of the weights as they are.
 
     @ProvingProperty
     def is_final(self) -> bool:
@@ -374,38 +270,16 @@ class SmoothedNet(DefendedModel):
         self.ensure_proven()
         return True
 
-    def _retrace(self) -> None:
-        from defended.smoothing.sampler import Sampler
-
-        self._aside.sampler = Sampler(
-            self.network, self.sigma, self.selection_samples, self._rows_at_once, self.precision
-        )
-
-    def _prove(self) -> None:
-        """There is nothing to prove in advance."""
-
-    def _check_evaluation(self, thorough: bool = True) -> None:
-        require_deterministic(self.network)
-
-    def _slack(self, inputs: Any, logits: Any, epsilon: Any, training: bool, frozen: bool = False) -> Any:
-        raise NotImplementedError("A smoothed model judges by one run of sampling: see `_judgement`.")
-
-    def _radii(self, inputs: Any, logits: Any, frozen: bool = False) -> Any:
-        raise NotImplementedError("A smoothed model judges by one run of sampling: see `_judgement`.")
-
-    def _estimated_slack(self, inputs: Any, logits: Any, epsilon: Any, training: bool) -> Any:
-        _refuse_training()
-
     def __repr__(self) -> str:
         return (
             f"<{type(self).__name__} name={self.name}, classes={self.num_classes}, "
-            f"epsilon={self._radius():g} (l2), sigma={self.sigma:g}, "
+            f"epsilon={self._certificate.radius:g} (l2), sigma={self.sigma:g}, "
             f"{self.mode} n={self.samples}, alpha={self.alpha:g}, proven at run time>"
         )
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse: votes have no gradient. Train the network under noise, then smooth it."""
-        _refuse_training()
+        refuse_training()
 
     @property
     def sampling(self) -> Mapping[str, Any]:  # type: ignore[override]
@@ -413,13 +287,8 @@ class SmoothedNet(DefendedModel):
         names = ("sigma", "alpha", "mode", "samples", "selection_samples", "precision")
         return {name: getattr(self, name) for name in names}
 
-    @property
-    def certificate_method(self) -> str:  # type: ignore[override]
-        return method_of(self)
-
-    @property
-    def certificate_assumptions(self) -> tuple[str, ...]:  # type: ignore[override]
-        return assumptions_of(self)
+    certificate_method = property(method_of)  # type: ignore[assignment]
+    certificate_assumptions = property(assumptions_of)  # type: ignore[assignment]
 
     def get_config(self) -> dict[str, Any]:
         names = (
@@ -427,17 +296,3 @@ class SmoothedNet(DefendedModel):
             "attack_samples",
         )  # fmt: skip
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
-
-
-def _refuse_training() -> Any:
-    raise RuntimeError(
-        "A smoothed model's votes have no gradient to train by. Train its network under the same noise, then smooth "
-        "it: `defended.smoothing.train_noisy(model.network, x, y, sigma=model.sigma)`."
-    )
-
-
-def _whole(name: str, value: Any, least: int, most: int) -> int:
-    number = int(value)
-    if isinstance(value, bool) or number != value or not least <= number <= most:
-        raise ValueError(f"`{name}` must be a whole number from {least} to {most}. Received: {name}={value!r}")
-    return number

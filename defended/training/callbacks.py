@@ -206,7 +206,7 @@ class SharpenBounds(keras.callbacks.Callback):
             return
         for moments in getattr(self.model.optimizer, "_momentums", []):
             moments.assign(np.zeros(moments.shape))
-        self.model._refine_estimates()
+        self.model._certificate.refine()
 
 
 def _record(checkpoint: Path) -> Path:

@@ -1,7 +1,8 @@
-"""An optimizer for certified training."""
+"""An optimizer for certified training, and when optimizers make their variables."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -31,3 +32,16 @@ class BiasRateAdam(keras.optimizers.Adam):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "bias_rate": self.bias_rate}
+
+
+def make_variables(model: keras.Model) -> None:
+    """Make the variables of a compiled model's optimizer, as its first step would.
+
+    TensorFlow traces a step twice if its first trace makes variables, and tracing is what a short training takes.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None or optimizer.built or not model.trainable_variables:
+        return
+    strategy = getattr(model, "distribute_strategy", None)
+    with nullcontext() if strategy is None else strategy.scope():
+        optimizer.build(model.trainable_variables)

@@ -1,1 +1,1 @@
-"""An exported model on disk: what it consists of, and how it is opened, verified and signed."""
+"""An exported model on disk: what it consists of, and how it is verified, opened and signed."""

@@ -97,7 +97,7 @@ def check_ops(ops: tuple[str, ...], *, sampled: bool = False, parsing: bool = Fa
     Args:
         ops: names, as `list_ops` returns them.
         sampled: whether verdicts are drawn at random, so that the operations that draw them are allowed.
-        parsing: whether there is a signature `classify`, so that one may parse; `check_parsing` sees that no other
+        parsing: whether there is a signature `classify`, so that one may parse; `check_parsing` checks that no other
             does.
 
     Raises:
@@ -113,7 +113,7 @@ def check_ops(ops: tuple[str, ...], *, sampled: bool = False, parsing: bool = Fa
 
 
 def check_parsing(directory: Path) -> None:
-    """See that what parses is in functions that the signature `classify` alone reaches.
+    """Check that only functions which no signature but `classify` reaches parse examples.
 
     Raises:
         ForbiddenOpError: another signature, the initialiser, the checkpoint or the graph itself parses too.
@@ -126,7 +126,7 @@ def check_parsing(directory: Path) -> None:
         others = [node for node in graph.graph_def.node if node.name not in own]
         bad = sorted(parsing & _reachable(others, functions))
         bad += sorted({node.op for node in graph.graph_def.node if node.op in PARSING_OPS})
-        # A function that nothing calls is of no use here.
+        # Nor does a function that nothing calls belong here.
         bad += sorted(parsing - _reachable(list(graph.graph_def.node), functions))
         if bad:
             raise ForbiddenOpError(
@@ -136,12 +136,12 @@ def check_parsing(directory: Path) -> None:
 
 
 def _functions(graph: Any) -> dict[str, list[Any]]:
-    """The nodes of each function of the library."""
+    """Return the nodes of each function of the library."""
     return {function.signature.name: list(function.node_def) for function in graph.graph_def.library.function}
 
 
 def _called_by_signature(graph: Any, name: str) -> set[str]:
-    """The calls that give a signature's outputs, and nothing to any other node or signature."""
+    """Return the names of the calls that give a signature's outputs and are read by nothing else."""
 
     def producers(signatures: list[Any]) -> set[str]:
         return {tensor.name.partition(":")[0] for item in signatures for tensor in item.outputs.values()}
@@ -153,7 +153,7 @@ def _called_by_signature(graph: Any, name: str) -> set[str]:
 
 
 def _reachable(nodes: list[Any], functions: dict[str, list[Any]]) -> set[str]:
-    """The functions that nodes call, directly or through others."""
+    """Return the functions that nodes call, directly or through others."""
     found: set[str] = set()
     waiting = list(nodes)
     while waiting:

@@ -6,7 +6,6 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +14,7 @@ from pydantic import ValidationError
 from defended._io import sha256_file
 from defended.exceptions import ArtefactError, CppLoaderError
 from defended.serving.artefacts.allowed_ops import CLASSIFY, check_ops, check_parsing, list_ops
+from defended.serving.artefacts.closing import Closing
 from defended.serving.artefacts.cpp_loader import CppSession
 from defended.serving.artefacts.inputs import require_float32
 from defended.serving.artefacts.manifest import MANIFEST, FileRecord, Manifest, files_below
@@ -34,9 +34,9 @@ def load(
 
     Args:
         path: the artefact's directory, as `export` returned it.
-        digest: the `manifest.digest` that the artefact must have, kept from the export. Hashes inside the artefact tell
-            of accidents; only a digest kept elsewhere tells of somebody who rewrote the artefact and its manifest.
-        public_key: PEM file of the Ed25519 key that must have signed the manifest, kept elsewhere: tells of that too.
+        digest: the `manifest.digest` that the artefact must have, kept from the export. Hashes inside the artefact
+            reveal accidents; only a digest kept elsewhere reveals that somebody rewrote the artefact and its manifest.
+        public_key: PEM file of the Ed25519 key that must have signed the manifest, kept elsewhere; it reveals that too.
 
     Returns:
         The open artefact; close it, or use it in a `with` statement. Nobody else should write the directory meanwhile.
@@ -95,7 +95,7 @@ def verify(
     return manifest
 
 
-class Artefact:
+class Artefact(Closing):
     """A verified artefact in TensorFlow's C++ loader; made by `load`, to be closed.
 
     Inputs are float32 `[batch, *input_shape]` in the units the model was trained on; the batch may be empty. An input
@@ -121,8 +121,8 @@ class Artefact:
         """Run `serving_default` on one batch.
 
         Returns:
-            `label` `[batch]` int64, -1 where rejected; `rejected` `[batch]` bool; `scores` `[batch, m]` float32; of a
-            defence that tells why it rejects, `reason` `[batch]` int32.
+            `label` `[batch]` int64, -1 where rejected; `rejected` `[batch]` bool; `scores` `[batch, m]` float32;
+            `reason` `[batch]` int32 where the defence says why it rejects.
 
         Raises:
             TypeError: `x` is not float32.
@@ -134,7 +134,7 @@ class Artefact:
         """Run the signature `audit` on any number of inputs, `batch_size` at a time.
 
         Returns:
-            What `serving_default` gives, and `certified_radius` `[batch]`, `availability_radius` `[batch]`, both in
+            What `serving_default` returns, and `certified_radius` `[batch]`, `availability_radius` `[batch]`, both in
             input units, and `scores_with_bottom` `[batch, m + 1]`; of a smoothed model also `samples_used` `[batch]`,
             the draws that each input took, and the network's `logits` `[batch, m]` without noise.
 
@@ -164,14 +164,6 @@ class Artefact:
         """Free the model; a second call does nothing."""
         self._session.close()
 
-    def __enter__(self) -> Artefact:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         m = self.manifest
         return f"<Artefact {m.name}/{m.version} {m.defence}, epsilon={m.epsilon:g} ({m.norm})>"
@@ -186,7 +178,7 @@ class Artefact:
 
 
 def _read_manifest(directory: Path) -> tuple[Manifest, bytes]:
-    """The manifest, and the bytes that it was read from."""
+    """Return the manifest, and the bytes that it was read from."""
     path = directory / MANIFEST
     try:
         regular = stat.S_ISREG(path.lstat().st_mode)

@@ -11,18 +11,18 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from defended.exceptions import CppLoaderError
+from defended.serving.artefacts.closing import Closing
 from defended.serving.artefacts.cpp_library import TEXT_BYTES, Buffer, Output, load_library
 from defended.serving.artefacts.inputs import run_in_batches
 from defended.serving.artefacts.tensor_info import BY_DTYPE, BY_NUMBER, TYPES, SignatureInfo, TensorInfo
 
 
-class CppSession:
+class CppSession(Closing):
     """A SavedModel in TensorFlow's C++ loader; a context manager, to be closed.
 
     Args:
@@ -109,14 +109,6 @@ class CppSession:
         if self._graph is not None:
             library.TF_DeleteGraph(self._graph)
             self._graph = None
-
-    def __enter__(self) -> CppSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if getattr(self, "_graph", None) is not None and not sys.is_finalizing():
@@ -218,7 +210,7 @@ def _describe(tensors: Mapping[str, Any]) -> dict[str, TensorInfo]:
 
 
 def _name_of(array: np.ndarray) -> str:
-    """The array's dtype by the name that a signature gives it; objects are text where all of them are bytes."""
+    """Return the array's dtype by the name that a signature gives it; objects are text where all of them are bytes."""
     if array.dtype != object or not all(isinstance(item, bytes) for item in array.flat):
         return array.dtype.name
     return "string"

@@ -18,6 +18,7 @@ _APART = (MANIFEST, SIGNATURE)  # what cannot list its own hash
 
 # TensorFlow Serving puts the name into the paths of its routes and the version into an int64.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_VERSION = re.compile(r"[0-9]{1,19}")
 MAX_VERSION = 2**63 - 1
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -37,7 +38,7 @@ class FileRecord(_Record):
 
 
 class DriftRecord(_Record):
-    """How far evaluations of the same network lay apart on the samples, in units of the logits.
+    """How far evaluations of the same network differed on the samples, in units of the logits.
 
     `largest` is the largest difference of a margin `y_j - y_i`, j the predicted class, between two of the `evaluators`.
     Where the certificate pays for rounding, `share_of_covered` is that difference's largest share of what is paid for,
@@ -110,11 +111,11 @@ class SamplingRecord(_Record):
 class Manifest(_Record):
     """Everything an artefact states about itself.
 
-    `digest` is the SHA-256 of the manifest without it, so an edit by hand is noticed. It is no signature: who can write
-    the artefact can write a new digest. Keep the digest elsewhere and give it to `load`, or sign the manifest, where
-    that matters.
+    `digest` is the SHA-256 of the manifest without it, so an edit by hand is noticed. It is not a signature: whoever
+    can write the artefact can write a new digest. Where that matters, keep the digest elsewhere and give it to `load`,
+    or sign the manifest.
 
-    Format 2 added what has a default here; a manifest of format 1 lacks it, and is read as it is.
+    Format 2 added the fields that have a default here; a manifest of format 1 lacks them, and is read without them.
     """
 
     format_version: Literal[1, 2] = 2
@@ -156,7 +157,7 @@ class Manifest(_Record):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of the classes, their numbers where they have none."""
+        """The names of the classes, or their numbers where they have no names."""
         return self.class_names or tuple(str(number) for number in range(self.num_classes))
 
     def sealed(self) -> Manifest:
@@ -191,3 +192,19 @@ def files_below(directory: Path) -> dict[str, Path]:
     for name in _APART:
         found.pop(name, None)
     return found
+
+
+def versions_below(directory: Path) -> dict[int, Path]:
+    """Return the children of a model's directory that are named as versions, positive int64, by number.
+
+    A directory that is missing, or is a file, has none.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        children = list(directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    numbered = {int(path.name): path for path in children if _VERSION.fullmatch(path.name)}
+    return {version: path for version, path in numbered.items() if 1 <= version <= MAX_VERSION}

@@ -1,4 +1,4 @@
-"""An exported ONNX file, run by onnxruntime; of a smoothed model, the loop around its step."""
+"""An exported ONNX file, run by onnxruntime, with the sampling loop that a smoothed model needs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def load_onnx(path: str | os.PathLike[str], *, max_batch: int = 512) -> OnnxMode
 
     Args:
         path: the file.
-        max_batch: of a smoothed model, the most noisy inputs in one evaluation.
+        max_batch: the largest number of noisy inputs in one evaluation of a smoothed model.
 
     Raises:
         ValueError: onnxruntime does not load it, or it was not written by `export_onnx`.
@@ -65,7 +65,7 @@ class OnnxModel:
         """Judge inputs `[n, *input_shape]` float32.
 
         Returns:
-            `label` int64 (-1 = rejected), `rejected`, and what else the file gives; of a smoothed model
+            `label` int64 (-1 = rejected), `rejected`, and the file's other outputs; of a smoothed model
             `certified_radius`, `samples_used` and `scores`, the shares of the votes.
 
         Raises:
@@ -84,16 +84,16 @@ class OnnxModel:
         return run_in_batches(judge, x, batch_size)
 
     def verdicts(self, x: np.ndarray, batch_size: int = 256) -> Verdicts:
-        """`Verdicts(label, rejected, radius)`; for a file written with `audit=True`, or of a smoothed model."""
+        """Return `Verdicts(label, rejected, radius)`, of a file written with `audit=True` or of a smoothed model."""
         from defended.defended_model import Verdicts
 
         outputs = self.run(x, batch_size)
         if "certified_radius" not in outputs:
-            raise ValueError("This file gives no radii. Write it with `export_onnx(..., audit=True)`, or use `run`.")
+            raise ValueError("This file has no radii. Write it with `export_onnx(..., audit=True)`, or use `run`.")
         return Verdicts(outputs["label"], outputs["rejected"], outputs["certified_radius"])
 
     def step(self, fed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """One run of the graph, with all its inputs."""
+        """Run the graph once, with all its inputs, and return its outputs by name."""
         arrays = {name: np.asarray(value) for name, value in fed.items()}
         return dict(zip(self._outputs, self._session.run(self._outputs, arrays), strict=True))
 
@@ -101,7 +101,7 @@ class OnnxModel:
         return self.step({"image": x})
 
     def _sample(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        """CERTIFY's loop (Cohen et al. 2019) over the inputs that are still undecided, with noise of fresh entropy."""
+        """Run the loop of CERTIFY (Cohen et al. 2019) over the undecided inputs, with noise of fresh entropy."""
         sampling = self.metadata["sampling"]
         rng = np.random.Generator(np.random.Philox(secrets.randbits(256)))
         n, m = len(x), int(self.metadata["num_classes"])
@@ -131,7 +131,7 @@ class OnnxModel:
     def _draw(
         self, rng: Any, x: np.ndarray, counts: np.ndarray, candidate: np.ndarray, drawn: int, until: int
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Votes up to a number of draws, and what the gate says there."""
+        """Return the votes up to a number of draws, and what the gate says there."""
         chunk = max(1, self._max_batch // max(len(x), 1))
         outputs: dict[str, np.ndarray] = {}
         while drawn < until and len(x):

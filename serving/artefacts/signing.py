@@ -1,7 +1,7 @@
-"""Signed manifests: who exported an artefact, told by an Ed25519 key that need not be on the serving machine.
+"""Signed manifests: proof of who exported an artefact, by an Ed25519 key that need not be on the serving machine.
 
 The manifest lists the hash of every file, so a signature of the manifest's bytes covers the artefact. It lies beside
-the manifest in a file of its own, which TensorFlow Serving passes over, so an artefact can be signed later and
+the manifest in a file of its own, which TensorFlow Serving ignores, so an artefact can be signed later and
 elsewhere.
 """
 
@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
+import hashlib
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 PASSPHRASE = "DEFENDED_SIGNING_PASSPHRASE"  # noqa: S105  (the variable's name)
 
-# What is signed begins so: a signature of anything else by the same key is none of a manifest.
+# What is signed begins with this, so a signature of anything else by the same key does not pass for a manifest's.
 _CONTEXT = b"defended manifest, ed25519, 1\n"
 _MOST_BYTES = 10_000
 
@@ -35,7 +38,7 @@ def generate_key(path: str | os.PathLike[str], passphrase: str | None = None) ->
     Both are PEM files. Keep the private one where nothing is served.
 
     Args:
-        path: of the private key; nothing is overwritten.
+        path: where the private key goes; nothing is overwritten.
         passphrase: encrypts the private key; signing then reads it from the variable `DEFENDED_SIGNING_PASSPHRASE`.
 
     Raises:
@@ -52,7 +55,7 @@ def generate_key(path: str | os.PathLike[str], passphrase: str | None = None) ->
     shown = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     for file in (private, public):
         if os.path.lexists(file):
-            raise FileExistsError(17, "exists and is never overwritten: choose another name", str(file))
+            raise FileExistsError(errno.EEXIST, "exists and is never overwritten: choose another name", str(file))
     private.parent.mkdir(parents=True, exist_ok=True)
     made: list[Path] = []
     try:
@@ -61,7 +64,7 @@ def generate_key(path: str | os.PathLike[str], passphrase: str | None = None) ->
             made.append(file)
             with os.fdopen(descriptor, "wb") as stream:
                 stream.write(content)
-    except BaseException:  # half a key is none
+    except BaseException:  # half a key pair is useless
         for file in made:
             file.unlink(missing_ok=True)
         raise
@@ -69,24 +72,22 @@ def generate_key(path: str | os.PathLike[str], passphrase: str | None = None) ->
 
 
 def key_fingerprint(key: Ed25519PublicKey) -> str:
-    """The first 32 hexadecimal digits of the SHA-256 of a public key's 32 bytes: its name in messages."""
-    import hashlib
-
+    """Return the first 32 hexadecimal digits of the SHA-256 of a public key's 32 bytes: its name in messages."""
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:32]
 
 
 def sign(artefact: str | os.PathLike[str], signing_key: str | os.PathLike[str]) -> Path:
-    """Sign the manifest of an artefact; a signature that is there is replaced.
+    """Sign the manifest of an artefact; an earlier signature is replaced.
 
     Args:
-        artefact: the artefact's directory, whole: verify it first, a signature says that you did.
+        artefact: the artefact's directory. Verify it first: a signature says that you did.
         signing_key: PEM file of an Ed25519 private key, as `defended keygen` makes it.
 
     Returns:
         The signature's file, `manifest.json.sig` in the artefact.
 
     Raises:
-        ValueError: the file is no such key, or its passphrase is missing or wrong.
+        ValueError: the file is not such a key, or its passphrase is missing or wrong.
         ImportError: the extra is not installed: `pip install 'keras-defended[signing]'`.
     """
     key = read_signing_key(signing_key)
@@ -95,7 +96,7 @@ def sign(artefact: str | os.PathLike[str], signing_key: str | os.PathLike[str]) 
 
 
 def signature_of(manifest: bytes, key: Ed25519PrivateKey) -> str:
-    """The content of the signature's file, for a manifest's bytes."""
+    """Return the content of the signature's file, for a manifest's bytes."""
     return canonical_json(
         {
             "algorithm": "ed25519",
@@ -106,16 +107,16 @@ def signature_of(manifest: bytes, key: Ed25519PrivateKey) -> str:
 
 
 def verify_signature(directory: Path, manifest: bytes, public_key: str | os.PathLike[str]) -> None:
-    """See that the manifest's bytes were signed by the owner of a key.
+    """Check that the manifest's bytes were signed by the owner of a key.
 
     Args:
-        directory: the artefact's.
+        directory: the artefact's directory.
         manifest: the bytes that were read of its manifest.
         public_key: PEM file of an Ed25519 public key, kept apart from the artefact.
 
     Raises:
         SignatureError: they were not, or there is no signature.
-        ValueError: the file is no such key.
+        ValueError: the file is not such a key.
     """
     from cryptography.exceptions import InvalidSignature
 
@@ -124,7 +125,7 @@ def verify_signature(directory: Path, manifest: bytes, public_key: str | os.Path
     try:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
-            raise ValueError("it is no small regular file")
+            raise ValueError("it is not a small regular file")
         content = json.loads(path.read_text(encoding="utf-8"))
         signature = base64.b64decode(content["signature"], validate=True)
         named = str(content["key"])
@@ -134,7 +135,7 @@ def verify_signature(directory: Path, manifest: bytes, public_key: str | os.Path
             "sign`), or load it without `public_key`."
         ) from None
     except (OSError, ValueError, KeyError, TypeError, binascii.Error) as error:
-        raise SignatureError(f"{path} is no signature ({error}). Fetch the artefact again.") from error
+        raise SignatureError(f"{path} is not a signature ({error}). Fetch the artefact again.") from error
     try:
         key.verify(signature, _CONTEXT + manifest)
     except InvalidSignature:
@@ -151,40 +152,37 @@ def read_signing_key(path: str | os.PathLike[str]) -> Ed25519PrivateKey:
     """Read an Ed25519 private key from a PEM file.
 
     Raises:
-        ValueError: it is none, or its passphrase is missing or wrong.
+        ValueError: it is not one, or its passphrase is missing or wrong.
     """
     serialization, ed25519 = _cryptography()
     passphrase = os.environ.get(PASSPHRASE)
-    try:
-        content = Path(path).read_bytes()
-        encrypted = b"ENCRYPTED" in content
-        key = serialization.load_pem_private_key(content, passphrase.encode() if passphrase and encrypted else None)
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"`signing_key` must be a PEM file of an Ed25519 private key, as `defended keygen` makes it, its "
-            f"passphrase, if it has one, in {PASSPHRASE}. {os.fspath(path)}: {error}"
-        ) from error
-    if not isinstance(key, ed25519.Ed25519PrivateKey):
-        raise ValueError(f"`signing_key` must be an Ed25519 key. {os.fspath(path)} holds a {type(key).__name__}.")
-    return key
+
+    def read(content: bytes) -> Any:
+        password = passphrase.encode() if passphrase and b"ENCRYPTED" in content else None
+        return serialization.load_pem_private_key(content, password)
+
+    what = f"private key, as `defended keygen` makes it, its passphrase, if it has one, in {PASSPHRASE}"
+    return _read_key("signing_key", what, path, read, ed25519.Ed25519PrivateKey)
 
 
 def read_public_key(path: str | os.PathLike[str]) -> Ed25519PublicKey:
     """Read an Ed25519 public key from a PEM file.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not one.
     """
     serialization, ed25519 = _cryptography()
+    what = "public key, the `.pub` that `defended keygen` makes"
+    return _read_key("public_key", what, path, serialization.load_pem_public_key, ed25519.Ed25519PublicKey)
+
+
+def _read_key(argument: str, what: str, path: str | os.PathLike[str], read: Callable[[bytes], Any], kind: type) -> Any:
     try:
-        key = serialization.load_pem_public_key(Path(path).read_bytes())
+        key = read(Path(path).read_bytes())
     except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"`public_key` must be a PEM file of an Ed25519 public key, the `.pub` that `defended keygen` makes. "
-            f"{os.fspath(path)}: {error}"
-        ) from error
-    if not isinstance(key, ed25519.Ed25519PublicKey):
-        raise ValueError(f"`public_key` must be an Ed25519 key. {os.fspath(path)} holds a {type(key).__name__}.")
+        raise ValueError(f"`{argument}` must be a PEM file of an Ed25519 {what}. {os.fspath(path)}: {error}") from error
+    if not isinstance(key, kind):
+        raise ValueError(f"`{argument}` must be an Ed25519 key. {os.fspath(path)} holds a {type(key).__name__}.")
     return key
 
 

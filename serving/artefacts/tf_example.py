@@ -11,7 +11,7 @@ FEATURE = "image"
 
 
 def serialized_examples(x: np.ndarray) -> np.ndarray:
-    """Inputs `[n, ...]` float32 as `[n]` records, `bytes` in an array of objects."""
+    """Return inputs `[n, ...]` float32 as `[n]` serialized records, `bytes` in an array of objects."""
     records = np.empty(len(x), object)
     for number, record in enumerate(example_protos(x)):
         records[number] = record.SerializeToString()
@@ -19,7 +19,7 @@ def serialized_examples(x: np.ndarray) -> np.ndarray:
 
 
 def example_protos(x: np.ndarray) -> list[Any]:
-    """Inputs `[n, ...]` float32 as `tf.train.Example` messages."""
+    """Return inputs `[n, ...]` float32 as `tf.train.Example` messages."""
     from tensorflow.core.example import example_pb2, feature_pb2
 
     return [

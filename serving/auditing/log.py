@@ -16,7 +16,7 @@ from defended.serving.auditing.subject import Subject
 from defended.statistics.rates import InputFacts
 
 if TYPE_CHECKING:
-    from defended.serving.clients.request_log import LoggedAnswer
+    from defended.serving.clients.logged_answers import LoggedAnswer
 
 _PATTERN = "*.tfrecord"
 
@@ -106,7 +106,7 @@ def verdicts_of(answer: LoggedAnswer) -> dict[str, np.ndarray]:
 
 
 def _answers(file: Path) -> Iterator[LoggedAnswer]:
-    from defended.serving.clients.request_log import read_request_log
+    from defended.serving.clients.logged_answers import read_request_log
 
     return iter(read_request_log(file))
 

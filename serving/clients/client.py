@@ -1,4 +1,4 @@
-"""A client of `defended serve` and of TensorFlow Serving itself: arrays in, arrays out, over REST or gRPC."""
+"""A client of `defended serve` and of TensorFlow Serving: arrays in, arrays out, over REST or gRPC."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
 from defended.exceptions import ClientError
+from defended.serving.artefacts.closing import Closing
 from defended.serving.artefacts.inputs import require_float32
 from defended.serving.artefacts.tensor_info import SignatureInfo
 from defended.serving.clients.transports import GrpcTransport, RestTransport, Transport
@@ -37,7 +37,7 @@ _REST_PATH = re.compile(r"(?:/v1/models/([^/:]+)(?:/versions/([0-9]+)|/labels/([
 _GRPC_PATH = re.compile(r"(?:/([^/]+)(?:/([0-9]+))?)?/?")
 
 
-class Client:
+class Client(Closing):
     """Asks a served model; may be used by several threads at once, and is a context manager.
 
     Connections refused or reset, and answers that say that a server is busy (429, 503, UNAVAILABLE,
@@ -46,10 +46,10 @@ class Client:
 
     Args:
         url: `http(s)://host:8501[/v1/models/NAME[/versions/N|/labels/L]]` for REST, or `grpc(s)://host:8500[/NAME[/N]]`.
-        model: the model's name, where the URL does not say it.
+        model: the model's name, where the URL does not name it.
         version: a version of it; by default the server's largest.
         label: or a label that the server gave to one.
-        token: the bearer token of a server that wants one; never sent unencrypted to another machine.
+        token: the bearer token of a server that asks for one; never sent unencrypted to another machine.
         ca: PEM file of the authority that signed the server's certificate, where the system does not know it.
         timeout: seconds for one request, all its attempts together.
         retries: further attempts of one request.
@@ -57,7 +57,8 @@ class Client:
         concurrency: requests under way at a time, when the inputs take several.
 
     Raises:
-        ValueError: a URL that is neither, no model's name, two names for one thing, or a token in the clear.
+        ValueError: the URL is neither, no model is named, one thing is named twice, or the token would be sent
+            unencrypted.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class Client:
             raise ValueError("`x` must have a batch axis, [n, ...]. Received: a single number.")
         info = self._signature(signature)
         per_request = max(1, min(self.batch_size, _MOST_NUMBERS // max(1, int(np.prod(x.shape[1:])))))
-        if not len(x):  # nothing to ask: an empty list of JSON would not even tell the shape
+        if not len(x):  # nothing to ask, and an empty list in JSON would not even show the shape
             return {
                 name: np.empty((0, *(axis or 0 for axis in output.shape[1:])), output.numpy_dtype)
                 for name, output in info.outputs.items()
@@ -125,17 +126,17 @@ class Client:
     def verdicts(self, x: np.ndarray) -> Verdicts:
         """Return `Verdicts(label, rejected, radius)` as the model's own `verdicts` does, errors as for `predict`.
 
-        A server that offers the signature `audit` tells the certified radii. One that does not keeps them back, and
-        `radius` is 0 throughout: nothing is known to be certified beyond the answer itself.
+        A server that offers the signature `audit` gives the certified radii. For one that does not, `radius` is 0
+        throughout: nothing is known to be certified beyond the answer itself.
         """
         from defended.defended_model import Verdicts
 
-        radii_told = "audit" in self.metadata()
-        outputs = self.predict(x, "audit" if radii_told else "serving_default")
+        has_radii = "audit" in self.metadata()
+        outputs = self.predict(x, "audit" if has_radii else "serving_default")
         missing = {"label", "rejected"} - set(outputs)
         if missing:
-            raise ValueError(f"The model at {self.url} tells no verdicts: its answer has no {sorted(missing)}.")
-        radius = outputs["certified_radius"] if radii_told else np.zeros(len(x), np.float32)
+            raise ValueError(f"The model at {self.url} gives no verdicts: its answer has no {sorted(missing)}.")
+        radius = outputs["certified_radius"] if has_radii else np.zeros(len(x), np.float32)
         return Verdicts(outputs["label"], outputs["rejected"], radius)
 
     def status(self) -> dict[int, str]:
@@ -143,7 +144,7 @@ class Client:
         return self._retried(self._transport.status)
 
     def metadata(self) -> dict[str, SignatureInfo]:
-        """Return the signatures offered, asked for once: `.inputs` and `.outputs`, each a `dtype` and a `shape`."""
+        """Return the signatures offered, each with `.inputs` and `.outputs` by name; the server is asked once."""
         if self._signatures is None:
             self._signatures = self._retried(self._transport.metadata)
         return self._signatures
@@ -152,14 +153,6 @@ class Client:
         """Close the connections; a second call does nothing."""
         self._pool.shutdown(cancel_futures=True)
         self._transport.close()
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _signature(self, name: str) -> SignatureInfo:
         offered = self.metadata()

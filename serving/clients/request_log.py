@@ -1,68 +1,56 @@
-"""A server's request log: PredictionLog records in TFRecord files, as TensorFlow's own tools read them."""
+"""A server's request log, written in a thread of its own, as TensorFlow's own tools read it."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import fcntl
 import logging
 import os
 import random
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
+from defended._io import lock_file
 from defended.exceptions import RequestLogError
+from defended.serving.artefacts.closing import Closing
+from defended.serving.clients.logged_answers import SUFFIX, LoggedAnswer, log_files, read_request_log, record_of
+
+__all__ = ["LoggedAnswer", "RequestLog", "RequestLogError", "log_files", "read_request_log"]
 
 _LOG = logging.getLogger(__name__)
-_SUFFIX = ".tfrecord"
 _LOCK = ".lock"
 
 # What waits to be written while the disk is slow; beyond it answers go unlogged, and are counted.
 _MAX_PENDING_BYTES = 64 * 2**20
 
 
-@dataclass(frozen=True)
-class LoggedAnswer:
-    """One answered request, a row an input: `inputs` `[batch, ...]`, None if they were not kept, `outputs` by name."""
-
-    model: str
-    version: int
-    signature: str
-    inputs: np.ndarray | None
-    outputs: dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class _Pending:
+class _Pending(NamedTuple):
     model: str
     version: int
     signature: str
     inputs: Mapping[str, np.ndarray]
     outputs: Mapping[str, np.ndarray]
-    size: int
 
 
-class RequestLog:
+class RequestLog(Closing):
     """Writes answers into files of a folder, in a thread of its own; a context manager.
 
     A record is a `PredictionLog` whose `predict_log` holds the `PredictRequest` and the `PredictResponse`. Each is
     handed to the system as soon as it is written, so a killed process leaves files whose whole records are readable,
-    with at most one torn record at a file's end. A full or slow disk stops nobody: what cannot be written is dropped
-    and counted in `lost`, and what a failed write left is cut off.
+    with at most one torn record at a file's end. A full or slow disk delays no answer: what cannot be written is
+    dropped and counted in `lost`, and what a failed write left is cut off.
 
     Args:
         directory: the folder, made where it is missing; one log at a time writes into it.
         max_bytes: a file that has reached this size is followed by another one.
         max_files: files kept; the oldest goes when there are more.
         sample: share of the answers that are logged, each drawn by itself, in [0, 1].
-        keep_inputs: whether records hold the inputs; without them a log tells of verdicts only.
+        keep_inputs: whether records hold the inputs; without them they hold the verdicts only.
 
     Raises:
         BlockingIOError: another process writes into the folder.
@@ -107,7 +95,7 @@ class RequestLog:
         inputs: Mapping[str, np.ndarray],
         outputs: Mapping[str, np.ndarray],
     ) -> None:
-        """Log one answer, soon and without waiting; the arrays must not be changed afterwards."""
+        """Queue one answer to be logged, without waiting; the arrays must not be changed afterwards."""
         if self.sample < 1 and random.random() >= self.sample:
             return
         kept = inputs if self.keep_inputs else {}
@@ -116,12 +104,12 @@ class RequestLog:
             if self._closed or (self._pending and self._pending_bytes + size > _MAX_PENDING_BYTES):
                 self.lost["queue"] += 1
                 return
-            self._pending.append(_Pending(model, version, signature, kept, outputs, size))
+            self._pending.append(_Pending(model, version, signature, kept, outputs))
             self._pending_bytes += size
             self._changed.notify_all()
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until everything added so far is written or lost; returns whether that came within `timeout` seconds."""
+        """Wait until everything added so far is written or lost; return whether that took at most `timeout` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: self._idle and not self._pending, timeout)
 
@@ -134,14 +122,6 @@ class RequestLog:
             self._changed.notify_all()
         self._thread.join()
         os.close(self._lock)
-
-    def __enter__(self) -> RequestLog:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _write_all(self) -> None:
         while True:
@@ -202,16 +182,16 @@ class _LogFile:
         import tensorflow as tf
 
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-        self.path = directory / f"requests-{stamp}{_SUFFIX}"
+        self.path = directory / f"requests-{stamp}{SUFFIX}"
         os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o640))  # inputs may be private
         self.size = 0
         self._count = 0
         self._writer = tf.io.TFRecordWriter(os.fspath(self.path))
 
     def write(self, burst: list[_Pending], max_bytes: int) -> int:
-        """Append records until the file is full; return how many of the burst."""
+        """Append records until the file is full; return how many of the burst were appended."""
         for number, pending in enumerate(burst, 1):
-            self._writer.write(_record(pending))
+            self._writer.write(record_of(*pending))
             self._writer.flush()  # into the system's cache, which outlives a killed process
             self.size = self.path.stat().st_size
             self._count += 1
@@ -237,107 +217,12 @@ class _LogFile:
         self._writer.close()
 
 
-def read_request_log(path: str | os.PathLike[str]) -> Iterator[LoggedAnswer]:
-    """Read a request log, oldest answers first, one at a time in memory.
-
-    A torn record at the end of a file, which a killed server leaves or a running one is just writing, ends that file.
-    A file that its server removes meanwhile, being the oldest, is passed over with a warning in Python's log. Nothing
-    else is left out.
-
-    Args:
-        path: a file of records, or a folder of `RequestLog`, whose files are read in the order of their names.
-
-    Raises:
-        FileNotFoundError: there is no such file or folder.
-        RequestLogError: a record is damaged or is not of a predict call; the message names the file and the record.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is no request log: give a file, or the folder that a server logs into.")
-    if not path.is_dir():
-        yield from _read_file(path)
-        return
-    for file in log_files(path):
-        try:
-            yield from _read_file(file)
-        except FileNotFoundError:
-            _LOG.warning("%s was removed by its server before it was read.", file)
-
-
-def log_files(directory: Path) -> list[Path]:
-    """Return the files of a log's folder, the oldest first."""
-    return sorted(path for path in directory.glob(f"*{_SUFFIX}") if path.is_file())
-
-
-def _read_file(path: Path) -> Iterator[LoggedAnswer]:
-    import tensorflow as tf
-    from google.protobuf.message import DecodeError
-    from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
-
-    number = 0
-    records = iter(tf.data.TFRecordDataset(os.fspath(path)))
-    while True:
-        try:
-            record = next(records).numpy()
-        except StopIteration:
-            return
-        except tf.errors.NotFoundError as error:
-            raise FileNotFoundError(f"{path} was removed.") from error
-        except tf.errors.DataLossError as error:
-            # A length that is whole has its own checksum, so only the end of the file cuts a record short.
-            if "truncated record" in error.message:
-                return
-            raise RequestLogError(
-                f"{path} is damaged after {number} records: {error.message}. Restore it, or read the other files."
-            ) from error
-        try:
-            answer = _answer(PredictionLog.FromString(record))
-        except (DecodeError, ValueError, TypeError) as error:
-            raise RequestLogError(f"{path}: record {number} is no logged answer of a predict call: {error}") from error
-        yield answer
-        number += 1
-
-
-def _record(pending: _Pending) -> bytes:
-    import tensorflow as tf
-    from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
-
-    log = PredictionLog()
-    request, response = log.predict_log.request, log.predict_log.response
-    for spec in (request.model_spec, response.model_spec):
-        spec.name, spec.signature_name = pending.model, pending.signature
-        spec.version.value = pending.version
-    for target, arrays in ((request.inputs, pending.inputs), (response.outputs, pending.outputs)):
-        for name, array in arrays.items():
-            target[name].CopyFrom(tf.make_tensor_proto(array))
-    return log.SerializeToString()
-
-
-def _answer(log: Any) -> LoggedAnswer:
-    import tensorflow as tf
-
-    kind = log.WhichOneof("log_type")
-    if kind != "predict_log":
-        raise ValueError(f"it holds {kind or 'nothing'}")
-    request, response = log.predict_log.request, log.predict_log.response
-    inputs = [tf.make_ndarray(tensor) for tensor in request.inputs.values()]
-    outputs = {name: tf.make_ndarray(tensor) for name, tensor in response.outputs.items()}
-    spec = response.model_spec if response.HasField("model_spec") else request.model_spec
-    signature = spec.signature_name or request.model_spec.signature_name or "serving_default"
-    return LoggedAnswer(spec.name, spec.version.value, signature, inputs[0] if len(inputs) == 1 else None, outputs)
-
-
 def _claim(directory: Path) -> int:
     """Make the folder and lock it; the system drops the lock with the process."""
     directory.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o640)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if isinstance(error, BlockingIOError):
-            raise BlockingIOError(
-                error.errno, "another server logs into this folder; give each its own", str(directory)
-            ) from None
-        raise
-    return descriptor
+        return lock_file(directory / _LOCK, mode=0o640)
+    except BlockingIOError as error:
+        raise BlockingIOError(
+            error.errno, "another server logs into this folder; give each its own", str(directory)
+        ) from None

@@ -37,7 +37,7 @@ class Transport(Protocol):
 
 
 class RestTransport:
-    """REST: JSON bodies in the column format, which is the shorter one, over connections that stay open."""
+    """REST: JSON bodies in the column format, the shorter one, over connections that stay open."""
 
     def __init__(
         self, base: str, model: str, version: int | None, label: str | None, token: str | None, ca: Path | None,
@@ -63,7 +63,7 @@ class RestTransport:
         try:
             return {name: _array(name, value, info.outputs) for name, value in outputs.items()}
         except (TypeError, ValueError) as error:
-            raise ClientError("INTERNAL", f"The answer holds no arrays: {error}") from error
+            raise ClientError("INTERNAL", f"The answer does not hold arrays: {error}") from error
 
     def status(self, seconds: float) -> dict[int, str]:
         answer = self._ask("GET", self._url, seconds)
@@ -179,7 +179,7 @@ class GrpcTransport:
         response = self._call(self._predictions.GetModelMetadata, request, seconds)
         found = get_model_metadata_pb2.SignatureDefMap()
         if not response.metadata["signature_def"].Unpack(found):
-            raise ClientError("INTERNAL", "The server's metadata holds no signatures.")
+            raise ClientError("INTERNAL", "The server's metadata does not contain signatures.")
         return _signatures(json_format.MessageToDict(found, preserving_proto_field_name=True).get("signature_def", {}))
 
     def close(self) -> None:
@@ -222,7 +222,7 @@ def _parsed(content: bytes) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ClientError("INTERNAL", f"The answer is no JSON: {error}") from error
+        raise ClientError("INTERNAL", f"The answer is not JSON: {error}") from error
 
 
 def _error_message(content: bytes, status: int) -> str:
@@ -242,7 +242,7 @@ def _array(name: str, value: Any, infos: Mapping[str, TensorInfo]) -> np.ndarray
 
 
 def _signatures(definitions: Mapping[str, Any]) -> dict[str, SignatureInfo]:
-    """Signatures from their definitions in protobuf's JSON."""
+    """Return signatures from their definitions in protobuf's JSON."""
     return {
         name: SignatureInfo(*(_infos(definition.get(side, {})) for side in ("inputs", "outputs")))
         for name, definition in definitions.items()

@@ -1,8 +1,9 @@
-"""Whether a deployed graph answers as the Keras model that it was made from."""
+"""Checks that a deployed graph answers as the Keras model that it was made from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from defended.defended_model import DefendedModel
 
 # Two float32 evaluations of one network differ by roundings, some 1e-6 of the largest score. A difference above this is
-# no rounding: reduced precision, other weights, another graph.
+# not rounding: reduced precision, other weights, another graph.
 SCORE_DRIFT_BOUND = 1e-4
 BOTTOM = "⊥"
 _SAMPLED_INPUTS = 64
@@ -32,8 +33,8 @@ def require_agreement(
     Args:
         model: a final model.
         x: float32 `[n, *input_shape]`, finite.
-        outputs: the graph's outputs of the signature `audit` for `x`.
-        batch_size: inputs a run of the model.
+        outputs: the outputs of the graph's signature `audit` for `x`.
+        batch_size: inputs in one run of the model.
 
     Returns:
         The drift: the largest difference of a score, relative to the largest score, or to 1 where that is smaller.
@@ -47,7 +48,7 @@ def require_agreement(
     found = outputs["scores"] if model.sampling is None else outputs["logits"]
     scores = np.concatenate([np.asarray(model.undefended_logits(x[i : i + batch_size])) for i in starts])
     drift = float(np.abs(found - scores).max() / max(1.0, float(np.abs(scores).max())))
-    if not drift <= SCORE_DRIFT_BOUND:  # a NaN is no agreement
+    if not drift <= SCORE_DRIFT_BOUND:  # a NaN is not agreement
         raise AgreementError(
             f"The graph's scores are {drift:.3g} (relative) away from the Keras model's; up to {SCORE_DRIFT_BOUND:g} "
             "could be rounding. Is it the same model? Are both evaluated in float32, without TF32 or mixed precision?"
@@ -65,34 +66,58 @@ def require_agreement(
 
 
 def require_rejection(session: CppSession, clean: np.ndarray, sampled: bool = False) -> None:
-    """See that every signature rejects what is not finite, and that it does not touch the rest of the batch.
+    """Check that every signature rejects what is not finite, as `check_rejection` does.
 
     Args:
         session: the graph in the C++ loader.
         clean: one finite input, `[1, *input_shape]` float32.
-        sampled: whether verdicts are drawn at random, so that the finite input's may change by itself.
+        sampled: whether verdicts are drawn at random.
 
     Raises:
-        AgreementError: it does not.
+        AgreementError: a signature does not.
     """
-    batch = np.repeat(clean, 4, axis=0)
+
+    def run(name: str, batch: np.ndarray) -> dict[str, np.ndarray]:
+        return session.run(name, {"image": batch})
+
+    for name in session.signatures:
+        if name != CLASSIFY:
+            check_rejection(f"The graph's signature {name!r}", partial(run, name), clean, sampled)
+
+
+def check_rejection(
+    what: str, run: Callable[[np.ndarray], Mapping[str, np.ndarray]], clean: np.ndarray, sampled: bool = False
+) -> Mapping[str, np.ndarray]:
+    """Check that NaN and infinities are rejected, and that they do not touch the rest of their batch.
+
+    Args:
+        what: the graph in messages.
+        run: the graph, from a batch to outputs by name.
+        clean: one finite input, `[1, *input_shape]` float32.
+        sampled: whether verdicts are drawn at random, so that the finite input's may change by itself.
+
+    Returns:
+        The outputs for the finite input, one with NaN, one with inf and one with -inf.
+
+    Raises:
+        AgreementError: one of the two does not hold.
+    """
+    alone = np.repeat(clean, 4, axis=0)
+    batch = alone.copy()
     flat = batch.reshape(4, -1)
     flat[1, 0], flat[2, -1], flat[3, flat.shape[1] // 2] = np.nan, np.inf, -np.inf
-    alone = np.repeat(clean, 4, axis=0)
-    for name in session.signatures:
-        if name == CLASSIFY:
-            continue
-        outputs = session.run(name, {"image": batch})
-        expected = (outputs if sampled else session.run(name, {"image": alone}))["label"][0]
-        if outputs["label"].tolist() != [expected, -1, -1, -1] or not outputs["rejected"][1:].all():
-            raise AgreementError(
-                f"The graph's signature {name!r} must reject NaN and infinity, and them only. To a finite input, one "
-                f"with NaN, one with inf and one with -inf it answered {outputs['label'].tolist()} (-1 = rejected)."
-            )
+    outputs = run(batch)
+    expected = (outputs if sampled else run(alone))["label"][0]
+    if outputs["label"].tolist() != [expected, -1, -1, -1] or not outputs["rejected"][1:].all():
+        raise AgreementError(
+            f"{what} must reject NaN and infinity, and them only. To a finite input, one with NaN, one with inf and "
+            f"one with -inf it answered {outputs['label'].tolist()} (-1 = rejected)."
+        )
+    return outputs
 
 
 def require_classification(session: CppSession, x: np.ndarray, labels: Sequence[str], sampled: bool = False) -> None:
-    """See that the signature `classify` names the class that `serving_default` answers, and ⊥ where it rejects.
+    """Check that the signature `classify` names the class that `serving_default` answers, and ⊥ where it rejects.
 
     Args:
         session: the graph in the C++ loader.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +17,15 @@ if TYPE_CHECKING:
     from defended.defended_model import DefendedModel
 
 
+# The number of random inputs; fewer where each takes thousands of evaluations.
+_SAMPLES, _SAMPLES_WHERE_SAMPLED = 64, 4
+
+
 def check_version(model: DefendedModel, name: str, version: int) -> int:
-    """The version as an int, after a look at the model's type and its name.
+    """Return the version as an int, after checking the model's type and its name.
 
     Raises:
-        TypeError, ValueError: one of them does not fit.
+        TypeError, ValueError: one of the three does not fit.
     """
     from defended.defended_model import DefendedModel
 
@@ -45,8 +48,27 @@ def check_version(model: DefendedModel, name: str, version: int) -> int:
     return number
 
 
+def check_sample(model: DefendedModel, sample: np.ndarray | None) -> np.ndarray:
+    """Return the inputs on which a graph is compared with the model: those given, checked, or random ones in [0, 1]."""
+    shape = tuple(model.input_shape[1:])
+    if None in shape:
+        raise ValueError(f"`model` must have a fixed input shape to be certified. Received: {shape}.")
+    if sample is None:
+        number = _SAMPLES if model.sampling is None else _SAMPLES_WHERE_SAMPLED
+        return np.random.default_rng(0).uniform(size=(number, *shape)).astype(np.float32)
+    sample = np.asarray(sample)
+    if sample.dtype != np.float32 or sample.shape[1:] != shape or sample.size == 0:
+        raise ValueError(
+            f"`sample` must be at least one float32 input of shape {list(shape)}, the batch axis first. "
+            f"Received: {sample.dtype} of shape {list(sample.shape)}."
+        )
+    if not np.isfinite(sample).all():
+        raise ValueError("`sample` must be finite. Received values that are not; leave those inputs out.")
+    return sample
+
+
 def check_labels(class_names: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
-    """The names of the classes, one for each and all different."""
+    """Return the names of the classes, one for each and all different."""
     if class_names is None:
         return None
     names = tuple(class_names)
@@ -60,7 +82,7 @@ def check_labels(class_names: Sequence[str] | None, num_classes: int) -> tuple[s
 
 
 def check_data(model: DefendedModel, given: Any) -> tuple[DataRecord, ...]:
-    """What the model was trained on: as given, or as its `fit` recorded."""
+    """Return the records of the data that the model was trained on: as given, or as its `fit` recorded them."""
     if given is None:
         return tuple(DataRecord(**record) for record in model.training_data)
     try:
@@ -78,14 +100,14 @@ def check_data(model: DefendedModel, given: Any) -> tuple[DataRecord, ...]:
 
 
 def check_mode(argument: str, value: Any) -> bool | str:
-    """True, False, or "require"."""
+    """Return the mode: True, False, or "require"."""
     if value is True or value is False or value == "require":
         return value
     raise ValueError(f"`{argument}` must be True (where it can be made), False or 'require'. Received: {value!r}.")
 
 
 def figures_of(susceptibility: Any) -> dict[str, Any] | None:
-    """The figures of a measurement, ready for JSON."""
+    """Return the figures of a measurement, ready for JSON."""
     from defended.attacks.measurement.result import Susceptibility
 
     if susceptibility is None:
@@ -101,7 +123,7 @@ def figures_of(susceptibility: Any) -> dict[str, Any] | None:
 
 
 def check_json(argument: str, content: dict[str, Any]) -> dict[str, Any]:
-    """`content`, if JSON can hold it."""
+    """Return `content`, if JSON can hold it."""
     try:
         canonical_json(content)
     except (TypeError, ValueError) as error:
@@ -109,8 +131,3 @@ def check_json(argument: str, content: dict[str, Any]) -> dict[str, Any]:
             f"`{argument}` must hold what JSON can: text, finite numbers, booleans, None, lists, dicts ({error})."
         ) from error
     return content
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message on one line, and not endless."""
-    return re.sub(r"\s+", " ", str(error))[:500]

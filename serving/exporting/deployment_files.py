@@ -1,4 +1,4 @@
-"""What TensorFlow Serving and its surroundings read, written beside the artefacts of a directory.
+"""The files that TensorFlow Serving and its surroundings read, written beside the artefacts of a directory.
 
 The files are made from what is in the directory, for all of its models together, after every export. Each begins with a
 line that holds a hash of the rest. A file whose hash still holds is replaced; one that somebody edited is left alone,
@@ -8,18 +8,18 @@ and what would have been written goes into a file beside it, `NAME.new`, with a 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from defended._io import atomic_write_text
+from defended._io import atomic_write_text, lock_file
 from defended.exceptions import EditedFileWarning
-from defended.serving.artefacts.manifest import MANIFEST, NAME
+from defended.serving.artefacts.manifest import MANIFEST, NAME, versions_below
+from defended.serving.exporting.templating import render
 from defended.serving.exporting.warm_up import BATCH_SIZES
 
 _LOCK = ".serving-files.lock"
@@ -35,7 +35,7 @@ TEMPLATES = {
 
 
 class ServedModel(NamedTuple):
-    """A model of the directory."""
+    """A model of the directory, and its versions."""
 
     name: str
     versions: tuple[int, ...]
@@ -52,13 +52,12 @@ class ServedModel(NamedTuple):
 
 
 def served_models(directory: str | os.PathLike[str]) -> tuple[ServedModel, ...]:
-    """The models of a directory that have an exported version, by name."""
+    """Return the models of a directory that have an exported version, sorted by name."""
     found = []
     for parent in sorted(Path(directory).iterdir()):
         if NAME.fullmatch(parent.name) is None or parent.is_symlink() or not parent.is_dir():
             continue
-        numbers = [path for path in parent.iterdir() if path.name.isascii() and path.name.isdecimal()]
-        versions = sorted(int(path.name) for path in numbers if (path / MANIFEST).is_file())
+        versions = sorted(number for number, path in versions_below(parent).items() if (path / MANIFEST).is_file())
         if versions:
             found.append(ServedModel(parent.name, tuple(versions)))
     return tuple(found)
@@ -68,7 +67,7 @@ def write_serving_files(directory: str | os.PathLike[str]) -> dict[str, Path]:
     """Write the files for TensorFlow Serving from what the directory holds.
 
     `models.config` (all models), `batching.config`, `monitoring.config`, `prometheus.yml`, `compose.yaml`, and of each
-    model `kserve/NAME.yaml`. Each appears whole or not at all; of processes that do it at once, the last one sees all.
+    model `kserve/NAME.yaml`. Each appears whole or not at all; of several processes at once, the last sees everything.
 
     Args:
         directory: the folder of all models.
@@ -93,7 +92,7 @@ def write_serving_files(directory: str | os.PathLike[str]) -> dict[str, Path]:
 
 
 def is_generated(text: str) -> bool:
-    """Whether a file is as it was written here."""
+    """Return whether a file is as it was written here."""
     head, _, rest = text.partition("\n")
     return head == _HEAD + hashlib.sha256(rest.encode()).hexdigest()
 
@@ -124,31 +123,19 @@ def _write(path: Path, rest: str) -> Path:
 
 
 def _is_dangling(path: Path) -> bool:
-    # A link to nowhere is somebody's; it is neither followed nor replaced.
+    # Somebody made a link to nowhere on purpose: it is neither followed nor replaced.
     return os.path.lexists(path)
 
 
 def _render(template: str, models: tuple[ServedModel, ...]) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701  (names are letters, digits, '.', '_' and '-')
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    batching: dict[str, Any] = {"sizes": BATCH_SIZES, "timeout_micros": 1000, "waiting": 100}
-    return environment.get_template(template).render(models=models, batching=batching)
+    return render(template, models=models, batching={"sizes": BATCH_SIZES, "timeout_micros": 1000, "waiting": 100})
 
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time: who comes later sees the artefacts of who came before."""
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    """Let one process in at a time: a later one sees the artefacts of those before it."""
+    descriptor = lock_file(folder / _LOCK, wait=True)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

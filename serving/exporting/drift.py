@@ -1,17 +1,17 @@
-"""How far evaluations of one network lie apart, and what the certificate says to that.
+"""How far evaluations of one network differ, and how the certificate accounts for it.
 
 Keras, the C++ loader and onnxruntime add the same numbers in different orders, so their logits differ. A certificate
 computed by one of them must hold for what the others answer. Two ways, one interface (`DefendedModel`):
 
 - **Paid for.** `covered_drift(x)` is what the certificate allows two evaluations of a margin to differ by: GloRo's
-  rounding budget is proven for float32 sums in any order. What is measured must lie inside it; more is no rounding of
+  rounding budget is proven for float32 sums in any order. What is measured must lie inside it; more is not rounding of
   float32, and the export is refused.
 - **Folded.** Where it is None, `FOLDED` times the largest difference measured is taken off every margin, in the
   exported graphs and in the Keras model (`evaluation_drift`): once for the logits or bounds that decide, once for the
   logits at the perturbed input, and both twice, since inputs that were not measured may drift more. This is a
   measurement and no proof; the manifest's assumptions say so.
 
-Of random verdicts the certificate is about the network as it is evaluated; nothing is folded.
+Where verdicts are drawn at random, the certificate is about the network as it is evaluated; nothing is folded.
 """
 
 from __future__ import annotations
@@ -86,17 +86,17 @@ def measure_drift(model: DefendedModel, x: np.ndarray, evaluations: Mapping[str,
 
 
 def margin_differences(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """`[n, m]`: by how much `y_j - y_i` differs between logits `[n, m]`, j the class of `left`'s largest; float64."""
+    """Return `[n, m]` float64: by how much `y_j - y_i` differs between logits `[n, m]`, j the top class of `left`."""
     difference = left.astype(np.float64) - right.astype(np.float64)
     top = left.argmax(axis=1)
     return np.abs(np.take_along_axis(difference, top[:, None], axis=1) - difference)
 
 
 def fold(model: DefendedModel, x: np.ndarray, drift: DriftRecord) -> bool:
-    """Make the model pay for a drift that its certificate does not cover; False where there is nothing to do.
+    """Make the model pay for a drift that its certificate does not cover; return False where there is nothing to do.
 
     Raises:
-        AgreementError: the model takes no notice of `evaluation_drift`.
+        AgreementError: the model ignores `evaluation_drift`.
     """
     if drift.share_of_covered is not None or FOLDED / 2 * drift.largest <= model.evaluation_drift:
         return False

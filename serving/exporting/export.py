@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from defended._io import atomic_write_bytes, atomic_write_text, sha256_file
+from defended._io import atomic_write_text, sha256_file
 from defended._version import __version__
-from defended.exceptions import AgreementError, MissingExtraError
-from defended.serving.artefacts.allowed_ops import check_ops, check_parsing, list_ops
-from defended.serving.artefacts.cpp_loader import CppSession
+from defended.exceptions import MissingExtraError
 from defended.serving.artefacts.manifest import (
     MANIFEST,
     SIGNATURE,
@@ -26,45 +23,31 @@ from defended.serving.artefacts.manifest import (
     DriftRecord,
     FileRecord,
     Manifest,
-    OnnxRecord,
     SamplingRecord,
     WarmUpRecord,
     files_below,
+    versions_below,
 )
 from defended.serving.artefacts.signing import read_signing_key, signature_of
-from defended.serving.artefacts.tensor_info import SignatureInfo
-from defended.serving.exporting.agreement import (
-    SCORE_DRIFT_BOUND,
-    require_agreement,
-    require_classification,
-    require_rejection,
-)
+from defended.serving.exporting.agreement import SCORE_DRIFT_BOUND
 from defended.serving.exporting.arguments import (
     check_data,
     check_json,
     check_labels,
     check_mode,
+    check_sample,
     check_version,
     figures_of,
-    one_line,
 )
 from defended.serving.exporting.deployment_files import write_serving_files
-from defended.serving.exporting.drift import fold, keras_outputs, measure_drift
+from defended.serving.exporting.graphs import build_graphs, reason
 from defended.serving.exporting.model_card import MODEL_CARD, model_card, susceptibility_assumptions
-from defended.serving.exporting.sample import check_sample
-from defended.serving.exporting.saved_model import save_graph
 from defended.serving.exporting.staging import staged
-from defended.serving.exporting.warm_up import BATCH_SIZES, EXTRA, WARM_UP, write_warm_up
+from defended.serving.exporting.warm_up import BATCH_SIZES, WARM_UP, write_warm_up
 
 if TYPE_CHECKING:
     from defended.attacks.measurement.result import Susceptibility
     from defended.defended_model import DefendedModel
-    from defended.serving.exporting.onnx_export import Converted
-
-ONNX_FILE = f"{EXTRA}/model.onnx"
-
-_BATCH = 256
-_CLASSIFIED = 16
 
 
 def export(
@@ -86,9 +69,9 @@ def export(
     """Write a model as a SavedModel and ONNX with a manifest, compare them with the model, and rename them into place.
 
     The artefact is `directory/name/version`. `serving_default` takes `image` (float32 `[batch, *input_shape]`), gives
-    `label` (int64, -1 where rejected), `rejected` (bool), `scores` (`[batch, m]`) and, of a defence that tells why it
+    `label` (int64, -1 where rejected), `rejected` (bool), `scores` (`[batch, m]`) and, where the defence says why it
     rejects, `reason`; `audit` adds `certified_radius`, `availability_radius` and `scores_with_bottom`, which help
-    attackers and so are not in the default answer, and what else the defence tells of a verdict (`model.details`): a
+    attackers and so are not in the default answer, and the defence's other details of a verdict (`model.details`): a
     smoothed model's `samples_used`, for one. `classify` takes `inputs`, serialized `tf.Example` records with the
     feature `image`, and gives `classes` `[batch, 1]`, the answer's name or ⊥, and `scores` `[batch, 1]`, the largest
     score. A smoothed model draws its noise in the graph, from the system's entropy at every run, whatever its `seed`.
@@ -146,14 +129,7 @@ def export(
     try:
         with staged(target) as partial:
             model.verify()
-            built = _build(model, partial, labels, sample, onnx_mode)
-            if built.drift is not None and fold(model, sample, built.drift):
-                built = _build(model, partial, labels, sample, onnx_mode)
-                if built.drift is not None and fold(model, sample, built.drift):
-                    raise AgreementError(
-                        f"The evaluations' drift grows with what is taken off for it: {built.drift.largest:.3g} now. "
-                        "Is one of them random, or in reduced precision?"
-                    )
+            built = build_graphs(model, partial, labels, sample, onnx_mode)
             manifest = Manifest(
                 name=name,
                 version=version,
@@ -209,64 +185,7 @@ def export(
 
 def next_version(directory: str | os.PathLike[str], name: str) -> int:
     """Return one more than the largest version of a model below `directory`, 1 where there is none."""
-    parent = Path(directory) / name
-    found = [int(path.name) for path in parent.glob("*") if path.name.isascii() and path.name.isdecimal()]
-    return 1 + max(found, default=0)
-
-
-class _Built(NamedTuple):
-    """The graphs of an artefact, and what was seen of them."""
-
-    ops: tuple[str, ...]
-    signatures: dict[str, SignatureInfo]
-    score_drift: float
-    drift: DriftRecord | None
-    onnx: OnnxRecord | None
-
-
-def _build(
-    model: DefendedModel, directory: Path, labels: Sequence[str], sample: np.ndarray, onnx: bool | str
-) -> _Built:
-    """Write the graphs into an empty directory, or over those of an earlier attempt, and compare them."""
-    for path in directory.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    save_graph(model, directory, labels)
-    ops, sampled = list_ops(directory), model.sampling is not None
-    check_ops(ops, sampled=sampled, parsing=True)
-    check_parsing(directory)
-    converted, record = _onnx(model, directory, sample, onnx)
-    with CppSession(directory) as session:
-        served = session.run_batches("audit", sample, _BATCH)
-        score_drift = require_agreement(model, sample, served)
-        require_rejection(session, sample[:1], sampled)
-        require_classification(session, sample[:_CLASSIFIED], labels, sampled)
-        signatures = dict(session.signatures)
-    drift = None
-    if not sampled:
-        evaluations: dict[str, Mapping[str, np.ndarray]] = {"keras": keras_outputs(model, sample), "tensorflow": served}
-        if converted is not None:
-            evaluations["onnxruntime"] = converted.outputs
-        drift = measure_drift(model, sample, evaluations)
-    return _Built(ops, signatures, score_drift, drift, record)
-
-
-def _onnx(
-    model: DefendedModel, directory: Path, sample: np.ndarray, mode: bool | str
-) -> tuple[Converted | None, OnnxRecord | None]:
-    if not mode:
-        return None, None
-    from defended.serving.exporting.onnx_export import OPSET, convert
-
-    try:
-        converted = convert(model, sample)
-    except AgreementError:
-        raise
-    except (ImportError, ValueError) as error:
-        if mode == "require":
-            raise
-        return None, OnnxRecord(file=None, opset=None, omitted=one_line(error))
-    atomic_write_bytes(directory / ONNX_FILE, converted.content)
-    return converted, OnnxRecord(file=ONNX_FILE, opset=OPSET, omitted=None)
+    return 1 + max(versions_below(Path(directory) / name), default=0)
 
 
 def _warm_up(model: DefendedModel, directory: Path, name: str, mode: bool | str) -> WarmUpRecord | None:
@@ -279,7 +198,7 @@ def _warm_up(model: DefendedModel, directory: Path, name: str, mode: bool | str)
     except MissingExtraError as error:
         if mode == "require":
             raise
-        return WarmUpRecord(file=None, requests=0, omitted=one_line(error))
+        return WarmUpRecord(file=None, requests=0, omitted=reason(error))
     return WarmUpRecord(file=WARM_UP, requests=count, omitted=None)
 
 

@@ -1,13 +1,13 @@
-"""The artefact's `README.md`: a model card in the shape that model hubs read, made from the manifest."""
+"""The artefact's `README.md`: a model card in the format that model hubs read, made from the manifest."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from defended.serving.artefacts.manifest import Manifest
+from defended.serving.exporting.templating import render
 
 MODEL_CARD = "README.md"
 
@@ -24,23 +24,14 @@ _METRICS = {
 
 
 def model_card(manifest: Manifest) -> str:
-    """The card's text: Markdown with a YAML header."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701  (Markdown: `md` escapes what would be markup)
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"yaml": _as_yaml, "md": _as_text}
+    """Return the card's text: Markdown with a YAML header."""
     figures = manifest.susceptibility or {}
     rates = {key: rate for key in _METRICS if (rate := _rate(figures.get(key))) is not None}
     shape = manifest.signatures["serving_default"].inputs["image"].shape
     drift = manifest.check.drift
-    return environment.get_template("model_card.md.j2").render(
+    return render(
+        "model_card.md.j2",
+        filters={"yaml": _as_yaml, "md": _as_text},
         manifest=manifest,
         shape=f"[batch, {', '.join(map(str, shape[1:]))}]",
         metrics=[(key, value, _METRICS[key]) for key, (value, _) in rates.items()],
@@ -51,7 +42,7 @@ def model_card(manifest: Manifest) -> str:
 
 
 def susceptibility_assumptions(figures: Mapping[str, Any]) -> tuple[str, ...]:
-    """What figures of `Susceptibility.summary` rest on, in words."""
+    """Return in words the assumptions behind the figures of `Susceptibility.summary`."""
     attack = figures.get("attack")
     name = attack.get("attack") if isinstance(attack, Mapping) else None
     return (
@@ -66,7 +57,7 @@ def susceptibility_assumptions(figures: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _rate(figure: Any) -> tuple[float, str] | None:
-    """A figure's value and its interval in words, where it is a share."""
+    """Return a figure's value and its interval in words, None where it is not a share."""
     value = figure.get("value") if isinstance(figure, Mapping) else figure
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -78,12 +69,12 @@ def _rate(figure: Any) -> tuple[float, str] | None:
 
 
 def _as_yaml(text: str) -> str:
-    """A scalar that YAML reads as this text: JSON's strings are YAML's."""
+    """Return a scalar that YAML reads as this text: strings of JSON are strings of YAML."""
     return json.dumps(str(text), ensure_ascii=False)
 
 
 def _as_text(text: str) -> str:
-    """Text in which Markdown and HTML find no markup, on one line."""
+    """Return text on one line in which Markdown and HTML find no markup."""
     line = " ".join(str(text).split())
     for mark in "\\`*_[]<>|#":
         line = line.replace(mark, f"\\{mark}" if mark != "<" else "&lt;")

@@ -20,12 +20,12 @@ SIGNATURES = {
     "audit": ("label", "rejected", "scores", "certified_radius", "availability_radius", "scores_with_bottom"),
 }
 
-# A detail that tells no attacker where to push, and a client why there is no answer.
+# This detail helps no attacker, and explains to a client why there is no answer.
 _REASON = "reason"
 
 
 def output_names(model: DefendedModel) -> dict[str, tuple[str, ...]]:
-    """The outputs of each signature that takes `image`: of `audit` everything, by default what an answer is."""
+    """Return the outputs of each signature that takes `image`: all for `audit`, those of an answer by default."""
     reason = (_REASON,) if _REASON in model.details else ()
     return {
         "serving_default": SIGNATURES["serving_default"] + reason,
@@ -34,7 +34,7 @@ def output_names(model: DefendedModel) -> dict[str, tuple[str, ...]]:
 
 
 def save_graph(model: DefendedModel, directory: Path, labels: Sequence[str]) -> None:
-    """Save the deployed graph and the variables that it reads, the model itself kept out.
+    """Save the deployed graph and the variables that it reads, without the model itself.
 
     A module that holds a Keras model loads in Python and not in the C++ loader, which looks for variables under the
     names that Keras gave them; this one holds the bare variables only, and of these the ones that answering takes.
@@ -42,7 +42,7 @@ def save_graph(model: DefendedModel, directory: Path, labels: Sequence[str]) -> 
     Args:
         model: a final model.
         directory: where the SavedModel goes.
-        labels: the names of the classes, which `classify` answers.
+        labels: the names of the classes, with which `classify` answers.
 
     Raises:
         OSError: the directory cannot be written, as on a full disk.
@@ -80,10 +80,10 @@ def save_graph(model: DefendedModel, directory: Path, labels: Sequence[str]) -> 
 
 
 def _classify(model: DefendedModel, labels: Sequence[str]) -> Any:
-    """TensorFlow Serving's Classify: serialized examples in, one class with its score out.
+    """Return TensorFlow Serving's Classify: serialized examples in, one class with its score out.
 
-    One, and not a score for each class and ⊥: who takes the largest of those would answer what was rejected, and the
-    score of ⊥ tells the slack, with which an attacker finds the way to it.
+    One class, not a score for each class and ⊥: a client that takes the largest of those would answer where the model
+    rejects, and the score of ⊥ reveals the slack, which shows an attacker the way to a rejection.
     """
     import tensorflow as tf
 

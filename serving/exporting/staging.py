@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+from defended._io import lock_file
 
 # TensorFlow Serving loads the children of a model's directory whose names are numbers, and passes over these.
 _PREFIX = ".partial-"
@@ -21,7 +22,7 @@ def staged(target: Path) -> Iterator[Path]:
     """Yield an empty directory, hidden beside `target`, and rename it to `target` when the block ends well.
 
     After an error the directory is removed; after a kill it stays behind, and the next `staged` in the same parent
-    removes it. Whether its owner lives is told by a lock, which the system drops with the process.
+    removes it. A lock, which the system drops with the process, shows whether its owner lives.
 
     Raises:
         FileExistsError: `target` exists now, or something took its place while the block ran; it is left as it is.
@@ -68,7 +69,7 @@ def _claim_workplace(parent: Path) -> tuple[Path, int]:
         workplace.mkdir()
         # Another process may remove it as a leftover until the lock is held; then take another.
         with contextlib.suppress(FileNotFoundError, BlockingIOError):
-            lock = _lock(workplace, os.O_CREAT)
+            lock = lock_file(workplace / _LOCK)
             if (workplace / _LOCK).exists():
                 return workplace, lock
             os.close(lock)
@@ -78,23 +79,12 @@ def _remove_leftovers(parent: Path) -> None:
     for workplace in parent.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
             try:
-                lock = _lock(workplace)
+                lock = lock_file(workplace / _LOCK, create=False)
             except FileNotFoundError:
                 workplace.rmdir()  # its owner has just made it, and will notice, or died at once
             else:
                 shutil.rmtree(workplace, ignore_errors=True)
                 os.close(lock)
-
-
-def _lock(workplace: Path, create: int = 0) -> int:
-    # Network file systems lock exclusively only what is open for writing, so a file it is and not the directory.
-    descriptor = os.open(workplace / _LOCK, os.O_RDWR | os.O_NOFOLLOW | create)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
 
 
 def _flush(directory: Path) -> None:

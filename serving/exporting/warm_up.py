@@ -1,4 +1,4 @@
-"""Warm-up records: requests that TensorFlow Serving runs on a model before it answers anybody.
+"""Warm-up records: requests that TensorFlow Serving runs on a model before it answers clients.
 
 The first run of a graph allocates and plans; without these, the first client waits for it. The server reads them from
 `assets.extra/tf_serving_warmup_requests`, PredictionLog messages in a TFRecord file, at most 1000.
@@ -26,7 +26,7 @@ def write_warm_up(directory: Path, name: str, sample: np.ndarray, sizes: tuple[i
     """Write warm-up records for `serving_default` and `classify`.
 
     Args:
-        directory: the artefact's.
+        directory: the artefact's directory.
         name: the model's name in the server's routes.
         sample: float32 `[n, *input_shape]`, the inputs to send; repeated where a batch needs more.
         sizes: the batch sizes to send, once for each signature.

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from defended.exceptions import SourceError
 
 if TYPE_CHECKING:
-    from defended.serving.clients.request_log import LoggedAnswer
+    from defended.serving.clients.logged_answers import LoggedAnswer
 
 COUNTER = "defended_verdicts_total"
 
@@ -43,7 +43,7 @@ def new_answers(path: Path, position: LogPosition, name: str | None) -> Iterator
         SourceError: the log is missing, or it holds several models and `name` says not which.
         RequestLogError: a record is damaged.
     """
-    from defended.serving.clients.request_log import log_files, read_request_log
+    from defended.serving.clients.logged_answers import log_files, read_request_log
 
     if not path.exists():
         raise SourceError(f"{path} is no request log: there is nothing.")

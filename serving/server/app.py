@@ -54,12 +54,12 @@ class Server:
 
     @property
     def rest_url(self) -> str:
-        """Where REST is, `http://127.0.0.1:8501`."""
+        """The address of REST, such as `http://127.0.0.1:8501`."""
         return f"{'https' if self.settings.certificate else 'http'}://{self._shown_host}:{self.rest_port}"
 
     @property
     def grpc_url(self) -> str:
-        """Where gRPC is, `grpc://127.0.0.1:8500`."""
+        """The address of gRPC, such as `grpc://127.0.0.1:8500`."""
         return f"{'grpcs' if self.settings.certificate else 'grpc'}://{self._shown_host}:{self.grpc_port}"
 
     async def start(self) -> None:
@@ -67,7 +67,7 @@ class Server:
 
         Raises:
             ValueError: no model in the folder loads; the log says why of each.
-            OSError: the folder cannot be read, or a port cannot be had.
+            OSError: the folder cannot be read, or a port is taken.
         """
         try:
             await self.store.poll()
@@ -86,7 +86,7 @@ class Server:
         self._polling = asyncio.create_task(self._poll())
 
     async def stop(self) -> None:
-        """Refuse what comes, finish what was accepted within `shutdown_timeout`, and free everything."""
+        """Refuse new requests, finish the accepted ones within `shutdown_timeout`, and free everything."""
         self._inference.is_draining = True
         grace = self.settings.shutdown_timeout
         if self._polling is not None:
@@ -137,7 +137,7 @@ class Server:
             try:
                 await self.store.poll()
             except Exception:
-                _LOG.exception("The folder of models cannot be looked at; what is loaded is served on.")
+                _LOG.exception("The folder of models cannot be read; the loaded models are still served.")
 
     @property
     def _shown_host(self) -> str:
@@ -146,14 +146,14 @@ class Server:
 
 async def serve_until_told(server: Server, started: Any = lambda: None) -> None:
     """Run a server until SIGTERM or SIGINT; `started` is called when it listens."""
-    loop, told = asyncio.get_running_loop(), asyncio.Event()
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
+        loop.add_signal_handler(number, stop.set)
     await server.start()
-    # What is loaded stays; the collector need not look through it again at every batch of requests.
+    # What is loaded stays: the garbage collector need not look through it again at every batch of requests.
     gc.freeze()
     started()
-    await told.wait()
+    await stop.wait()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.remove_signal_handler(number)  # the second one ends the process at once
     await server.stop()

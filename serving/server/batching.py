@@ -1,4 +1,4 @@
-"""Dynamic batching: requests that come while a model is busy run together when it is free."""
+"""Dynamic batching: requests that arrive while a model is busy run together when it is free."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Batcher:
 
     A request that finds nothing running starts at once. One that comes while a batch runs waits for it to end, for a
     full batch, or for `max_latency` seconds, whichever is first, and then runs with those that wait too. Rows of a
-    batch are independent, so nobody's answer depends on its company; where a merged run fails, each of its requests is
+    batch are independent, so no answer depends on its company; where a merged run fails, each of its requests is
     run again by itself, and only the faulty one gets the error.
 
     Args:
@@ -86,7 +86,7 @@ class Batcher:
         return await waiting.future
 
     def _start(self) -> None:
-        """Start what may start now, and see to it that the rest starts in time."""
+        """Start what may start now, and set a timer for the rest."""
         while self._queue:
             oldest = self._queue[0]
             if oldest.future.done():  # cancelled
@@ -134,7 +134,7 @@ class Batcher:
             result = self._run_merged(batch)
         except Exception as error:
             result = error
-        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody listens any more
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits for the answer
             loop.call_soon_threadsafe(self._finish, batch, result)
 
     def _run_merged(self, batch: list[_Waiting]) -> dict[str, np.ndarray]:
@@ -144,7 +144,7 @@ class Batcher:
         outputs = self._run(inputs)
         rows = sum(waiting.rows for waiting in batch)
         wrong = [name for name, value in outputs.items() if value.shape[:1] != (rows,)]
-        if wrong:  # an answer could not be told from its neighbour's
+        if wrong:  # rows could not be assigned to requests
             raise ServingError(
                 Code.FAILED_PRECONDITION,
                 "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of the "

@@ -1,4 +1,4 @@
-"""`:classify`: records of features in JSON or protobuf, as the serialized `tf.Example` that a signature takes."""
+"""`:classify` and `:regress`: features in JSON or protobuf as the serialized `tf.Example` that a signature takes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _JSON_NAMES = {type(None): "Null", bool: "True", list: "Array", dict: "Object"}
 
 
 def require_classification(name: str, signature: SignatureInfo) -> None:
-    """Refuse a signature that is none of classification: serialized examples in, classes or scores or both out.
+    """Refuse a signature that is not a classification: serialized examples in, classes or scores or both out.
 
     Raises:
         ServingError: INVALID_ARGUMENT.
@@ -39,7 +39,7 @@ def require_classification(name: str, signature: SignatureInfo) -> None:
 
 
 def require_regression(name: str, signature: SignatureInfo) -> None:
-    """Refuse a signature that is none of regression: serialized examples in, one number each out.
+    """Refuse a signature that is not a regression: serialized examples in, one number each out.
 
     Raises:
         ServingError: INVALID_ARGUMENT.
@@ -105,10 +105,10 @@ def examples_from_proto(given: Any) -> np.ndarray:
 
 
 def classifications(outputs: Mapping[str, np.ndarray]) -> list[list[tuple[bytes, float]]]:
-    """Return the classes of each example with their scores; "" and 0 for what the signature does not tell.
+    """Return the classes of each example with their scores; "" or 0 for what the signature does not give.
 
     Raises:
-        ServingError: INVALID_ARGUMENT: the outputs are no classification.
+        ServingError: INVALID_ARGUMENT: the outputs are not a classification.
     """
     for name in (CLASSES, SCORES):
         if name in outputs and outputs[name].ndim != 2:

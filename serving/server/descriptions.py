@@ -1,4 +1,4 @@
-"""Status and metadata of models, as TensorFlow Serving's messages and their JSON."""
+"""Status and metadata of models, as TensorFlow Serving's messages and in JSON."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ Method = Callable[[Any, Any, Call], Awaitable[Any]]
 
 
 class GrpcApi:
-    """The methods of the two services; each takes the request's message, the context, and what is counted of it."""
+    """The methods of the two services; each takes the request's message, its context and its `Call`."""
 
     def __init__(self, inference: Inference) -> None:
         self._inference = inference
@@ -84,7 +84,7 @@ class GrpcApi:
         """Listen, with TLS where the settings say so; return the port.
 
         Raises:
-            OSError: the port cannot be had.
+            OSError: the port is taken, or gRPC cannot listen for another reason.
         """
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         credentials = grpc_credentials(self._settings.certificate, self._settings.key)
@@ -96,7 +96,7 @@ class GrpcApi:
             raise OSError(f"gRPC cannot listen on {address}: is the port taken? ({error})") from error
 
     async def set_serving(self, serving: bool) -> None:
-        """Tell health checks."""
+        """Set what health checks answer."""
         states = health_pb2.HealthCheckResponse
         for service in ("", PREDICTION_SERVICE, MODEL_SERVICE):
             await self.health.set(service, states.SERVING if serving else states.NOT_SERVING)
@@ -171,7 +171,7 @@ class GrpcApi:
         return status_message(self._inference.store.status(name, version, label))
 
     async def reload(self, request: Any, context: Any, call: Call) -> Any:
-        """Answer `HandleReloadConfigRequest`: labels of served models are set; what is served, the folder says."""
+        """Answer `HandleReloadConfigRequest`: set labels of served models. The folder decides what is served."""
         if request.config.WhichOneof("config") != "model_config_list":
             raise invalid(
                 "ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList is currently "

@@ -23,7 +23,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass
 class Call:
-    """One request, as the metrics will count it."""
+    """One request, as the metrics count it."""
 
     protocol: str
     method: str = ""
@@ -45,7 +45,7 @@ class Inference:
 
     @property
     def in_work(self) -> int:
-        """Requests that were let in and are not answered yet."""
+        """The number of requests that were let in and are not answered yet."""
         return self._in_work
 
     @contextlib.contextmanager
@@ -54,7 +54,7 @@ class Inference:
 
         Raises:
             ServingError: UNAVAILABLE, the server is shutting down; RESOURCE_EXHAUSTED, too many requests are in work;
-                INTERNAL in place of an exception that nobody expected, whose traceback is logged.
+                INTERNAL in place of any other exception, whose traceback is logged.
         """
         start = time.perf_counter()
         entered = False

@@ -31,12 +31,12 @@ def write_predictions(outputs: Mapping[str, np.ndarray], layout: str) -> bytes:
 
 
 def write_json(document: Any) -> bytes:
-    """Return a document as JSON, NumPy arrays as lists; what is not finite in the words of `write_predictions`."""
+    """Return a document as JSON, with NumPy arrays as lists."""
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _to_lists(name: str, array: np.ndarray) -> list[Any]:
-    """An array as a list of its rows, each of which orjson can write."""
+    """Return an array as a list of its rows, each of which orjson can write."""
     value = _writable(name, array)
     if isinstance(value, np.ndarray):
         return list(value) if value.ndim > 1 else value.tolist() if value.dtype != np.float32 else list(value)
@@ -52,7 +52,7 @@ def _writable(name: str, array: np.ndarray) -> Any:
 
 
 def _with_tokens(array: np.ndarray) -> Any:
-    """Nested lists whose numbers are written by Python, which has tokens for what is not finite."""
+    """Return nested lists whose numbers Python has written: it has tokens for what is not finite."""
     if array.ndim == 0:
         return orjson.Fragment(json.dumps(float(array)))
     return [_with_tokens(row) for row in array]

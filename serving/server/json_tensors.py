@@ -25,7 +25,7 @@ class _CollectorPaused:
     """Keeps Python's garbage collector from running while a document's lists are made.
 
     A body of a batch is a hundred thousand lists. Each seven hundred of them would have the collector look for cycles,
-    now and then among everything that TensorFlow keeps in memory: a second, for lists that can hold no cycle.
+    now and then among everything that TensorFlow keeps in memory: a second, for lists that cannot hold a cycle.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
     """Return the JSON object that a body holds; NaN, Infinity and -Infinity are numbers, as TensorFlow Serving reads.
 
     Raises:
-        ServingError: INVALID_ARGUMENT: no JSON, nested too deeply, or no object.
+        ServingError: INVALID_ARGUMENT: the body is not JSON, is nested too deeply, or is not an object.
     """
     if not body:
         raise invalid("JSON Parse error: The document is empty")
@@ -69,14 +69,14 @@ def parse_json(body: bytes) -> dict[str, Any]:
 
 
 def _parse_slowly(body: bytes) -> Any:
-    """Read what orjson does not: the tokens of NaN and infinities, and what is wrong in words."""
+    """Return what orjson does not read: a document with tokens of NaN and infinities; or say what is wrong."""
     try:
         return json.loads(body)
     except json.JSONDecodeError as error:
         raise invalid(f"JSON Parse error: {error.msg} at offset: {error.pos}") from None
     except RecursionError:
         raise invalid("JSON Parse error: Nested too deeply") from None
-    except ValueError as error:  # no UTF-8, or a number of thousands of digits
+    except ValueError as error:  # not UTF-8, or a number of thousands of digits
         raise invalid(f"JSON Parse error: {error}") from None
 
 
@@ -84,7 +84,7 @@ def signature_name(document: Mapping[str, Any], default: str) -> str:
     """Return the signature that a request names.
 
     Raises:
-        ServingError: INVALID_ARGUMENT: the name is no string.
+        ServingError: INVALID_ARGUMENT: the name is not a string.
     """
     name = document.get("signature_name", default)
     if not isinstance(name, str):
@@ -97,8 +97,8 @@ def signature_name(document: Mapping[str, Any], default: str) -> str:
 def read_tensors(document: Mapping[str, Any], wanted: Mapping[str, TensorInfo]) -> tuple[str, dict[str, np.ndarray]]:
     """Return the format of a `:predict` request, `ROWS` or `COLUMNS`, and its tensors by name.
 
-    Numbers become the dtype that the signature states; strings, booleans and null are no numbers, and lists must be
-    nested as deeply and as long as the first one.
+    Numbers become the dtype that the signature states; strings, booleans and null are not numbers, and all
+    lists must have the nesting and length of the first one.
 
     Raises:
         ServingError: INVALID_ARGUMENT, in TensorFlow Serving's words.
@@ -206,7 +206,7 @@ def decode_base64(value: Mapping[str, str]) -> bytes:
 
 
 def _to_array(value: Any, info: TensorInfo) -> np.ndarray:
-    """Nested lists as an array of the signature's dtype; nesting is followed level by level, never by recursion."""
+    """Return nested lists as an array of the signature's dtype; they are read level by level, never by recursion."""
     shape: list[int] = []
     level: list[Any] = [value]
     while level and type(level[0]) is list:
@@ -278,7 +278,7 @@ def _ragged(level: list[Any], depth: int) -> ServingError:
 
 
 def _first_shape(value: Any) -> list[int]:
-    """The shape that a value has along its first elements."""
+    """Return the shape that a value has along its first elements."""
     shape = []
     while isinstance(value, list):
         shape.append(len(value))
@@ -291,7 +291,7 @@ def _brackets(shape: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value in a message, cut short; a deep one is only named, as writing it would recurse."""
+    """Return a value for a message, cut short; a deep one is only hinted at, as writing it would recurse."""
     if len(_first_shape(value)) > 16:
         return "[...]"
     try:

@@ -1,4 +1,4 @@
-"""What `/metrics` tells Prometheus: requests, latency, verdicts, batches, queues and the request log."""
+"""What Prometheus reads at `/metrics`: requests, latency, verdicts, batches, queues and the request log."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BOTTOM = "⊥".encode()
 
 @dataclass
 class _Window:
-    """The rejections among the last so many inputs, kept as (inputs, rejected) of the last requests."""
+    """The rejections among the last `_WINDOW` inputs, kept as (inputs, rejected) of the last requests."""
 
     requests: collections.deque[tuple[int, int]] = field(default_factory=collections.deque)
     inputs: int = 0
@@ -45,7 +45,7 @@ class _Window:
 class Metrics:
     """The metrics of one server, in a registry of their own.
 
-    `queued_rows` and `log_losses` are asked for when somebody looks; set them to functions that return numbers by
+    `queued_rows` and `log_losses` are called when the metrics are read; set them to functions that return numbers by
     (model, version), and by reason.
     """
 
@@ -98,7 +98,7 @@ class Metrics:
     def observe_verdicts(
         self, model: str, version: int, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
     ) -> None:
-        """Count the verdicts of one answered request, from the outputs of a signature that tells them."""
+        """Count the verdicts of one answered request, from the outputs of a signature that gives them."""
         reasons = verdict_reasons(inputs, outputs)
         if reasons is None or not len(reasons):
             return
@@ -117,7 +117,7 @@ class Metrics:
 
 
 def verdict_reasons(inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """Return the index into `REASONS` of each row, int64 `[batch]`; None where the outputs tell no verdicts.
+    """Return the index into `REASONS` of each row, int64 `[batch]`; None where the outputs hold no verdicts.
 
     The model's own `reason` counts where there is one. Else a rejected input that is not finite was rejected for that,
     and any other because it could not be certified. An unknown reason counts as not certified.
@@ -129,9 +129,9 @@ def verdict_reasons(inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.n
         return np.asarray([int(row[0] == _BOTTOM) for row in classes], np.int64)
     rejected = np.asarray(outputs["rejected"], bool)
     if "reason" in outputs:
-        told = np.asarray(outputs["reason"], np.int64)
-        known = (told >= 0) & (told < len(REASONS)) & ((told > 0) == rejected)
-        return np.where(known, told, rejected.astype(np.int64))
+        given = np.asarray(outputs["reason"], np.int64)
+        known = (given >= 0) & (given < len(REASONS)) & ((given > 0) == rejected)
+        return np.where(known, given, rejected.astype(np.int64))
     reasons = rejected.astype(np.int64)
     for array in inputs.values():
         if array.dtype.kind == "f" and rejected.any():
@@ -141,7 +141,7 @@ def verdict_reasons(inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.n
 
 
 class _Gauges(Collector):
-    """Metrics whose values exist only at the moment that somebody looks."""
+    """Metrics whose values are computed when they are read."""
 
     def __init__(self, metrics: Metrics, windows: Mapping[tuple[str, int], _Window]) -> None:
         self._metrics, self._windows = metrics, windows

@@ -21,12 +21,12 @@ from defended_settings.server import ServerSettings
 
 DEFAULT_SIGNATURE = "serving_default"
 
-# What is offered where radii are kept back.
+# What is offered where radii are withheld.
 _PUBLIC_SIGNATURES = {DEFAULT_SIGNATURE, "classify"}
 
 
 class ModelVersion:
-    """A loaded version. Whoever runs it holds it (`held`), and it is freed when the last one lets go after `retire`."""
+    """A loaded version. It is `held` while it runs, and freed when nothing holds it after `retire`."""
 
     def __init__(
         self,
@@ -63,17 +63,17 @@ class ModelVersion:
                 self._free()
 
     def retire(self) -> None:
-        """Free the version, once nobody holds it."""
+        """Free the version once nothing holds it."""
         self._retired = True
         self._free()
 
     @property
     def queued_rows(self) -> int:
-        """Inputs that wait for this version."""
+        """The number of inputs that wait for this version."""
         return sum(batcher.queued_rows for batcher in self._batchers.values())
 
     async def run(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run inputs that `check_inputs` let pass, in a batch with others'.
+        """Run inputs that `check_inputs` accepted, in a batch with those of other requests.
 
         Raises:
             ServingError: RESOURCE_EXHAUSTED; INVALID_ARGUMENT, the graph refused the inputs.

@@ -22,7 +22,7 @@ def read_token(path: Path) -> str:
 
 
 def bearer_is(token: str | None, header: str | bytes | None) -> bool:
-    """Whether an `Authorization` header carries the token; compared in time that does not tell how much of it fits."""
+    """Return whether an `Authorization` header carries the token, in time that does not reveal how much of it fits."""
     if token is None:
         return True
     given = header if isinstance(header, bytes) else (header or "").encode("utf-8", "surrogateescape")
@@ -32,7 +32,7 @@ def bearer_is(token: str | None, header: str | bytes | None) -> bool:
 
 
 def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
-    """Return what REST speaks TLS with, None for plain HTTP."""
+    """Return the context of REST's TLS, None for plain HTTP."""
     if certificate is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -42,7 +42,7 @@ def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | 
 
 
 def grpc_credentials(certificate: Path | None, key: Path | None) -> Any:
-    """Return what gRPC speaks TLS with, None for plain HTTP/2."""
+    """Return the credentials of gRPC's TLS, None for plain HTTP/2."""
     if certificate is None or key is None:
         return None
     import grpc

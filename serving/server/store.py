@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from defended.exceptions import Code, ServingError
 from defended.serving.artefacts.artefact import load
-from defended.serving.artefacts.manifest import MAX_VERSION, NAME
+from defended.serving.artefacts.manifest import NAME, versions_below
 from defended.serving.server.errors import invalid
 from defended.serving.server.metrics import Metrics
 from defended.serving.server.models import ModelVersion
@@ -20,7 +19,6 @@ from defended_settings.addresses import is_loopback
 from defended_settings.server import ServerSettings
 
 _LOG = logging.getLogger(__name__)
-_VERSION = re.compile(r"[0-9]{1,19}")
 
 # The states of TensorFlow Serving that a version goes through here, by their names in `ModelVersionStatus`.
 LOADING, AVAILABLE, END = "LOADING", "AVAILABLE", "END"
@@ -30,7 +28,7 @@ Fingerprint = tuple[tuple[str, int, int, int], ...]
 
 @dataclass
 class VersionState:
-    """Where a version is: `error` says why it ended, in words that name no file."""
+    """The state of a version; `error` says why it ended, without naming a file."""
 
     state: str
     error: str = ""
@@ -62,18 +60,18 @@ class ModelStore:
 
     @property
     def names(self) -> list[str]:
-        """The models that have a version to serve."""
+        """The names of the models that have a version to serve."""
         return sorted(name for name, model in self._models.items() if model.served)
 
     def serves(self, name: str) -> bool:
-        """Whether a model of this name has a version to serve."""
+        """Return whether a model of this name has a version to serve."""
         return name in self._models and bool(self._models[name].served)
 
     def resolve(self, name: str, version: int | None = None, label: str | None = None) -> ModelVersion:
         """Return the version that a request names, the largest where it names none.
 
         Raises:
-            ServingError: NOT_FOUND, INVALID_ARGUMENT for a label that nobody gave.
+            ServingError: NOT_FOUND, or INVALID_ARGUMENT for a label that was never assigned.
         """
         if not name:
             raise invalid("ModelSpec has no name specified.")
@@ -124,7 +122,7 @@ class ModelStore:
         self._labels.update({name: dict(named) for name, named in labels.items()})
 
     async def poll(self) -> None:
-        """Look at the folder once, and load and free what changed."""
+        """Read the folder once, and load and free what changed."""
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self._loads, find_models, self._settings.directory)
         for name in sorted(set(found) | set(self._models)):
@@ -176,7 +174,7 @@ class ModelStore:
         return True
 
     def close(self) -> None:
-        """Free every version; nothing may run any more."""
+        """Free every version; none may be running."""
         for model in self._models.values():
             for version in model.served.values():
                 version.artefact.close()
@@ -208,17 +206,16 @@ def find_models(directory: Path) -> dict[str, Path]:
 
 
 def find_versions(directory: Path) -> dict[int, Path]:
-    """Return a model's version folders by number; names that are no positive int64 are passed over."""
-    try:
-        children = list(directory.iterdir())
-    except (FileNotFoundError, NotADirectoryError):  # removed meanwhile
-        return {}
-    named = {int(path.name): path for path in children if _VERSION.fullmatch(path.name) and path.is_dir()}
-    return {version: path for version, path in named.items() if 1 <= version <= MAX_VERSION}
+    """Return a model's version folders by number; whatever else lies there is passed over.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return {version: path for version, path in versions_below(directory).items() if path.is_dir()}
 
 
 def fingerprint(directory: Path) -> Fingerprint:
-    """Return what changes when a file below a folder does: names, sizes, times and inodes."""
+    """Return the names, sizes, times and inodes of a folder's files, which change when a file does."""
     found = []
     for path in sorted(directory.rglob("*")):
         try:

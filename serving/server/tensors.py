@@ -1,4 +1,4 @@
-"""Tensors in protobuf: `TensorProto` messages read with distrust, and written in the fields that clients read."""
+"""Tensors in protobuf: `TensorProto` messages, read with distrust and written in the fields that clients read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from defended.serving.server.errors import invalid, wrong_shape, wrong_type
 
 
 def read_tensor(name: str, tensor: Any, info: TensorInfo, max_rows: int) -> np.ndarray:
-    """Return a message's array, after its type and shape were compared with what the signature takes.
+    """Return a message's array, after comparing its type and shape with what the signature takes.
 
     A message may state a shape of any size and hold one value that fills it, so nothing is allocated before the shape
     is known to be allowed.

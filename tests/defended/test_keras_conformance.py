@@ -341,10 +341,10 @@ def test_a_fresh_process_loads_with_nothing_but_the_import(tmp_path):
 
 def test_what_was_proven_for_another_evaluation_is_not_trusted(tmp_path, monkeypatch):
     """A file of a version that evaluates in other blocks has a rounding budget that does not hold here."""
-    from defended.gloro import gloro_net
+    from defended.gloro import lipschitz_certificate
 
     model = GloroNet(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]), epsilon=0.1)
-    monkeypatch.setattr(gloro_net, "BLOCK", 256)
+    monkeypatch.setattr(lipschitz_certificate, "BLOCK", 256)
     model.finalize()
     model.save(tmp_path / "old.keras")
     assert keras.models.load_model(tmp_path / "old.keras").trust_file()

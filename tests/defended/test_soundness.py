@@ -12,7 +12,7 @@ from keras import layers
 from nets import NETWORKS, any_inputs, finalized, near_the_boundary, randomised, sequential, set_weights
 
 from defended import GloroNet
-from defended.gloro import gloro_net, graph, layer_rules, operators, rules
+from defended.gloro import graph, layer_rules, lipschitz_certificate, operators, rules
 from defended.layers import MinMax
 from defended.margins import Leader, leader
 
@@ -284,7 +284,7 @@ def vanishing(true):
 BOUND = operators.bound_matrix_norm
 FAULTS = {
     "tied logits are certified": (
-        tied, gloro_net, "leader", lambda logits: Leader(*leader(logits)[:2], logits < leader(logits).top)
+        tied, lipschitz_certificate, "leader", lambda logits: Leader(*leader(logits)[:2], logits < leader(logits).top)
     ),
     "an epsilon in the normalisation": (lambda: scaled_dense(1e-4), operators, "bound_matrix_norm", shrunk(BOUND)),
     "tiny weights certify all": (lambda: scaled_dense(1e-3), operators, "bound_matrix_norm", vanishing(BOUND)),
@@ -326,5 +326,5 @@ def test_the_search_finds_the_faults_of_other_implementations(name, monkeypatch)
     if name in SEEN_BEFORE:
         with pytest.raises(ValueError, match=SEEN_BEFORE[name]):
             search()
-    monkeypatch.setattr(GloroNet, "_check_evaluation", lambda self, thorough=True: None)
+    monkeypatch.setattr(GloroNet, "_check", lambda self, thorough=True: None)
     assert search()[0] > 0

@@ -1,24 +1,11 @@
-"""Models of the `gloro` library: its `.gloronet` files, and its live models under legacy Keras."""
+"""`.gloronet` files of the `gloro` library, opened as defended models."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
-
-import keras
-import numpy as np
 
 from defended.gloro.gloro_net import GloroNet
-from defended.gloro.legacy.archive import parsed_object, read_archive
-from defended.gloro.legacy.h5 import read_h5
-from defended.gloro.legacy.network import MAX_NESTING, NETWORKS, from_known_source, rebuilt_network
-from defended.gloro.legacy.weights import StoredWeight, StoredWeights
-from defended.networks.checks import checked_radius
-
-# What 1.1.1 and its predecessors wrote, and what later versions write. The saved constant is not believed: it is a
-# lower estimate, and bounds are proven anew.
-_SETTINGS = {"epsilon", "num_iterations", "_lc_frozen", "_hardcoded_lc"}
-_RELAXED = ("k", "top_n", "affinity_sets")
+from defended.gloro.legacy.reader import read_gloronet
 
 
 def load_gloronet(path: str | os.PathLike[str], epsilon: float | None = None) -> GloroNet:
@@ -50,139 +37,4 @@ def load_gloronet(path: str | os.PathLike[str], epsilon: float | None = None) ->
         >>> model = load_gloronet("mnist.gloronet")
         >>> model.verdicts(x_test).rejected.mean()
     """
-    try:
-        archive = read_archive(path)
-        radius = _saved_radius(archive.config, epsilon, f"member {f'{archive.folder}/config.json'!r}")
-        member = f"member {f'{archive.folder}/f.h5'!r}"
-        try:
-            text, weights = read_h5(archive.weights)
-            network = rebuilt_network(parsed_object(text, "its attribute 'model_config'"), weights)
-            return _final(network, radius, GloroNet)
-        except ValueError as error:
-            raise ValueError(f"{member}: {error}") from None
-    except ValueError as error:
-        raise ValueError(f"{os.fspath(path)!r} cannot be loaded: {error}") from None
-
-
-def from_live(live_model: Any, epsilon: float | None = None, model_class: type[GloroNet] = GloroNet) -> GloroNet:
-    """See `GloroNet.from_gloro`."""
-    if isinstance(live_model, keras.Model) or not all(hasattr(live_model, name) for name in ("f", "epsilon")):
-        raise TypeError(
-            f"`live_model` must be a `gloro.GloroNet`, which has `.f` and `.epsilon`. "
-            f"Received: {type(live_model).__name__}. A Keras 3 network is wrapped by `GloroNet(network, epsilon=...)`."
-        )
-    try:
-        for name in _RELAXED:
-            if getattr(live_model, name, None) is not None:
-                raise ValueError(_relaxed(name))
-        radius = checked_radius(np.asarray(live_model.epsilon).item() if epsilon is None else epsilon)
-        live = live_model.f
-        if type(live).__name__ not in NETWORKS or not from_known_source(type(live).__module__):
-            raise ValueError(
-                f"its network must be a legacy Keras Sequential or functional model. Received: {type(live)}"
-            )
-        network = rebuilt_network(_described(live), StoredWeights(_live_weights(live)))
-        return _final(network, radius, model_class)
-    except ValueError as error:
-        raise ValueError(f"the live gloro model cannot be taken over: {error}") from None
-
-
-def _final(network: keras.Model, epsilon: float, model_class: type[GloroNet]) -> GloroNet:
-    model = model_class(network, epsilon=epsilon)
-    model.finalize()
-    return model
-
-
-def _saved_radius(config: dict[str, Any], epsilon: float | None, member: str) -> float:
-    for name in _RELAXED:
-        if config.get(name) is not None:
-            raise ValueError(f"{member}: {_relaxed(name)}")
-    unknown = sorted(set(config) - _SETTINGS - set(_RELAXED))
-    if unknown:
-        raise ValueError(f"{member} has settings that gloro does not write: {', '.join(map(repr, unknown))[:200]}.")
-    if epsilon is not None:
-        return checked_radius(epsilon)
-    saved = config.get("epsilon")
-    if isinstance(saved, bool) or not isinstance(saved, int | float) or not 0 < saved < 1e30:
-        raise ValueError(
-            f"{member}: 'epsilon' must be a positive finite number. Received: {str(saved)[:80]!r}. "
-            f"Name the radius: load_gloronet(path, epsilon=...)."
-        )
-    return checked_radius(saved)
-
-
-def _relaxed(name: str) -> str:
-    return (
-        f"{name!r} is set: this is a relaxed GloRo net (top-k or affinity sets), whose guarantee is another one. Load "
-        f"the network alone from its `f` and wrap it."
-    )
-
-
-# A live model, described as its own file would.
-
-_Found = dict[str, dict[tuple[str, ...], StoredWeight]]
-
-
-def _described(network: Any, depth: int = 0) -> dict[str, Any]:
-    """The `model_config` of a built legacy network, by duck typing.
-
-    Legacy Keras writes it with `get_config()`, which fails for blocks whose settings are objects.
-    """
-    if len(getattr(network, "inputs", None) or ()) != 1 or len(getattr(network, "outputs", None) or ()) != 1:
-        raise ValueError("its network must be built, with one input and one output.")
-    if depth > MAX_NESTING:
-        raise ValueError(f"its networks are nested more than {MAX_NESTING} deep.")
-    entries: dict[int, dict[str, Any]] = {}
-    calls: dict[tuple[int, int], list[Any]] = {}
-
-    def reference(tensor: Any) -> list[Any]:
-        """`[layer, call, output]`, once the layer and all before it are in `entries`."""
-        layer, index, which = tensor._keras_history
-        key = (id(layer), index)
-        if key not in calls:
-            node = layer._inbound_nodes[index]
-            is_input = type(layer).__name__ == "InputLayer"
-            arguments = {name: value for name, value in (node.call_kwargs or {}).items() if value is not None}
-            sources = [] if is_input else [[*reference(source), arguments] for source in node.keras_inputs]
-            if id(layer) not in entries:
-                entries[id(layer)] = _described_layer(layer, depth)
-            entry = entries[id(layer)]
-            # Legacy Keras counts the making of a nested network as its first call.
-            made = int(entry["class_name"] in NETWORKS)
-            calls[key] = [layer.name, made + len(entry["inbound_nodes"])]
-            if not is_input:
-                entry["inbound_nodes"].append(sources)
-        return [*calls[key], which]
-
-    output, source = reference(network.outputs[0]), reference(network.inputs[0])
-    config = {"layers": list(entries.values()), "input_layers": [source], "output_layers": [output]}
-    return {"class_name": "Functional", "config": config, "name": network.name, "module": type(network).__module__}
-
-
-def _described_layer(layer: Any, depth: int) -> dict[str, Any]:
-    name = type(layer).__name__
-    if name in NETWORKS:
-        return {**_described(layer, depth + 1), "inbound_nodes": []}
-    config = layer.get_config()
-    return {
-        "class_name": name, "module": type(layer).__module__, "name": layer.name, "config": config, "inbound_nodes": []
-    }  # fmt: skip
-
-
-def _live_weights(network: Any) -> _Found:
-    """The weights of every layer of a live network, by the parts of their names, as its file would hold them."""
-    found: _Found = {}
-    for layer in network.layers:
-        below = found.setdefault(layer.name, {})
-        for variable, value in zip(layer.weights, layer.get_weights(), strict=True):
-            parts = tuple(variable.name.split("/"))
-            if parts in below:
-                raise ValueError(f"layer {layer.name!r} has two weights of the name {variable.name!r}.")
-            below[parts] = _stored(np.asarray(value))
-    return found
-
-
-def _stored(value: np.ndarray[Any, Any]) -> StoredWeight:
-    if value.dtype != np.float32:
-        raise ValueError(f"its weights must be float32. Received: {value.dtype}")
-    return StoredWeight(value.shape, lambda: value)
+    return read_gloronet(path, epsilon, GloroNet._final)

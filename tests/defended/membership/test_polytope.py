@@ -207,8 +207,8 @@ def test_batches_keep_to_the_memory_budget_of_the_model():
     small, large = guards
     assert small.rows_at_once == 1
     sizes = []
-    judgement = small.base._judgement
-    small.base._judgement = lambda inputs, frozen: sizes.append(inputs.shape[0]) or judgement(inputs, frozen)
+    judge = small.base._certificate.judge
+    small.base._certificate.judge = lambda inputs, *rest: sizes.append(inputs.shape[0]) or judge(inputs, *rest)
     assert np.array_equal(small.reasons(x), large.reasons(x))
     np.testing.assert_allclose(small.verdicts(x).radius, large.verdicts(x).radius, atol=1e-6)
     np.testing.assert_allclose(small(x), large(x), atol=1e-5)

@@ -121,7 +121,7 @@ class TestTheGuarantee:
 
 class TestTheNoise:
     def test_is_normal_and_independent(self):
-        noise = np.asarray(smoothed(sigma=0.5)._aside.sampler.noise(40_000, tf.constant([3, 4])))
+        noise = np.asarray(smoothed(sigma=0.5)._certificate.sampler.noise(40_000, tf.constant([3, 4])))
         assert noise.shape == (40_000, 3)
         for column in noise.T:
             assert stats.kstest(column / 0.5, "norm").pvalue > 1e-4
@@ -374,7 +374,7 @@ class TestEstimates:
         assert np.isfinite(gradient).all()
         assert (np.abs(gradient).max(axis=1) > 0).all()
         # By hand, in float64: the radius that CERTIFY would give to the mean softmax.
-        noise = np.asarray(model._aside.functions["noise"], np.float64)
+        noise = np.asarray(model._compiled.kept["noise"], np.float64)
         logits = np.stack([np.asarray(network(x + tf.constant(d, tf.float32)), np.float64) for d in noise], axis=1)
         shares = np.exp(logits - logits.max(-1, keepdims=True))
         shares = (shares / shares.sum(-1, keepdims=True)).mean(axis=1)

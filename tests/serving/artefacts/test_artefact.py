@@ -25,7 +25,7 @@ from defended.serving.artefacts.cpp_loader import CppSession
 from defended.serving.artefacts.manifest import Manifest
 from defended.serving.exporting.agreement import require_agreement, require_rejection
 
-EXPORT = sys.modules["defended.serving.exporting.export"]
+GRAPHS = sys.modules["defended.serving.exporting.graphs"]
 
 
 def make_model(epsilon=0.02):
@@ -364,14 +364,14 @@ class TestExport:
 
     def test_a_target_that_appears_meanwhile_is_kept(self, model, tmp_path, monkeypatch):
         target = tmp_path / "digits" / "1"
-        original = EXPORT.require_rejection
+        original = GRAPHS.require_rejection
 
         def slow(*arguments):
             original(*arguments)
             target.mkdir()
             (target / "theirs").write_text("theirs")
 
-        monkeypatch.setattr(EXPORT, "require_rejection", slow)
+        monkeypatch.setattr(GRAPHS, "require_rejection", slow)
         with pytest.raises(FileExistsError, match=r"appeared during the export.*version 2"):
             export(model, tmp_path, onnx=False)
         assert [path.name for path in target.iterdir()] == ["theirs"]
@@ -410,7 +410,7 @@ class TestExport:
             "import keras\n"
             "from defended.serving import export\n"
             "def die(*arguments): os.kill(os.getpid(), signal.SIGKILL)\n"
-            "sys.modules['defended.serving.exporting.export'].require_rejection = die\n"
+            "sys.modules['defended.serving.exporting.graphs'].require_rejection = die\n"
             "export(keras.models.load_model(sys.argv[1] + '/model.keras'), sys.argv[1], version=2, onnx=False)\n"
         )
         run = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, check=False)

@@ -14,7 +14,9 @@ pytest.importorskip("tensorflow_serving")
 
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
-from defended.serving.clients.request_log import RequestLog, RequestLogError, log_files, read_request_log
+from defended.exceptions import RequestLogError
+from defended.serving.clients.logged_answers import log_files, read_request_log
+from defended.serving.clients.request_log import RequestLog
 
 
 def image(n, seed=0):
@@ -128,7 +130,7 @@ class TestDamage:
                 list(read_request_log(tmp_path))
 
     def test_a_missing_log_is_an_error_and_an_empty_folder_is_not(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="no request log"):
+        with pytest.raises(FileNotFoundError, match="is not a request log"):
             next(read_request_log(tmp_path / "none"))
         assert list(read_request_log(tmp_path)) == []
 
@@ -148,8 +150,8 @@ def test_nothing_waits_for_a_slow_disk(tmp_path, monkeypatch):
     from defended.serving.clients import request_log
 
     monkeypatch.setattr(request_log, "_MAX_PENDING_BYTES", 1000)
-    slow = request_log._record
-    monkeypatch.setattr(request_log, "_record", lambda pending: time.sleep(0.2) or slow(pending))
+    slow = request_log.record_of
+    monkeypatch.setattr(request_log, "record_of", lambda *pending: time.sleep(0.2) or slow(*pending))
     with RequestLog(tmp_path) as log:
         start = time.perf_counter()
         for _ in range(50):

@@ -162,7 +162,7 @@ def apart(monkeypatch):
         off = served["scores"] + np.array([2.0**-20, 0, 0], "float32")
         return drift.measure_drift(model, x, {**evaluations, "tensorflow": {**served, "scores": off}})
 
-    monkeypatch.setattr(sys.modules["defended.serving.exporting.export"], "measure_drift", measured)
+    monkeypatch.setattr(sys.modules["defended.serving.exporting.graphs"], "measure_drift", measured)
 
 
 class TestFolding:
@@ -426,7 +426,7 @@ class TestSignatures:
             path.unlink()
         else:
             path.write_text(content)
-        with pytest.raises(SignatureError, match="not signed" if content is None else "is no signature"):
+        with pytest.raises(SignatureError, match="not signed" if content is None else "is not a signature"):
             verify(copy, public_key=keys[0][1])
 
     def test_keys_that_are_none(self, model, exported, keys, tmp_path):

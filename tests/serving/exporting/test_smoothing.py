@@ -292,7 +292,7 @@ class TestOnnx:
 
     def test_a_wrong_conversion_is_not_kept(self, tmp_path, monkeypatch):
         """tf2onnx's own selection lets NaN through."""
-        module = sys.modules["defended.serving.exporting.onnx_export"]
+        module = sys.modules["defended.serving.exporting.onnx_conversion"]
         original = module._where
 
         def multiply(context, node, name, arguments):

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from defended.serving.exporting import staging
 from defended.serving.exporting.staging import staged
 
 
@@ -91,17 +90,14 @@ def test_two_at_once_leave_each_other_alone(tmp_path):
 
 
 def test_the_directory_of_a_killed_process_is_removed_by_the_next(tmp_path):
-    # Run from its file, the module needs no TensorFlow, and the test no seconds.
     script = (
-        "import os, pathlib, runpy, signal, sys\n"
-        "staged = runpy.run_path(sys.argv[2])['staged']\n"
+        "import os, pathlib, signal, sys\n"
+        "from defended.serving.exporting.staging import staged\n"
         "with staged(pathlib.Path(sys.argv[1]) / '1') as partial:\n"
         "    (partial / 'half').write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    killed = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path), staging.__file__], capture_output=True, check=False
-    )
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, check=False)
     assert killed.returncode == -9
     (leftover,) = tmp_path.iterdir()
     assert leftover.name.startswith(".partial-")

@@ -1,0 +1,159 @@
+"""How a defended model answers: one formula for all ways to an answer, behind an entry that sees to the proof."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from defended.certificate import Array, Finding, finite_radius
+from defended.gate import Gate
+from defended.margins import predicted_class
+from defended.networks.inputs import float32_array, float32_tensor, whole_batch_size
+from defended.rejection_head import RejectionHead
+from defended.tracing import in_stateless_scope, is_at_hand
+
+
+class Verdicts(NamedTuple):
+    """What a defended model says of each input, all of it proven of the network as it is."""
+
+    label: Array
+    """`[n]` int64, the answer, or -1 where the input was rejected."""
+    rejected: Array
+    """`[n]` bool."""
+    radius: Array
+    """`[n]` float32, certified radius in the model's norm; 0 where nothing is certified."""
+
+
+class Judgement(NamedTuple):
+    """What a defence found about a batch in one evaluation; tensors."""
+
+    scores: Any
+    """`[batch, m + 1]`, ⊥ last."""
+    radius: Any
+    """`[batch]` float32, finite, 0 where nothing is certified."""
+    details: Mapping[str, Any] = MappingProxyType({})
+    """Further outputs of the deployed model, `[batch, ...]` each, by their names in `DefendedModel.details`."""
+
+
+class Answering(Gate, keras.Model):
+    """Of a defended model: what its certificate finds, as scores, verdicts and radii."""
+
+    num_classes: int
+    head: RejectionHead
+
+    # One formula for `call`, verdicts and the graph that is exported.
+
+    def _finding(self, inputs: Any, frozen: bool = False) -> Finding:
+        return self._certificate.judge(inputs, ops.convert_to_tensor(self._settings.epsilon), deployed=frozen)
+
+    def _scores(self, found: Finding, frozen: bool = False) -> Any:
+        return self.head(found.logits, self._if_proven(found.slack, -1.0, frozen), found.valid)
+
+    def _judgement(self, inputs: Any, frozen: bool = False) -> Judgement:
+        """Scores and radius of one evaluation, so that they agree; `frozen` takes it for granted that all is proven."""
+        found = self._finding(float32_tensor(inputs), frozen)
+        radius = self._if_proven(finite_radius(found), 0.0, frozen)
+        details = {name: self._if_proven(value, 0, frozen) for name, value in found.details.items()}
+        return Judgement(self._scores(found, frozen), radius, details)
+
+    def _outputs(self, inputs: Any, frozen: bool = False) -> dict[str, Any]:
+        scores, radius, details = self._judgement(inputs, frozen)
+        choice = predicted_class(scores)  # `ops.argmax` reads bits, which ONNX cannot
+        rejected = ops.equal(choice, self.num_classes)
+        epsilon = ops.convert_to_tensor(self._settings.epsilon)
+        return {
+            "label": ops.where(rejected, ops.cast(-1, "int64"), ops.cast(choice, "int64")),
+            "rejected": rejected,
+            "scores": scores[:, : self.num_classes],
+            "scores_with_bottom": scores,
+            "certified_radius": radius,
+            # 0 where somebody made epsilon something else than a positive number.
+            "availability_radius": ops.where(epsilon > 0, ops.maximum(radius - epsilon, 0.0), 0.0),
+            **details,
+        }
+
+    def _logits(self, inputs: Any, training: bool = False) -> Any:
+        """The network's logits, `[batch, m]`, as verdicts have them evaluated."""
+        return self._certificate.logits(inputs, training)
+
+    def _judge(self) -> Any:
+        def judge(batch: Any) -> tuple[Any, Any, Any]:
+            outputs = self._outputs(batch)
+            return outputs["label"], outputs["rejected"], outputs["certified_radius"]
+
+        with self._entered():
+            return self._compiled("judge", judge, of_inputs=True)
+
+    # Entries.
+
+    def _pass_gate(self, inputs: Any) -> Any:
+        """The inputs, once the bounds are proven: at hand, that is seen to; in graphs the seal decides."""
+        if is_at_hand(inputs) and not in_stateless_scope():
+            self._check_shape("Inputs", inputs.shape)
+            self.ensure_proven()
+        return inputs
+
+    def _at_entry(self, name: str, function: Callable[..., Any], inputs: Any, *others: Any) -> Any:
+        """`function(inputs, *others)`, once the bounds are proven. Of inputs at hand it is compiled, if nothing else is
+        given: eagerly, thirty small operations take ten times as long as the network.
+        """
+        inputs = self._pass_gate(float32_tensor(inputs))
+        if not is_at_hand(inputs) or in_stateless_scope():
+            return function(inputs, *others)
+        with self._entered():
+            return self._in_parts(
+                function if others else self._compiled(name, function, of_inputs=True), inputs, *others
+            )
+
+    def _in_parts(self, function: Callable[..., Any], inputs: Any, *others: Any) -> Any:
+        """`function(inputs, *others)`, of inputs at hand in parts of as many as the certificate takes at a time."""
+        rows, count = self._certificate.rows_at_once, int(inputs.shape[0])
+        if rows is None or count <= rows:
+            return function(inputs, *others)
+        parts = [
+            function(*(value[first : first + rows] for value in (inputs, *others))) for first in range(0, count, rows)
+        ]
+        return ops.concatenate(parts, axis=0)
+
+    def _checked_inputs(self, x: Any) -> Array:
+        """`x` as an array `[n, *input shape]`; otherwise `ValueError`."""
+        x = ops.convert_to_numpy(x) if ops.is_tensor(x) else x
+        # Converted by batches: of a file that is mapped into memory, only a batch is ever there.
+        x = x if isinstance(x, np.ndarray) else float32_array(x)
+        float32_array(x[:0])
+        self._check_shape("`x`", x.shape)
+        return x
+
+    def _check_shape(self, what: str, shape: Any) -> None:
+        expected = tuple(self.network.input_shape[1:])
+        if tuple(shape[1:]) != expected or not len(shape):
+            raise ValueError(
+                f"{what} must have shape [n, {', '.join(map(str, expected))}]. Received: shape {tuple(shape)}"
+            )
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """`keras.Model.predict`: scores `[n, m + 1]`, of proven bounds."""
+        return self._proven_first(super().predict, *args, **kwargs)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """`keras.Model.predict_on_batch`: scores `[batch, m + 1]`, of proven bounds."""
+        return self._proven_first(super().predict_on_batch, x)
+
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """`keras.Model.test_on_batch`, of proven bounds."""
+        return self._proven_first(super().test_on_batch, *args, **kwargs)
+
+    def _proven_first(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.ensure_proven()
+        with self._entered():
+            return function(*args, **kwargs)
+
+    def _batch_size(self, asked: int | None) -> int:
+        most = self._certificate.rows_at_once
+        sizes = [size for size in (None if asked is None else whole_batch_size(asked), most) if size is not None]
+        return min(sizes, default=256)

@@ -1,0 +1,181 @@
+"""The certificate of a GloRo Net: margins over proven Lipschitz constants, and what rounding costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from defended.certificate import Array, Certificate, Claims, Finding, Judge
+from defended.gloro.certificate import rounding_budget
+from defended.gloro.graph import LipschitzGraph, Proof
+from defended.gloro.rounding import BLOCK
+from defended.gloro.self_check import Subject, check_evaluation
+from defended.margins import (
+    Budget,
+    Leader,
+    certified_slack,
+    competitor_radii,
+    leader,
+    predicted_class,
+    radius_slack,
+    spent_radius,
+    take_rows,
+)
+from defended.settings import ProvenConstants
+from defended.tracing import CompiledFunctions
+
+_REFINING_STEPS = 20
+
+
+class LipschitzCertificate(Certificate):
+    """With K_ij a Lipschitz constant of `y_j - y_i`, j wins within `(y_j - y_i) / K_ij`, less what rounding costs.
+
+    Args:
+        network: the undefended classifier.
+        proof: the model's constants; K and the budget for rounding are added to them.
+        compiled: compiles functions of the model.
+        rounding: whether the certificate pays for rounding.
+        add_iterate: from a name and a start makes the variable on which the estimate of a layer's norm moves on.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        proof: ProvenConstants,
+        compiled: CompiledFunctions,
+        rounding: bool,
+        add_iterate: Callable[[str, Array], Any],
+    ):
+        super().__init__(network)
+        self.graph = LipschitzGraph(network)
+        self._compiled, self._rounding, self._constants = compiled, rounding, proof.named
+        m = self.graph.num_classes
+        proof.add("margin_lipschitz", (m, m))
+        # (t0, t1, growth, limit): rounding costs t0 + t1 * |x| of the radius, and no input may be longer than limit.
+        proof.add("rounding_budget", (4,))
+        self._norms: Array = np.zeros(0)
+        self._proof: Proof | None = None
+        self.iterates = []
+        for index, operator in enumerate(self.graph.operators):
+            start = np.random.default_rng(index).standard_normal((1, *operator.input_shape))
+            operator.iterate = add_iterate(f"iterate_{index}", (start / np.linalg.norm(start)).astype("float32"))
+            self.iterates.append(operator.iterate)
+
+    # Judging.
+
+    def judge(self, inputs: Any, epsilon: Any, deployed: bool = False) -> Finding:
+        return self.find(inputs, self.logits(inputs, training=False), epsilon)
+
+    def find(self, inputs: Any, logits: Any, epsilon: Any) -> Finding:
+        """`judge`, of inputs whose logits are known."""
+        first, rows, budget = self._terms(inputs, logits)
+        return Finding(
+            logits,
+            radius_slack(logits, rows, epsilon, budget, first),
+            lambda: ops.min(competitor_radii(logits, rows, budget, first), axis=-1),
+        )
+
+    def competitor_radii(self, inputs: Any, epsilon: Any) -> Any:
+        logits = self.logits(inputs, training=False)
+        first, rows, budget = self._terms(inputs, logits)
+        return competitor_radii(logits, rows, budget, first)
+
+    def logits(self, inputs: Any, training: bool) -> Any:
+        evaluate = self.graph.evaluate
+        if not evaluate.is_rearranged or (training and not evaluate.trains_faster):
+            return super().logits(inputs, training)
+        return evaluate(inputs, training)
+
+    def _terms(self, inputs: Any, logits: Any) -> tuple[Leader, Any, Budget]:
+        """The predicted class, its row of K and what rounding costs."""
+        first = leader(logits)
+        if self.drift and not self._rounding:
+            first = first._replace(top=first.top - self.drift)
+        return first, self.rows(first.predicted), self._rounding_of(inputs)
+
+    def rows(self, classes: Any) -> Any:
+        """Rows of K, `[batch, m]`, for classes `[batch]`."""
+        return take_rows(ops.convert_to_tensor(self._constants.margin_lipschitz), classes)
+
+    def _rounding_of(self, inputs: Any) -> Budget:
+        t0, t1, growth, limit = ops.unstack(ops.convert_to_tensor(self._constants.rounding_budget))
+        x = ops.reshape(ops.stop_gradient(inputs), (-1, self.graph.input_size))
+        norm = ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True))
+        return Budget(t0 + t1 * norm, growth, limit - norm)
+
+    def covered_drift(self, inputs: Any) -> Array | None:
+        """`[n, m]`: `K_ij * (t0 + t1 * |x|)`, twice what one float32 evaluation of `y_j - y_i` at x may err by.
+
+        None where the certificate does not pay for rounding.
+        """
+        if not self._rounding:
+            return None
+        allowed = self.rows(predicted_class(self.logits(inputs, training=False))) * self._rounding_of(inputs).paid
+        return np.asarray(ops.convert_to_numpy(allowed), dtype=np.float64)
+
+    def radius_from_scores(self, scores: Any, epsilon: Any) -> Any:
+        """`[batch]`, not negative, from scores `[batch, m + 1]`: what rounding costs is read off the score of ⊥."""
+        logits = scores[:, :-1]
+        rows = self.rows(predicted_class(logits))
+        _, _, growth, _ = ops.unstack(ops.convert_to_tensor(self._constants.rounding_budget))
+        slack = ops.max(logits, axis=-1) - scores[:, -1]
+        paid = ops.maximum(spent_radius(logits, rows, slack * growth) - growth * epsilon, 0.0)
+        return ops.maximum((ops.min(competitor_radii(logits, rows), axis=-1) - paid) / growth, 0.0)
+
+    # Training.
+
+    def estimate(self, inputs: Any, epsilon: Any, training: bool) -> tuple[Any, Any]:
+        logits = self.logits(inputs, training)
+        return logits, certified_slack(logits, self.graph.estimate_rows(predicted_class(logits), training), epsilon)
+
+    def refine(self) -> None:
+        # One step per batch lags behind quickly changing weights, and fresh iterates point anywhere.
+        step = self._compiled("refine", lambda: self.graph.estimate(training=True))
+        for _ in range(_REFINING_STEPS):
+            step()
+
+    # Proving.
+
+    def retrace(self, network: keras.Model) -> None:
+        graph = LipschitzGraph(network)
+        shapes = [(1, *operator.input_shape) for operator in graph.operators]
+        iterates = [tuple(variable.shape) for variable in self.iterates]
+        if shapes != iterates or graph.num_classes != self.graph.num_classes:
+            raise ValueError(
+                f"The layers of {network.name!r} are others than those that were defended: trainable maps came, "
+                f"went or changed their shapes. Defend the network as it is now: GloroNet(network, epsilon=...)."
+            )
+        for operator, variable in zip(graph.operators, self.iterates, strict=True):
+            operator.iterate = variable
+        super().retrace(network)
+        self.graph = graph
+
+    def prove(self, claims: Claims) -> None:
+        proof = self.graph.prove(claimed=claims.get("norms"))
+        constants, budget = rounding_budget(proof, self.graph.input_size, self._rounding)
+        self._constants.margin_lipschitz.assign(constants)
+        self._constants.rounding_budget.assign(budget)
+        self._norms, self._proof = proof.norms, proof
+
+    def check(self, name: str, judge: Callable[[], Judge], thorough: bool = True) -> None:
+        if self._proof is None:  # of a file that was trusted
+            self._proof = self.graph.prove(claimed=self._norms)
+        constants = ops.convert_to_numpy(self._constants.margin_lipschitz)
+        subject = Subject(
+            name, self.network, self.graph, self._proof, constants, self._rounding, self._compiled, judge()
+        )
+        check_evaluation(subject, thorough)
+
+    def identity(self) -> list[Any]:
+        # The budget is proven for an evaluation in such blocks.
+        return [f"GloroNet rounding={self._rounding} block={BLOCK}"]
+
+    def claims(self) -> Claims:
+        return {"norms": self._norms}
+
+    def believe(self, claims: Claims) -> None:
+        self._norms, self._proof = claims["norms"], None
