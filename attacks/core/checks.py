@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from defended.attacks.core.balls import distances, place_inside
+from defended.defended_model import DefendedModel
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -61,7 +62,7 @@ def row_numbers(index: Any, n: int) -> Array:
     return numbers.astype(np.int64)
 
 
-def points(model: Any, x: Any, clip: tuple[float, float] | None = None) -> Array:
+def points(model: DefendedModel, x: Any, clip: tuple[float, float] | None = None) -> Array:
     """Return `x` as a finite float32 array `[n, *input shape]` with n >= 1, inside the box if there is one.
 
     Other real types are converted: the ball is then the one around the float32 point.
