@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from defended.arguments import one_of
 from defended.defended_model import DefendedModel, Judgement, Verdicts
 from defended.margins import finite_rows, leader
 from defended.membership.decision import Reach, decide, guarded_radii
@@ -459,8 +460,7 @@ def _check(model: Any, oracle: Any, accept: str) -> None:
         )
     if not isinstance(oracle, MembershipOracle):
         raise TypeError(f"`oracle` must be a MembershipOracle, such as StoredPoints. Received: {type(oracle).__name__}")
-    if accept not in _MODES:
-        raise ValueError(f"`accept` must be one of {', '.join(map(repr, _MODES))}. Received: {accept!r}")
+    one_of("accept", accept, _MODES)
 
 
 def _number(variable: Any) -> float:

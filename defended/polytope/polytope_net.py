@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from defended.arguments import one_of, whole_number
 from defended.defended_model import DefendedModel, Judgement, Verdicts, is_at_hand
 from defended.margins import FLOAT_MAX, Leader, finite_rows, leader
 from defended.networks.inputs import float32_tensor, whole_batch_size
@@ -96,17 +97,14 @@ class PolytopeNet(TrainingBatch, DefendedModel):
         for argument, value, known in (
             ("norm", norm, NORMS), ("slope", slope, SLOPES), ("training_bounds", training_bounds, TRAINING_BOUNDS),
         ):  # fmt: skip
-            if value not in known:
-                raise ValueError(f"`{argument}` must be one of {', '.join(map(repr, known))}. Received: {value!r}")
-        for argument, number, least in (
-            ("projections", projections, 1), ("radius_steps", radius_steps, 1), ("memory_budget", memory_budget, 1),
-        ):  # fmt: skip
-            if isinstance(number, bool) or int(number) != number or number < least:
-                raise ValueError(f"`{argument}` must be a whole number of at least {least}. Received: {number!r}")
+            one_of(argument, value, known)
+        projections = whole_number("projections", projections, 1, floats=True)
+        radius_steps = whole_number("radius_steps", radius_steps, 1, floats=True)
+        memory_budget = whole_number("memory_budget", memory_budget, 1, floats=True)
         super().__init__(network, outputs, epsilon=epsilon, norm=norm, name=name, **kwargs)
         self.slope, self.training_bounds, self.rounding = slope, training_bounds, bool(rounding)
-        self.projections, self.radius_steps = int(projections), int(radius_steps)
-        self.memory_budget = int(memory_budget)
+        self.projections, self.radius_steps = projections, radius_steps
+        self.memory_budget = memory_budget
         self._retrace()
         self._seeds = keras.random.SeedGenerator(0) if training_bounds == "projected" else None
         # 1 where no sum of coefficients can overflow or vanish for the weights that were proven, otherwise 0.

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from defended.arguments import positive_number, whole_number
 from defended.defended_model import DefendedModel, Judgement
 from defended.gate import ProvingProperty, outside_of_graphs
 from defended.margins import finite_rows, leader
@@ -110,16 +111,15 @@ class SmoothedNet(DefendedModel):
                 f"Smoothing samples with TensorFlow Probability, and Keras runs on {keras.backend.backend()!r}. Set "
                 f"the variable KERAS_BACKEND=tensorflow before Keras is imported; a saved network can be loaded there."
             )
-        sigma = float(sigma)
-        if not (np.isfinite(sigma) and sigma > 0):
-            raise ValueError(f"`sigma` must be a positive finite number, in input units. Received: sigma={sigma!r}")
-        self.sigma = sigma
+        self.sigma = positive_number("sigma", sigma, "in input units")
         self.alpha = checked_alpha(alpha)
-        self.samples = _whole("samples", samples, 1, MAX_SAMPLES)
-        self.selection_samples = _whole("selection_samples", selection_samples, 1, MAX_SAMPLES)
-        self.attack_samples = _whole("attack_samples", attack_samples, 1, MAX_SAMPLES)
-        self.max_batch = None if max_batch is None else _whole("max_batch", max_batch, 1, MAX_SAMPLES)
-        self.seed = None if seed is None else _whole("seed", seed, 0, 2**62)
+        self.samples = whole_number("samples", samples, 1, MAX_SAMPLES, floats=True)
+        self.selection_samples = whole_number("selection_samples", selection_samples, 1, MAX_SAMPLES, floats=True)
+        self.attack_samples = whole_number("attack_samples", attack_samples, 1, MAX_SAMPLES, floats=True)
+        self.max_batch = (
+            None if max_batch is None else whole_number("max_batch", max_batch, 1, MAX_SAMPLES, floats=True)
+        )
+        self.seed = None if seed is None else whole_number("seed", seed, 0, 2**62, floats=True)
         if mode not in _GATES:
             raise ValueError(f"`mode` must be 'fixed' or 'sequential'. Received: {mode!r}")
         if precision not in _PRECISIONS:
@@ -308,7 +308,7 @@ class SmoothedNet(DefendedModel):
         """
         from defended.smoothing.sampler import fresh_seed, seed_of
 
-        number = self.samples if samples is None else _whole("samples", samples, 1, MAX_SAMPLES)
+        number = self.samples if samples is None else whole_number("samples", samples, 1, MAX_SAMPLES, floats=True)
 
         def count(inputs: Any, number: Any) -> Any:
             seed = fresh_seed() if self.seed is None else seed_of(self.seed, inputs)
@@ -433,10 +433,3 @@ def _refuse_training() -> Any:
         "A smoothed model's votes have no gradient to train by. Train its network under the same noise, then smooth "
         "it: `defended.smoothing.train_noisy(model.network, x, y, sigma=model.sigma)`."
     )
-
-
-def _whole(name: str, value: Any, least: int, most: int) -> int:
-    number = int(value)
-    if isinstance(value, bool) or number != value or not least <= number <= most:
-        raise ValueError(f"`{name}` must be a whole number from {least} to {most}. Received: {name}={value!r}")
-    return number

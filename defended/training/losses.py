@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from defended.arguments import number_in
 from defended.training.labels import soft_labels, sparse_labels
 
 _PACKAGE = "defended"
@@ -122,9 +123,7 @@ class CertifiedCrossentropy(keras.losses.Loss):
 
     def __init__(self, weight: float = 1.0, name: str = "certified_crossentropy", **kwargs: Any):
         super().__init__(name=name, **kwargs)
-        if not 0 <= weight <= 1:
-            raise ValueError(f"`weight` must lie in [0, 1]. Received: {weight}")
-        self.weight = float(weight)
+        self.weight = number_in("weight", weight, "[0, 1]")
         self._model: Any = lambda: None
 
     def attach(self, model: Any) -> None:

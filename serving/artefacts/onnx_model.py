@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from defended.arguments import whole_number
+
 if TYPE_CHECKING:
     from defended.defended_model import Verdicts
 
@@ -40,8 +42,7 @@ class OnnxModel:
     def __init__(self, content: bytes, *, max_batch: int = 512) -> None:
         import onnxruntime
 
-        if max_batch < 1:
-            raise ValueError(f"`max_batch` must be a positive number of rows. Received: {max_batch!r}.")
+        whole_number("max_batch", max_batch, 1, floats=True)
         try:
             self._session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
             self.metadata: dict[str, Any] = json.loads(self._session.get_modelmeta().custom_metadata_map[METADATA])

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from defended.arguments import whole_number
+
 _LOG = logging.getLogger(__name__)
 _SUFFIX = ".tfrecord"
 _LOCK = ".lock"
@@ -82,8 +84,7 @@ class RequestLog:
         keep_inputs: bool = True,
     ) -> None:
         for name, value in (("max_bytes", max_bytes), ("max_files", max_files)):
-            if value < 1:
-                raise ValueError(f"`{name}` must be a positive integer. Received: {value!r}.")
+            whole_number(name, value, 1, floats=True)
         if not 0 <= sample <= 1:
             raise ValueError(f"`sample` must be a share of the answers, in [0, 1]. Received: {sample!r}.")
         self.directory = Path(directory)

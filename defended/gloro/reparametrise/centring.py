@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from keras import layers, ops
 
+from defended.arguments import number_in
 from defended.gloro.gloro_net import GloroNet
 from defended.gloro.reparametrise.chain_layers import LINEAR, maps_channels
 from defended.layers.minmax import MinMax
@@ -46,8 +47,7 @@ def centre_biases(model: GloroNet, images: Any = None, *, padded: bool = False, 
     """
     if not isinstance(model, GloroNet):
         raise TypeError(f"`centre_biases` works on a `GloroNet`. Received: {type(model).__name__}")
-    if not 0 <= exceptions < 0.5:
-        raise ValueError(f"`exceptions` must lie in [0, 0.5). Received: {exceptions}")
+    number_in("exceptions", exceptions, "[0, 0.5)")
     steps, was_final = model._graph.chain("centre_biases"), model.is_final
     shape = tuple(model.network.inputs[0].shape[1:])
     values = [np.zeros((1, *shape), "float32")]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from keras import layers
 
+from defended.arguments import whole_number
 from defended.gloro.gloro_net import GloroNet
 from defended.gloro.operators import Conv2DOperator, in_float64
 from defended.gloro.reparametrise.chain_layers import HOMOGENEOUS, LINEAR, is_homogeneous, maps_channels
@@ -65,8 +66,7 @@ def sharpen_bounds(model: GloroNet, *, steps: int = 25) -> float:
 
     if not isinstance(model, GloroNet):
         raise TypeError(f"`sharpen_bounds` works on a `GloroNet`. Received: {type(model).__name__}")
-    if steps < 1:
-        raise ValueError(f"`steps` must be at least 1. Received: {steps}")
+    whole_number("steps", steps, 1, floats=True)
     chain, was_final = _Chain(model), model.is_final
     if not chain.junctions:
         return 1.0
