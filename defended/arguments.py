@@ -12,21 +12,22 @@ from typing import Any
 
 
 def whole_number(
-    name: str, value: Any, least: int | None = None, most: int | None = None, not_whole: type[Exception] = TypeError
+    name: str, value: Any, least: int | None = None, most: int | None = None, *, floats: bool = False
 ) -> int:
-    """Return `value` as an int from `least` to `most`.
+    """Return `value` as an int from `least` to `most`; with `floats`, also of floats that are whole, such as 2.0.
 
     Raises:
-        TypeError: when it is not a whole number (`not_whole` names another class of error).
-        ValueError: when it is too small, too large or a bool.
+        TypeError: when it is not of an integer type; with `floats`, when it is not a number.
+        ValueError: when it is too small, too large, a bool, or a float that is not whole.
     """
     limits = "" if least is None else f", at least {least}" if most is None else f" from {least} to {most}"
     message = f"`{name}` must be a whole number{limits}. Received: {name}={value!r}"
     try:
-        number = operator.index(value)
-    except TypeError:
-        raise not_whole(message) from None
-    if isinstance(value, bool) or (least is not None and number < least) or (most is not None and number > most):
+        number = int(value) if floats else operator.index(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(message) from None
+    too_small, too_large = least is not None and number < least, most is not None and number > most
+    if isinstance(value, bool) or number != value or too_small or too_large:
         raise ValueError(message)
     return number
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from defended.arguments import number_in
 from defended.defended_model import DefendedModel
 
 
@@ -28,8 +29,7 @@ def calibrate_epsilon(model: DefendedModel, x: Any, max_rejection_rate: float, *
     Raises:
         ValueError: when no positive radius is affordable, or the sample is empty.
     """
-    if not 0 <= max_rejection_rate < 1:
-        raise ValueError(f"`max_rejection_rate` must lie in [0, 1). Received: {max_rejection_rate}")
+    number_in("max_rejection_rate", max_rejection_rate, "[0, 1)")
     radii = np.sort(model.verdicts(x, batch_size=batch_size).radius)
     if not len(radii):
         raise ValueError("`x` is empty: pass the held-out inputs to calibrate on.")

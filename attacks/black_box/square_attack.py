@@ -16,9 +16,10 @@ from defended.attacks.core import arguments
 from defended.attacks.core.arguments import argument
 from defended.attacks.core.attack import Attack, Task
 from defended.attacks.core.balls import project_l2
-from defended.attacks.core.batches import for_each_batch, labels_of, of_model, uses_xla
+from defended.attacks.core.batches import HeldModel, for_each_batch, labels_of, of_model, uses_xla
 from defended.attacks.core.checks import Array
 from defended.attacks.gradient.objectives import margins
+from defended.defended_model import DefendedModel
 
 # Of 10,000 queries: after so many, the share of pixels in a window is halved once more.
 _HALVINGS = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)
@@ -27,12 +28,12 @@ _HALVINGS = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)
 _QUERIES_AT_A_TIME = 256
 
 
-def margin_of_label(model: Any, x: Any, labels: Any) -> Any:
+def margin_of_label(model: DefendedModel, x: Any, labels: Any) -> Any:
     """Return the margin of the label over its strongest rival, `[batch]`: negative where another class is answered."""
     return margins(model.network(x, training=False), labels)
 
 
-def lead_over_bottom(model: Any, x: Any, labels: Any) -> Any:
+def lead_over_bottom(model: DefendedModel, x: Any, labels: Any) -> Any:
     """Return `top score - score of ⊥`, `[batch]`: negative exactly where the model rejects. Labels play no part."""
     scores = model(x, training=False)
     return tf.reduce_max(scores[:, :-1], axis=-1) - scores[:, -1]
@@ -135,7 +136,7 @@ def _image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return height, width, channels
 
 
-def _build(model: Any, plan: _Plan) -> tuple[Any, Any]:
+def _build(model: HeldModel, plan: _Plan) -> tuple[Any, Any]:
     objective = _OBJECTIVES[plan.objective]
     height, width, channels = plan.image
     across, down = np.arange(width, dtype=np.int32), np.arange(height, dtype=np.int32)[:, None]

@@ -15,7 +15,7 @@ import tensorflow as tf
 from defended.attacks.core import arguments
 from defended.attacks.core.arguments import meant
 from defended.attacks.core.attack import Attack, Task
-from defended.attacks.core.batches import labels_of, of_model
+from defended.attacks.core.batches import HeldModel, labels_of, of_model
 from defended.attacks.core.checks import Array
 
 _NORMS: dict[Any, str] = {2: "l2", np.inf: "linf"}
@@ -126,7 +126,7 @@ def _foolbox() -> ModuleType:
     return foolbox
 
 
-def _network(model: Any) -> Any:
+def _network(model: HeldModel) -> Any:
     """Return the network's logits as a graph that holds its model weakly."""
     shape = model().input_shape[1:]
     return tf.function(

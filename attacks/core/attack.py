@@ -14,13 +14,14 @@ from defended.attacks.core import checks
 from defended.attacks.core.arguments import check_arguments, document_arguments
 from defended.attacks.core.balls import BALLS
 from defended.attacks.core.checks import Array
+from defended.defended_model import DefendedModel
 
 
 @dataclass(frozen=True)
 class Task:
     """One call of an attack, with its arguments checked."""
 
-    model: Any
+    model: DefendedModel
     x: Array
     """`[n, *input shape]` float32."""
     labels: Array | None
@@ -64,7 +65,9 @@ class Attack(ABC):
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
-    def __call__(self, model: Any, x: Any, y: Any = None, *, epsilon: float | None = None, index: Any = None) -> Any:
+    def __call__(
+        self, model: DefendedModel, x: Any, y: Any = None, *, epsilon: float | None = None, index: Any = None
+    ) -> Any:
         """Perturb inputs.
 
         Args:
@@ -115,7 +118,7 @@ class Attack(ABC):
         return f"{type(self).__name__}({', '.join(given)})"
 
 
-def model_radius(model: Any) -> float:
+def model_radius(model: DefendedModel) -> float:
     """Return `model.epsilon` as a number, exactly as the model stores it."""
     return float(keras.ops.convert_to_numpy(model.epsilon))
 

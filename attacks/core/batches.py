@@ -6,7 +6,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -14,11 +14,15 @@ import tensorflow as tf
 
 from defended.attacks.core.attack import Task
 from defended.attacks.core.checks import Array
+from defended.defended_model import DefendedModel
 
 SMALLEST_BATCH = 16
 
+HeldModel = Callable[[], DefendedModel]
+"""A model that a compiled function holds weakly; whoever calls the function holds it, too."""
+
 # Weak keys, and functions that hold their model weakly: an attack never keeps a model alive.
-_FUNCTIONS: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
+_FUNCTIONS: weakref.WeakKeyDictionary[DefendedModel, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
 
 def for_each_batch(count: int, batch_size: int, function: Callable[[Array, int], None]) -> None:
@@ -43,7 +47,7 @@ def in_threads(function: Callable[[int], None], numbers: Iterable[int], threads:
         pool.shutdown(cancel_futures=True)
 
 
-def of_model(model: Any, key: Any, build: Callable[[Any], Any]) -> Any:
+def of_model(model: DefendedModel, key: Any, build: Callable[[HeldModel], Any]) -> Any:
     """Return what `build(weakref.ref(model))` made for this model at the first call with this key.
 
     The model's variables are read at every call, so a model in training is attacked as it is now.
@@ -58,7 +62,7 @@ def of_model(model: Any, key: Any, build: Callable[[Any], Any]) -> Any:
         )
     functions = _FUNCTIONS.setdefault(model, {})
     if key not in functions:
-        functions[key] = build(weakref.ref(model))
+        functions[key] = build(cast(HeldModel, weakref.ref(model)))
     return functions[key]
 
 
@@ -75,7 +79,7 @@ def labels_of(task: Task, batch_size: int, targeted: bool = False) -> Array:
     return np.argsort(-logits, axis=1, kind="stable")[:, int(targeted)]
 
 
-def network_logits(model: Any, x: Array, batch_size: int) -> Array:
+def network_logits(model: DefendedModel, x: Array, batch_size: int) -> Array:
     """Return the undefended network's logits, `[n, m]` float32."""
     parts = [
         model.network(x[first : first + batch_size], training=False).numpy() for first in range(0, len(x), batch_size)

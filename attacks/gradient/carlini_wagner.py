@@ -13,7 +13,7 @@ from defended.attacks.core import arguments
 from defended.attacks.core.arguments import argument
 from defended.attacks.core.attack import Attack, Task
 from defended.attacks.core.balls import column, features, l2_norm, project_l2
-from defended.attacks.core.batches import for_each_batch, labels_of, network_logits, of_model, uses_xla
+from defended.attacks.core.batches import HeldModel, for_each_batch, labels_of, network_logits, of_model, uses_xla
 from defended.attacks.core.checks import Array
 from defended.attacks.gradient.objectives import margins
 
@@ -145,7 +145,7 @@ def _nothing_yet(x: Any) -> _Best:
     return _Best(tf.zeros_like(x), far, tf.zeros_like(x), far)
 
 
-def _build(model: Any, boxed: bool, toward: bool, jit_compile: bool, shape: tuple[int, ...]) -> Any:
+def _build(model: HeldModel, boxed: bool, toward: bool, jit_compile: bool, shape: tuple[int, ...]) -> Any:
     sign = -1.0 if toward else 1.0
 
     def point_at(w: Any, x: Any, low: Any, high: Any) -> Any:

@@ -15,6 +15,7 @@ from defended.attacks.core.checks import Array
 from defended.attacks.gradient.gradient_attack import GradientAttack, Run, step_size
 from defended.attacks.gradient.objectives import ANY_CLASS, Differentiated, competitor_radius, prove_for_graphs
 from defended.attacks.gradient.rules import Rule, Steepest
+from defended.defended_model import DefendedModel
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -71,7 +72,7 @@ class CertificateDescent(GradientAttack):
         return model_radius(task.model) * (1 - 1e-4)
 
 
-def _nearest_classes(model: Any, x: Array, count: int, batch_size: int) -> Array:
+def _nearest_classes(model: DefendedModel, x: Array, count: int, batch_size: int) -> Array:
     """Return `[n, count]`: `ANY_CLASS`, then the second, third, ... class by their competitor radii at x."""
     if count == 1:
         return np.full((len(x), 1), ANY_CLASS)

@@ -18,6 +18,7 @@ from defended.attacks.core.checks import Array
 from defended.attacks.gradient.gradient_attack import GradientAttack, Run, step_size
 from defended.attacks.gradient.objectives import ANY_CLASS, Differentiated, prove_for_graphs
 from defended.attacks.gradient.rules import Rule, Steepest
+from defended.defended_model import DefendedModel
 
 GOALS = ("rejection", "wrong answer")
 
@@ -105,7 +106,7 @@ class Evasion:
     def __name__(self) -> str:
         return "a certified radius that keeps a detector quiet"
 
-    def __call__(self, model: Any, x: Any, labels: Any) -> tuple[Any, Any]:
+    def __call__(self, model: DefendedModel, x: Any, labels: Any) -> tuple[Any, Any]:
         radii = model.answering_radii(x)
         radius, alarm = tf.reduce_min(radii, axis=-1), self.detector(x)
         epsilon = tf.convert_to_tensor(model.epsilon)

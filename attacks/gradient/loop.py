@@ -9,14 +9,15 @@ import numpy as np
 import tensorflow as tf
 
 from defended.attacks.core.balls import BALLS, column
-from defended.attacks.core.batches import of_model
+from defended.attacks.core.batches import HeldModel, of_model
 from defended.attacks.gradient.rules import Rule
+from defended.defended_model import DefendedModel
 
 
 class Descent(NamedTuple):
     """What is compiled into a loop; everything else (radius, step sizes, labels) is an argument of it."""
 
-    evaluate: Callable[[Any, Any, Any, Any], tuple[Any, Any, Any]]
+    evaluate: Callable[[DefendedModel, Any, Any, Any], tuple[Any, Any, Any]]
     """`(model, x, labels, number) -> (descended, judged, gradient)`, as `objectives.Differentiated`."""
     rule: Rule
     boxed: bool
@@ -25,7 +26,7 @@ class Descent(NamedTuple):
     jit_compile: bool
 
 
-def compiled(model: Any, descent: Descent, input_shape: tuple[int, ...]) -> Any:
+def compiled(model: DefendedModel, descent: Descent, input_shape: tuple[int, ...]) -> Any:
     """Return the loop for this model, made at the first call.
 
     It is a function of tensors,
@@ -41,7 +42,7 @@ def compiled(model: Any, descent: Descent, input_shape: tuple[int, ...]) -> Any:
     return of_model(model, (descent, input_shape), lambda reference: _build(reference, descent, input_shape))
 
 
-def _build(model: Any, descent: Descent, input_shape: tuple[int, ...]) -> Any:
+def _build(model: HeldModel, descent: Descent, input_shape: tuple[int, ...]) -> Any:
     rule = descent.rule
     ball = BALLS[rule.norm]
 

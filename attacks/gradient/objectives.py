@@ -14,7 +14,9 @@ from typing import Any
 
 import tensorflow as tf
 
-Objective = Callable[[Any, Any, Any], tuple[Any, Any]]
+from defended.defended_model import DefendedModel
+
+Objective = Callable[[DefendedModel, Any, Any], tuple[Any, Any]]
 
 ANY_CLASS = -1
 """As a label of `competitor_radius`: whichever class is nearest."""
@@ -29,7 +31,7 @@ class Differentiated:
 
     objective: Objective
 
-    def __call__(self, model: Any, x: Any, labels: Any, number: Any) -> tuple[Any, Any, Any]:
+    def __call__(self, model: DefendedModel, x: Any, labels: Any, number: Any) -> tuple[Any, Any, Any]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x)
             descended, judged = self.objective(model, x, labels)
@@ -39,7 +41,7 @@ class Differentiated:
         return descended, judged, gradient
 
 
-def no_gradient(name: str, model: Any) -> ValueError:
+def no_gradient(name: str, model: DefendedModel) -> ValueError:
     """Return the error for an objective that does not depend on the input differentiably."""
     return ValueError(
         f"{name} has no gradient with respect to the input of {model.name!r}. A gradient attack needs a network that "
@@ -102,7 +104,7 @@ class NetworkLoss:
     def __name__(self) -> str:
         return f"the loss {self.loss!r}"
 
-    def __call__(self, model: Any, x: Any, labels: Any) -> tuple[Any, Any]:
+    def __call__(self, model: DefendedModel, x: Any, labels: Any) -> tuple[Any, Any]:
         return loss_of_logits(self.loss, self.targeted, model.network(x, training=False), labels)
 
 
@@ -110,7 +112,7 @@ LOSSES = ("crossentropy", "margin", "dlr")
 """Names of losses: cross-entropy; the margin over the strongest rival (Carlini and Wagner 2017); DLR."""
 
 
-def prove_for_graphs(model: Any) -> None:
+def prove_for_graphs(model: DefendedModel) -> None:
     """Prove the bounds that radii rest on, before a graph reads them.
 
     A model of which nothing can be proven rejects everything, and is attacked as such.
@@ -119,7 +121,7 @@ def prove_for_graphs(model: Any) -> None:
         model.ensure_proven()
 
 
-def competitor_radius(model: Any, x: Any, labels: Any) -> tuple[Any, Any]:
+def competitor_radius(model: DefendedModel, x: Any, labels: Any) -> tuple[Any, Any]:
     """Return the radius at which the class `labels` could overtake, for `ANY_CLASS` the smallest, and the smallest.
 
     The first is descended; points are judged by the smallest radius, the certified one.

@@ -17,6 +17,7 @@ from defended.attacks.gradient.gradient_attack import step_size
 from defended.attacks.gradient.objectives import loss_of_logits, no_gradient
 from defended.attacks.gradient.pgd import SteppedAttack, random_start
 from defended.attacks.gradient.rules import Steepest
+from defended.defended_model import DefendedModel
 
 AVERAGES = ("logits", "losses", "directions")
 
@@ -104,7 +105,7 @@ class _NoisyLoss:
     norm: str
     seed: int
 
-    def __call__(self, model: Any, x: Any, labels: Any, number: Any) -> tuple[Any, Any, Any]:
+    def __call__(self, model: DefendedModel, x: Any, labels: Any, number: Any) -> tuple[Any, Any, Any]:
         noise = _Noise(self, model, tf.stack([self.seed, 0 if self.common_noise else number]))
         return (_loss_of_mean if self.average == "logits" else _mean_of_losses)(noise, x, labels)
 
@@ -116,7 +117,7 @@ class _NoisyLoss:
 class _Noise:
     """The network under noise, a chunk of samples at a time."""
 
-    def __init__(self, loss: _NoisyLoss, model: Any, stream: Any):
+    def __init__(self, loss: _NoisyLoss, model: DefendedModel, stream: Any):
         self.loss, self.model, self.stream = loss, model, stream
         self.chunks = -(-loss.samples // loss.chunk)
 

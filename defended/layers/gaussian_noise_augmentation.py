@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
+
+from defended.arguments import positive_number
 
 
 def checked_sigma(sigma: Any) -> float:
     """`sigma` as a positive finite number; otherwise `ValueError`."""
-    value = float(sigma)
-    if not (np.isfinite(value) and value > 0):
-        raise ValueError(f"`sigma` must be a positive finite number, in input units. Received: sigma={sigma!r}")
-    return value
+    return positive_number("sigma", sigma, "in input units")
 
 
 @keras.saving.register_keras_serializable(package="defended")

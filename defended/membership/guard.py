@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from defended.arguments import one_of
 from defended.certificate import Array
 from defended.defended_model import DefendedModel
 from defended.gate import ProvingProperty
@@ -290,5 +291,4 @@ def _check(model: Any, oracle: Any, accept: str) -> None:
         )
     if not isinstance(oracle, MembershipOracle):
         raise TypeError(f"`oracle` must be a MembershipOracle, such as StoredPoints. Received: {type(oracle).__name__}")
-    if accept not in _MODES:
-        raise ValueError(f"`accept` must be one of {', '.join(map(repr, _MODES))}. Received: {accept!r}")
+    one_of("accept", accept, _MODES)

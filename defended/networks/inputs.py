@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import numpy as np
 from keras import ops
+
+from defended.arguments import whole_number
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -56,13 +57,7 @@ def whole_batch_size(batch_size: Any) -> int:
         TypeError: when it is not a whole number.
         ValueError: when it is below 1.
     """
-    try:
-        number = operator.index(batch_size)
-    except TypeError:
-        raise TypeError(f"`batch_size` must be a whole number. Received: {batch_size!r}") from None
-    if number < 1 or isinstance(batch_size, bool):
-        raise ValueError(f"`batch_size` must be a whole number of at least 1. Received: {batch_size!r}")
-    return number
+    return whole_number("batch_size", batch_size, 1)
 
 
 def _not_real(name: str, dtype: Any) -> TypeError:

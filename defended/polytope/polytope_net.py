@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from defended.arguments import one_of, whole_number
 from defended.certificate import of_certificate
 from defended.defended_model import DefendedModel
 from defended.margins import FLOAT_MAX, leader
@@ -84,20 +85,17 @@ class PolytopeNet(TrainingBatch, DefendedModel):
         for argument, value, known in (
             ("norm", norm, NORMS), ("slope", slope, SLOPES), ("training_bounds", training_bounds, TRAINING_BOUNDS),
         ):  # fmt: skip
-            if value not in known:
-                raise ValueError(f"`{argument}` must be one of {', '.join(map(repr, known))}. Received: {value!r}")
-        for argument, number, least in (
-            ("projections", projections, 1), ("radius_steps", radius_steps, 1), ("memory_budget", memory_budget, 1),
-        ):  # fmt: skip
-            if isinstance(number, bool) or int(number) != number or number < least:
-                raise ValueError(f"`{argument}` must be a whole number of at least {least}. Received: {number!r}")
+            one_of(argument, value, known)
+        projections = whole_number("projections", projections, 1, floats=True)
+        radius_steps = whole_number("radius_steps", radius_steps, 1, floats=True)
+        memory_budget = whole_number("memory_budget", memory_budget, 1, floats=True)
         super().__init__(network, outputs, epsilon=epsilon, norm=norm, name=name, **kwargs)
         self.slope, self.rounding = slope, bool(rounding)
         self._seeds = keras.random.SeedGenerator(0) if training_bounds == "projected" else None
         self._certificate: DualCertificate = DualCertificate(
             network=self.network, proof=self._proof, compiled=self._compiled, norm=norm, slope=slope,
-            rounding=self.rounding, training_bounds=training_bounds, projections=int(projections),
-            radius_steps=int(radius_steps), memory_budget=int(memory_budget), seeds=self._seeds,
+            rounding=self.rounding, training_bounds=training_bounds, projections=projections,
+            radius_steps=radius_steps, memory_budget=memory_budget, seeds=self._seeds,
         )  # fmt: skip
 
     # Settings of the certificate, which may be set anew.

@@ -8,6 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from defended.arguments import number_not_negative
+
 
 @keras.saving.register_keras_serializable(package="defended")
 class Consistency(keras.losses.Loss):
@@ -32,8 +34,8 @@ class Consistency(keras.losses.Loss):
 
     def __init__(self, weight: float = 10.0, entropy_weight: float = 0.5, name: str = "consistency", **kwargs: Any):
         super().__init__(name=name, **kwargs)
-        self.weight = _not_negative("weight", weight)
-        self.entropy_weight = _not_negative("entropy_weight", entropy_weight)
+        self.weight = number_not_negative("weight", weight)
+        self.entropy_weight = number_not_negative("entropy_weight", entropy_weight)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         log_p = ops.log_softmax(y_pred, axis=-1)
@@ -47,9 +49,3 @@ class Consistency(keras.losses.Loss):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "weight": self.weight, "entropy_weight": self.entropy_weight}
-
-
-def _not_negative(name: str, value: float) -> float:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"`{name}` must be finite and not negative. Received: {value!r}")
-    return float(value)

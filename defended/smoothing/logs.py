@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from defended._io import atomic_write_text
+from defended.arguments import positive_number
 
 if TYPE_CHECKING:
     from defended.smoothing.smoothed_net import SmoothedNet
@@ -92,8 +93,7 @@ class CertificationLog:
 
     def certified(self, epsilon: float, strict: bool = True) -> Array:
         """`[n]` bool, whether the radius exceeds epsilon (`strict=False`: reaches it)."""
-        if not (np.isfinite(epsilon) and epsilon > 0):
-            raise ValueError(f"`epsilon` must be a positive finite number. Received: {epsilon!r}")
+        positive_number("epsilon", epsilon)
         return self.radius > epsilon if strict else self.radius >= epsilon
 
     def vra(self, epsilon: float, strict: bool = True) -> float:

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from defended.arguments import whole_number
 from defended.layers.gaussian_noise_augmentation import GaussianNoiseAugmentation
 from defended.networks.checks import checked_network
 from defended.smoothing.consistency import Consistency
@@ -67,8 +68,7 @@ class NoisyTrainer(keras.Model):
         super().__init__(name=name, **kwargs)
         self.network = checked_network(network)
         self.augmentation = GaussianNoiseAugmentation(sigma, name="noise")
-        if draws != int(draws) or draws < 1:
-            raise ValueError(f"`draws` must be a whole number, at least 1. Received: draws={draws!r}")
+        draws = whole_number("draws", draws, 1, floats=True)
         if consistency is not None and draws < 2:
             raise ValueError(f"`consistency` compares noise draws of one input. Received: draws={draws}. Set draws=2.")
         if adversary is not None and keras.backend.backend() != "tensorflow":

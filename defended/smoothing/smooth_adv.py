@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import keras
 from keras import ops
 
+from defended.arguments import positive_number, whole_number
 from defended.numerics.float32 import SMALLEST_NORMAL
 
 
@@ -39,10 +39,10 @@ class SmoothAdv:
         warmup: int = 10,
         clip: tuple[float, float] | None = None,
     ):
-        self.epsilon = _positive("epsilon", epsilon)
-        self.steps = _whole("steps", steps, 1)
-        self.step_size = None if step_size is None else _positive("step_size", step_size)
-        self.warmup = _whole("warmup", warmup, 0)
+        self.epsilon = positive_number("epsilon", epsilon, "in input units")
+        self.steps = whole_number("steps", steps, 1, floats=True)
+        self.step_size = None if step_size is None else positive_number("step_size", step_size, "in input units")
+        self.warmup = whole_number("warmup", warmup, 0, floats=True)
         if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
             raise ValueError(f"`clip` must be None or a pair (low, high) with low < high. Received: {clip!r}")
         self.clip = None if clip is None else (float(clip[0]), float(clip[1]))
@@ -122,15 +122,3 @@ def _direction(gradient: Any) -> Any:
 
 def _into_ball(delta: Any, radius: Any) -> Any:
     return delta * ops.minimum(1.0, radius / ops.maximum(_norm(delta), SMALLEST_NORMAL))
-
-
-def _positive(name: str, value: float) -> float:
-    if not 0 < value < math.inf:
-        raise ValueError(f"`{name}` must be a positive finite number, in input units. Received: {value!r}")
-    return float(value)
-
-
-def _whole(name: str, value: int, least: int) -> int:
-    if value != int(value) or value < least:
-        raise ValueError(f"`{name}` must be a whole number, at least {least}. Received: {value!r}")
-    return int(value)

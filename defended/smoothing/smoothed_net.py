@@ -9,13 +9,13 @@ import keras
 import numpy as np
 from keras import ops
 
+from defended.arguments import one_of, positive_number, whole_number
 from defended.certificate import Array, of_certificate
 from defended.defended_model import DefendedModel
 from defended.gate import ProvingProperty
 from defended.margins import leader
 from defended.networks.checks import checked_radius
 from defended.networks.inputs import float32_tensor, whole_batch_size
-from defended.smoothing.arguments import one_of, positive, whole
 from defended.smoothing.bounds import MAX_SAMPLES, binomial_p_value, checked_alpha
 from defended.smoothing.gate import Gate
 from defended.smoothing.statement import assumptions_of, method_of
@@ -101,12 +101,12 @@ class SmoothedNet(DefendedModel):
                 f"Smoothing samples with TensorFlow Probability, and Keras runs on {keras.backend.backend()!r}. Set "
                 f"the variable KERAS_BACKEND=tensorflow before Keras is imported; a saved network can be loaded there."
             )
-        self.sigma, self.alpha = positive("sigma", sigma), checked_alpha(alpha)
-        self.samples = whole("samples", samples, 1, MAX_SAMPLES)
-        self.selection_samples = whole("selection_samples", selection_samples, 1, MAX_SAMPLES)
-        attack_samples = whole("attack_samples", attack_samples, 1, MAX_SAMPLES)
-        max_batch = None if max_batch is None else whole("max_batch", max_batch, 1, MAX_SAMPLES)
-        seed = None if seed is None else whole("seed", seed, 0, 2**62)
+        self.sigma, self.alpha = positive_number("sigma", sigma, "in input units"), checked_alpha(alpha)
+        self.samples = whole_number("samples", samples, 1, MAX_SAMPLES, floats=True)
+        self.selection_samples = whole_number("selection_samples", selection_samples, 1, MAX_SAMPLES, floats=True)
+        attack_samples = whole_number("attack_samples", attack_samples, 1, MAX_SAMPLES, floats=True)
+        max_batch = None if max_batch is None else whole_number("max_batch", max_batch, 1, MAX_SAMPLES, floats=True)
+        seed = None if seed is None else whole_number("seed", seed, 0, 2**62, floats=True)
         self.mode, self.precision = one_of("mode", mode, GATES), one_of("precision", precision, _PRECISIONS)
         super().__init__(network, epsilon=epsilon, norm="l2", name=name, **kwargs)
         self.supports_jit = False  # the loop's shapes follow what is still undecided
@@ -226,7 +226,7 @@ class SmoothedNet(DefendedModel):
 
         Draws whose logits are not finite vote for no class; inputs that are not finite get no votes.
         """
-        number = self.samples if samples is None else whole("samples", samples, 1, MAX_SAMPLES)
+        number = self.samples if samples is None else whole_number("samples", samples, 1, MAX_SAMPLES, floats=True)
 
         def count(inputs: Any, number: Any) -> Any:
             return self._certificate.sampler.count(inputs, number, self._certificate.seed_for(inputs))

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from defended._io import sha256_file
+from defended.arguments import whole_number
 from defended.exceptions import ArtefactError, CppLoaderError
 from defended.serving.artefacts.allowed_ops import CLASSIFY, check_ops, check_parsing, list_ops
 from defended.serving.artefacts.closing import Closing
@@ -141,8 +142,7 @@ class Artefact(Closing):
         Raises:
             TypeError, ValueError: as for `serving_default`, or `batch_size` is not positive.
         """
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be a positive integer. Received: {batch_size!r}.")
+        whole_number("batch_size", batch_size, 1)
         return self._session.run_batches("audit", self._checked(x), batch_size)
 
     def run(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from defended.arguments import whole_number
 from defended.serving.artefacts.inputs import require_float32, run_in_batches
 
 if TYPE_CHECKING:
@@ -42,8 +43,7 @@ class OnnxModel:
     def __init__(self, content: bytes, *, max_batch: int = 512) -> None:
         import onnxruntime
 
-        if max_batch < 1:
-            raise ValueError(f"`max_batch` must be a positive number of rows. Received: {max_batch!r}.")
+        whole_number("max_batch", max_batch, 1, floats=True)
         try:
             self._session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
             self.metadata: dict[str, Any] = json.loads(self._session.get_modelmeta().custom_metadata_map[METADATA])

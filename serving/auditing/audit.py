@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from defended.arguments import whole_number
 from defended.serving.artefacts.artefact import Artefact
 from defended.serving.auditing.answers import Answers, infer_epsilon
 from defended.serving.auditing.black_box import BlackBox, attack_endpoint
@@ -94,8 +95,7 @@ def audit(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"`confidence` must lie between 0 and 1. Received: {confidence!r}.")
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be a positive integer. Received: {batch_size!r}.")
+    whole_number("batch_size", batch_size, 1)
     limits = parse_conditions(conditions or {})
     earlier = baseline if baseline is None or isinstance(baseline, AuditRecord) else read_record(baseline)
     if isinstance(target, str | os.PathLike) and is_request_log(target):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from defended.arguments import whole_number
 from defended.attacks.black_box.decision_attack import DecisionAttack
 from defended.attacks.black_box.score_descent import Asked, ScoreDescent
 from defended.attacks.core.balls import distances
@@ -34,8 +35,7 @@ class BlackBox:
 
     def __post_init__(self) -> None:
         for name in ("budget", "queries"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"`{name}` must be a positive number of queries. Received: {getattr(self, name)!r}")
+            whole_number(name, getattr(self, name), 1, floats=True)
 
 
 @dataclass(frozen=True)

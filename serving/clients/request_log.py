@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from defended._io import lock_file
+from defended.arguments import whole_number
 from defended.exceptions import RequestLogError
 from defended.serving.artefacts.closing import Closing
 from defended.serving.clients.logged_answers import SUFFIX, LoggedAnswer, log_files, read_request_log, record_of
@@ -68,8 +69,7 @@ class RequestLog(Closing):
         keep_inputs: bool = True,
     ) -> None:
         for name, value in (("max_bytes", max_bytes), ("max_files", max_files)):
-            if value < 1:
-                raise ValueError(f"`{name}` must be a positive integer. Received: {value!r}.")
+            whole_number(name, value, 1, floats=True)
         if not 0 <= sample <= 1:
             raise ValueError(f"`sample` must be a share of the answers, in [0, 1]. Received: {sample!r}.")
         self.directory = Path(directory)

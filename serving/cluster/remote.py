@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from defended._version import __version__
+from defended.arguments import whole_number
 from defended.attacks.core.attack import Attack
 from defended.attacks.core.checks import Array
 from defended.attacks.measurement.chunk_store import ChunkStore
@@ -46,8 +47,7 @@ class DistributedArtefact(Artefact):
 
     def audit(self, x: Array, batch_size: int = 256) -> dict[str, Array]:
         """The signature `audit` on any number of inputs, as `Artefact` gives it; the last batch is filled up."""
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be a positive integer. Received: {batch_size!r}.")
+        whole_number("batch_size", batch_size, 1)
         settings, size = Settings(None, self.epsilon, batch_size), batch_size * _BATCHES
         # Random verdicts are drawn anew; what was drawn before is no answer to this call.
         keep = self._keep if self.manifest.sampling is None else None

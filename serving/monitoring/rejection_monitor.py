@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from defended._io import atomic_write_text, canonical_json
+from defended.arguments import number_in, whole_number
 from defended.exceptions import StateError
 from defended.serving.auditing.profile import near_answered
 from defended.serving.auditing.record import AuditRecord, identity, read_record
@@ -87,12 +88,10 @@ class RejectionMonitor:
         baseline_share: float = 0.5,
         window: int = 4000,
     ):
-        if not 0 < false_alarm <= 0.5:
-            raise ValueError(f"`false_alarm` must lie in (0, 0.5]. Received: {false_alarm!r}")
+        number_in("false_alarm", false_alarm, "(0, 0.5]")
         if not 0 < baseline_share < 1:
             raise ValueError(f"`baseline_share` must lie strictly between 0 and 1. Received: {baseline_share!r}")
-        if window < 1:
-            raise ValueError(f"`window` must be a positive number of verdicts. Received: {window!r}")
+        whole_number("window", window, 1, floats=True)
         record = None if isinstance(baseline, Rate) else baseline
         if record is not None and not isinstance(record, AuditRecord):
             record = read_record(record)

@@ -64,7 +64,7 @@ def sharpen_bounds(model: GloroNet, *, steps: int = 25) -> float:
     from scipy.optimize import minimize
     from threadpoolctl import threadpool_limits
 
-    whole_number("steps", steps, 1)
+    whole_number("steps", steps, 1, floats=True)
     chain, was_final = _Chain(model), model.is_final
     if not chain.junctions:
         return 1.0
