@@ -15,7 +15,7 @@ from defended.polytope.dual_bounds import SLOPES, DualBounds, Margins
 from defended.polytope.graph import PolytopeGraph
 from defended.polytope.memory import bytes_per_input
 from defended.polytope.projections import projected_chain
-from defended.polytope.radius import ABOVE, search_radius
+from defended.polytope.radius import ABOVE, search_radius, traced_once
 from defended.polytope.rounding import LARGEST_COEFFICIENTS, LARGEST_VALUE, largest_coefficients
 from defended.polytope.self_check import check_evaluation
 from defended.training.training_batch import TrainingBatch
@@ -311,9 +311,12 @@ class PolytopeNet(TrainingBatch, DefendedModel):
         logits = self._logits(inputs, training=False)
         first = leader(logits)
         epsilon = ops.broadcast_to(ops.convert_to_tensor(self.epsilon), ops.shape(inputs)[:1])
-        slack, radius = search_radius(
-            lambda radius: self._certify(inputs, first, radius, frozen), epsilon, self.radius_steps
-        )
+
+        def certify(radius: Any) -> tuple[Any, Any]:
+            return self._certify(inputs, first, radius, frozen)
+
+        # What is exported stays one flat graph.
+        slack, radius = search_radius(certify if frozen else traced_once(certify), epsilon, self.radius_steps)
         valid = self._valid(inputs)
         proven = ops.logical_and(valid, finite_rows(logits))
         radius = ops.where(ops.logical_and(proven, radius > 0), ops.minimum(radius, FLOAT_MAX), 0.0)
