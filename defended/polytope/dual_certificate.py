@@ -17,7 +17,7 @@ from defended.polytope.dual_bounds import DualBounds, Margins
 from defended.polytope.graph import PolytopeGraph
 from defended.polytope.memory import bytes_per_input
 from defended.polytope.projections import projected_chain
-from defended.polytope.radius import search_radius
+from defended.polytope.radius import search_radius, traced_once
 from defended.polytope.rounding import LARGEST_COEFFICIENTS, LARGEST_VALUE, largest_coefficients
 from defended.polytope.self_check import Subject, check_evaluation
 from defended.settings import ProvenConstants
@@ -69,10 +69,15 @@ class DualCertificate(Certificate):
         logits = self.logits(inputs, training=False)
         first = leader(logits)
         epsilon = ops.broadcast_to(epsilon, ops.shape(inputs)[:1])
-        at_epsilon = self.certify(inputs, first, epsilon)
+
+        def bounds(radius: Any) -> tuple[Any, Any]:
+            return self.certify(inputs, first, radius)
+
+        certify = bounds if deployed else traced_once(bounds)  # what is exported stays one flat graph
+        at_epsilon = certify(epsilon)
 
         def radius() -> Any:
-            return search_radius(lambda r: self.certify(inputs, first, r), epsilon, self.radius_steps, at_epsilon)
+            return search_radius(certify, epsilon, self.radius_steps, at_epsilon)
 
         return Finding(logits, at_epsilon[0], radius, finite_rows(inputs))
 

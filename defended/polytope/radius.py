@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import keras
 from keras import ops
 
 ABOVE = 1.0 + 2.0**-21
@@ -44,3 +45,15 @@ def search_radius(
         high = ops.where(above, high, middle)
         low = ops.minimum(low, ops.maximum(high, low * 0.0))
     return low
+
+
+def traced_once(certify: Callable[[Any], tuple[Any, Any]]) -> Callable[[Any], tuple[Any, Any]]:
+    """Return the same function; while TensorFlow makes a graph, in one of its own that all steps of the search call.
+
+    A first answer spends most of its time on tracing, and the bounds are by far the largest part of its graph.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return certify
+    import tensorflow as tf
+
+    return certify if tf.executing_eagerly() else tf.function(certify, autograph=False)
