@@ -261,14 +261,14 @@ class TestClassify:
         assert empty["classes"].shape == (0, 1)
 
     def test_method_name_is_the_one_that_tensorflow_serving_takes(self, exported):
-        (graph,) = graph_ops._read(exported).meta_graphs
+        (graph,) = graph_ops.read_saved_model(exported).meta_graphs
         names = {name: item.method_name for name, item in graph.signature_def.items()}
         assert names["classify"] == "tensorflow/serving/classify"
         assert names["serving_default"] == names["audit"] == "tensorflow/serving/predict"
 
     def test_only_classify_parses(self, exported, tmp_path):
         graph_ops.check_parsing(exported)
-        proto = graph_ops._read(exported)
+        proto = graph_ops.read_saved_model(exported)
         signatures = proto.meta_graphs[0].signature_def
         signatures["serving_default"].outputs["scores"].name = signatures["classify"].outputs["scores"].name
         (tmp_path / "saved_model.pb").write_bytes(proto.SerializeToString())
