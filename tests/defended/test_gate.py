@@ -40,6 +40,20 @@ def wrap(kind, net=None):
 
 KINDS = ("gloro", "polytope", "guard")
 
+
+@pytest.fixture(scope="module")
+def proven():
+    """`proven(kind)`: one model of each kind, finalized; for tests that leave it as it is. Tracing is what costs."""
+
+    @functools.cache
+    def make(kind):
+        model = wrap(kind)
+        model.finalize()
+        return model
+
+    return make
+
+
 ENTRIES = {
     "verdicts": lambda model: model.verdicts(X).radius,
     "certified_radius": lambda model: np.asarray(model.certified_radius(X)),
@@ -162,8 +176,8 @@ def test_a_tensor_in_place_of_a_variable_is_noticed():
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "smoothed"])
-def test_nothing_is_asked_of_no_inputs(kind):
-    model = SmoothedNet(network(), 0.1, 0.25, samples=100) if kind == "smoothed" else wrap(kind)
+def test_nothing_is_asked_of_no_inputs(kind, proven):
+    model = SmoothedNet(network(), 0.1, 0.25, samples=100) if kind == "smoothed" else proven(kind)
     assert model.verdicts(X[:0]).label.shape == (0,)
     for ask in (model.certified_radius, model.availability_radius):
         assert np.asarray(ask(X[:0])).shape == (0,)
@@ -172,9 +186,9 @@ def test_nothing_is_asked_of_no_inputs(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_another_shape_is_an_error_that_says_so(kind):
+def test_another_shape_is_an_error_that_says_so(kind, proven):
     model = wrap(kind)
-    for ask in (model.verdicts, model, model.certified_radius, model.competitor_radii, model.deployed):
+    for ask in (model.verdicts, model, model.certified_radius, model.competitor_radii, proven(kind).deployed):
         for wrong in (np.zeros((3, 5)), np.zeros((3, 6, 1)), np.zeros(6)):
             with pytest.raises(ValueError, match=r"shape \[n, 6\]"):
                 ask(wrong)
@@ -256,9 +270,8 @@ CAME_ABOUT = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("how", CAME_ABOUT)
-def test_copies_are_verified_and_answer_alike(kind, how, tmp_path, caplog):
-    model = wrap(kind)
-    model.finalize()
+def test_copies_are_verified_and_answer_alike(kind, how, tmp_path, caplog, proven):
+    model = proven(kind)
     with caplog.at_level(logging.INFO, "defended"):
         other = CAME_ABOUT[how](model, tmp_path)
         assert not other._is_current(), "what a file says is a claim"
@@ -322,10 +335,9 @@ def test_bounds_that_were_edited_in_a_file_do_not_count(tmp_path, factor):
         np.testing.assert_allclose(radius, honest, rtol=1e-6)
 
 
-def test_a_trusted_file_counts_at_once(tmp_path):
+def test_a_trusted_file_counts_at_once(tmp_path, proven):
     for kind in KINDS:
-        model = wrap(kind)
-        model.finalize()
+        model = proven(kind)
         model.save(tmp_path / "m.keras")
         loaded = defended.load_model(tmp_path / "m.keras", trusted=True)
         assert loaded._is_current()
@@ -506,9 +518,8 @@ def test_an_input_of_another_type_is_refused_by_every_defence(dtype):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_a_global_policy_changes_nothing(kind, policy):
-    net = network()
-    plain = wrap(kind, net).verdicts(X)
+def test_a_global_policy_changes_nothing(kind, policy, proven):
+    net, plain = proven(kind).network, proven(kind).verdicts(X)
     keras.mixed_precision.set_dtype_policy(policy)
     try:
         model = wrap(kind, net)
@@ -532,8 +543,8 @@ GIVEN = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", GIVEN)
-def test_whatever_real_numbers_are_given_are_float32_first(kind, name):
-    model, x = wrap(kind), WHOLE.astype("float32")
+def test_whatever_real_numbers_are_given_are_float32_first(kind, name, proven):
+    model, x = proven(kind), WHOLE.astype("float32")
     expected = model.verdicts(x)
     np.testing.assert_array_equal(model.verdicts(GIVEN[name]).radius, expected.radius)
     np.testing.assert_allclose(model.certified_radius(GIVEN[name]), model.certified_radius(x), rtol=1e-6)
