@@ -24,7 +24,7 @@ demo: $(VENV)/.installed
 	$(BIN)/defended demo $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile --durations 25 $(ARGS)
+	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations 25 $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -17,14 +17,26 @@ os.environ.update(
 
 import keras
 import pytest
+import tensorflow as tf
 
 from defended import datasets
 
 
 @pytest.fixture(autouse=True)
-def seeds():
-    """Every test starts from the same random state, alone or in company."""
-    keras.utils.set_random_seed(20221)
+def seeds(monkeypatch):
+    """Every test starts from the same random state, alone or in company.
+
+    TensorFlow's own seed is left alone: setting it drops all compiled kernels, and graphs that tests share would be
+    optimised again for each of them. Keras draws by seeds of its own.
+    """
+    with monkeypatch.context() as patched:
+        patched.setattr(tf.random, "set_seed", lambda seed: None)
+        keras.utils.set_random_seed(20221)
+
+
+def pytest_collection_modifyitems(items):
+    """The campaign takes minutes, so a worker begins with it."""
+    items.sort(key=lambda item: "test_campaign" not in item.nodeid)
 
 
 def folder_from(variable: str) -> Path:
