@@ -140,7 +140,7 @@ class PolytopeGraph:
         return self._append("relu", (source,), node.shape, layer=layer)
 
     def _append_layer(self, step: Step, sources: tuple[int, ...]) -> int:
-        """Append the nodes of one use of a layerand return the number of its output."""
+        """Append the nodes of one use of a layer and return the number of its output."""
         layer, key = step.layer, (id(step.layer), step.input_shapes)
         if key not in self._maps:
             self._maps[key] = pieces_of(layer, step.input_shapes, step.shape)
