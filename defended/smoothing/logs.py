@@ -33,9 +33,9 @@ _TIME = re.compile(r"(?:(\d+) days?, )?(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)|(\d+(
 class CertificationLog:
     """Certified radii of `n` test inputs, l2, in input units; the arrays are read-only.
 
-    Where a rate asks for "certified at eps", the ball is closed, as everywhere in this library: `radius > eps`.
-    Published figures count `radius >= eps`; `strict=False` does. The two differ where a radius is exactly eps, which in
-    files with three digits happens.
+    Where a rate asks for "certified at eps", the ball is closed, as everywhere in this library: `radius > eps`, both in
+    float32. Published figures count `radius >= eps`; `strict=False` does. The two differ where a radius is exactly eps,
+    which in files with three digits happens.
 
     Args:
         index: `[n]`, each input's number in its data set.
