@@ -107,7 +107,7 @@ class InputFacts:
         return ~self.rejected & ~lost
 
     def all(self, names: Iterable[str]) -> Array:
-        """`[n]` bool, whether an input has all of these facts, at least one and each of them known."""
+        """`[n]` bool, whether an input has all of these facts: one or more, all of them known."""
         return reduce(and_, (getattr(self, name) for name in names))
 
     def of(self, chosen: Array) -> InputFacts:

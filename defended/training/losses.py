@@ -189,6 +189,9 @@ def _from_name(name: str) -> Any:
 
 
 def crossentropy(targets: Any, logits: Any) -> Any:
-    """Return `[batch]`; targets are `[batch, k]` for `k <= logits.shape[-1]`, missing columns count as 0."""
+    """Return cross-entropies `[batch]` of logits.
+
+    Targets are `[batch, k]` for `k <= logits.shape[-1]`; missing columns count as 0.
+    """
     chosen = ops.sum(targets * logits[:, : targets.shape[-1]], axis=-1)
     return ops.logsumexp(logits, axis=-1) * ops.sum(targets, axis=-1) - chosen
