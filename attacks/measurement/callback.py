@@ -88,11 +88,8 @@ class DegradationMonitor(keras.callbacks.Callback):
             batch_size=self.batch_size, time_budget=self.time_budget, progress=False,
         )  # fmt: skip
         self.results[epoch] = result.summary()
-        figures = {
-            "degradation_fpr_lower": float(result.fpr_lower),
-            "degradation_fpr_upper": float(result.fpr_upper),
-            "degradation_vra_under_attack": float(result.vra_under_attack),
-        }
+        rates = ("fpr_lower", "fpr_upper", "vra_under_attack")
+        figures = {f"degradation_{name}": float(getattr(result, name)) for name in rates}
         if logs is not None:
             logs.update(figures)
         if self.log_dir is not None:

@@ -126,8 +126,13 @@ def attack_inputs(
     found = verdicts(model, attacked)
     changed = ~found.rejected & (found.label != answered)
     if changed.any() and not model.sampling:
-        _report_violation(
-            model.norm, epsilon, index[changed], answered[changed], found.label[changed], attacked[changed]
+        first = np.argmax(changed)
+        raise CertificateViolation(
+            f"{changed.sum()} accepted inputs have an accepted neighbour with another label: input {index[first]} is "
+            f"answered {answered[first]}, and a point within {epsilon:g} ({model.norm}) of it {found.label[first]}. "
+            f"The certificate is broken: do not deploy this model, and report the points kept in this error.",
+            index[changed],
+            attacked[changed],
         )
     return {
         "degraded": found.rejected,
@@ -137,13 +142,3 @@ def attack_inputs(
         "redrawn": np.int64(redrawn(model, x).sum() if model.sampling else 0),
         "seconds": np.float64(time.perf_counter() - start),
     }
-
-
-def _report_violation(norm: str, epsilon: float, index: Array, before: Array, after: Array, inputs: Array) -> None:
-    first = f"input {index[0]} is answered {before[0]}, and a point within {epsilon:g} ({norm}) of it {after[0]}"
-    raise CertificateViolation(
-        f"{len(index)} accepted inputs have an accepted neighbour with another label: {first}. The certificate is "
-        f"broken: do not deploy this model, and report the points kept in this error.",
-        index,
-        inputs,
-    )

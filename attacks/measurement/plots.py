@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from defended.attacks.core.checks import Array
+from defended.attacks.measurement.records import Records
 from defended.figure_style import COLOURS, GRID, INK, NORMS, STYLE, draw_bracket, draw_frame
 from defended.statistics.rates import fpr_upper_curve, vra_curve
 
@@ -27,12 +28,11 @@ def plot_vra(results: Susceptibility | Mapping[str, Susceptibility], radii: Any 
         results: a measurement, or several by name.
         radii: the radii to draw, in input units; None for up to three times the largest radius defended.
     """
-    figure, axes, radii, named = _axes(results, radii, "VRA, % of inputs")
-    for colour, (name, result) in zip(COLOURS * len(named), named.items(), strict=False):
-        curve = vra_curve(result.records.radius, np.equal(result.records.label, result.records.predicted), radii)
-        axes.plot(radii, 100 * curve, color=colour, label=name, lw=2.2)
-        draw_bracket(axes, result.epsilon, 100 * result.vra_under_attack, 100 * result.vra, colour)
-    return _finished(figure, axes, named)
+
+    def curve(records: Records, radii: Array) -> Array:
+        return vra_curve(records.radius, np.equal(records.label, records.predicted), radii)
+
+    return _over_radii(results, radii, "VRA, % of inputs", curve, ("vra_under_attack", "vra"))
 
 
 def plot_fpr(results: Susceptibility | Mapping[str, Susceptibility], radii: Any = None) -> Figure:
@@ -42,11 +42,11 @@ def plot_fpr(results: Susceptibility | Mapping[str, Susceptibility], radii: Any 
 
     Args: as for `plot_vra`.
     """
-    figure, axes, radii, named = _axes(results, radii, "FPR, % of answers, at most")
-    for colour, (name, result) in zip(COLOURS * len(named), named.items(), strict=False):
-        axes.plot(radii, 100 * fpr_upper_curve(result.records.radius, radii), color=colour, label=name, lw=2.2)
-        draw_bracket(axes, result.epsilon, 100 * result.fpr_lower, 100 * result.fpr_upper, colour)
-    return _finished(figure, axes, named)
+
+    def curve(records: Records, radii: Array) -> Array:
+        return fpr_upper_curve(records.radius, radii)
+
+    return _over_radii(results, radii, "FPR, % of answers, at most", curve, ("fpr_lower", "fpr_upper"))
 
 
 def plot_pairs(x: Any, result: Susceptibility, count: int = 6) -> Figure:
@@ -94,7 +94,10 @@ def draw_pairs(originals: list[Array], perturbed: list[Array], answers: list[str
     return figure
 
 
-def _axes(results: Any, radii: Any, label: str) -> tuple[Figure, Axes, Array, dict[str, Susceptibility]]:
+def _over_radii(
+    results: Any, radii: Any, label: str, curve: Callable[[Records, Array], Array], bracket: tuple[str, str]
+) -> Figure:
+    """A curve a measurement, and at its own radius the bracket between two of its rates."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -112,10 +115,10 @@ def _axes(results: Any, radii: Any, label: str) -> tuple[Figure, Axes, Array, di
         axes = figure.add_subplot()
     axes.set(xlim=(0, radii[-1]), ylim=(0, 100), xlabel=f"radius ε ({NORMS[norms.pop()]}, input units)", ylabel=label)
     draw_frame(axes)
-    return figure, axes, radii, named
-
-
-def _finished(figure: Figure, axes: Axes, named: Mapping[str, Any]) -> Figure:
+    for colour, (name, result) in zip(COLOURS * len(named), named.items(), strict=False):
+        axes.plot(radii, 100 * curve(result.records, radii), color=colour, label=name, lw=2.2)
+        low, high = (100 * getattr(result, rate) for rate in bracket)
+        draw_bracket(axes, result.epsilon, low, high, colour)
     if list(named) != [""]:
         axes.legend(frameon=False)
     return figure

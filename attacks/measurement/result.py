@@ -13,6 +13,19 @@ from defended.statistics.intervals import Rate
 from defended.statistics.rates import DEFINITIONS, InputFacts
 
 
+class _Figure:
+    """A rate of a measurement, defined under the attribute's name in `defended.statistics.rates`."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name, self.__doc__ = name, f"Share of inputs: {DEFINITIONS[name].meaning}."
+
+    def __get__(self, measured: Susceptibility | None, owner: type) -> Rate:
+        if measured is None:
+            return self  # type: ignore[return-value]  # of the class, for whoever lists what it has
+        alpha = float(measured.sampling["alpha"]) if measured.sampling else 0.0
+        return measured.facts.rate(self.name, measured.confidence, alpha)
+
+
 @dataclass(frozen=True)
 class Susceptibility:
     """How far a defended model can be degraded: a bracket, and what it means for accuracy (Leino et al. 2022).
@@ -66,55 +79,26 @@ class Susceptibility:
         """Number of certified inputs that the attack degraded."""
         return int(self.records.degraded.sum())
 
-    @property
-    def clean_accuracy(self) -> Rate:
-        """Share of inputs whose largest logit is the label's, ⊥ left aside."""
-        return self._rate("clean_accuracy")
-
-    @property
-    def rejection_rate(self) -> Rate:
-        """Share of inputs rejected without any attack."""
-        return self._rate("rejection_rate")
-
-    @property
-    def vra(self) -> Rate:
-        """Verified-robust accuracy: share of inputs answered correctly and certified at eps."""
-        return self._rate("vra")
-
-    @property
-    def vra_2eps(self) -> Rate:
-        """Share of inputs correct and certified at 2 eps: no perturbation within eps takes their answer away."""
-        return self._rate("vra_2eps")
-
-    @property
-    def vra_under_attack(self) -> Rate:
-        """Share of inputs that the attack leaves correct and certified."""
-        return self._rate("vra_under_attack")
-
-    @property
-    def utility_reduction(self) -> Rate:
-        """VRA minus VRA under attack: share of inputs that were correct and certified, and degraded."""
-        return self._rate("utility_reduction")
-
-    @property
-    def fpr_lower(self) -> Rate:
-        """Lower bound on the false positive rate: degraded / certified, the paper's denominator."""
-        return self._rate("fpr_lower")
-
-    @property
-    def fpr_upper(self) -> Rate:
-        """Upper bound on the false positive rate: 1 - certified at 2 eps / certified, the paper's denominator."""
-        return self._rate("fpr_upper")
-
-    @property
-    def fpr_lower_correct(self) -> Rate:
-        """Degraded among the certified and correct, the denominator of the paper's code."""
-        return self._rate("fpr_lower_correct")
-
-    @property
-    def fpr_upper_correct(self) -> Rate:
-        """1 - certified at 2 eps among the certified and correct, the denominator of the paper's code."""
-        return self._rate("fpr_upper_correct")
+    clean_accuracy = _Figure()
+    """Share of inputs whose largest logit is the label's, ⊥ left aside."""
+    rejection_rate = _Figure()
+    """Share of inputs rejected without any attack."""
+    vra = _Figure()
+    """Verified-robust accuracy: share of inputs answered correctly and certified at eps."""
+    vra_2eps = _Figure()
+    """Share of inputs correct and certified at 2 eps: no perturbation within eps takes their answer away."""
+    vra_under_attack = _Figure()
+    """Share of inputs that the attack leaves correct and certified."""
+    utility_reduction = _Figure()
+    """VRA minus VRA under attack: share of inputs that were correct and certified, and degraded."""
+    fpr_lower = _Figure()
+    """Lower bound on the false positive rate: degraded / certified, the paper's denominator."""
+    fpr_upper = _Figure()
+    """Upper bound on the false positive rate: 1 - certified at 2 eps / certified, the paper's denominator."""
+    fpr_lower_correct = _Figure()
+    """Degraded among the certified and correct, the denominator of the paper's code."""
+    fpr_upper_correct = _Figure()
+    """1 - certified at 2 eps among the certified and correct, the denominator of the paper's code."""
 
     @property
     def spontaneous(self) -> Rate:
@@ -195,9 +179,6 @@ class Susceptibility:
         return InputFacts(
             records.rejected, correct, correct & answered, answered, answered & ~records.contested, records.degraded
         )
-
-    def _rate(self, name: str) -> Rate:
-        return self.facts.rate(name, self.confidence, float(self.sampling["alpha"]) if self.sampling else 0.0)
 
 
 def _in_words(attack: dict[str, Any]) -> str:

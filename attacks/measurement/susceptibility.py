@@ -25,6 +25,7 @@ from defended.attacks.measurement.result import Susceptibility
 from defended.defended_model import DefendedModel
 from defended.exceptions import CertificateViolation
 from defended.provenance import data_digest
+from defended.statistics.rates import exceeds
 
 # With a smaller probability, answers with another label are no longer chance.
 _UNEXPLAINED = 1e-6
@@ -94,9 +95,7 @@ def susceptibility(
     label = checks.class_numbers(y, len(x), model.num_classes)
     epsilon = _radius(model, attack)
     computing: Engine = engine or InProcess()
-    plan: dict[str, Any] = {}
-    if resume is not None:
-        plan = _fingerprint(model, x, label, attack, batch_size, resume) | computing.fingerprint
+    plan = {} if resume is None else _fingerprint(model, x, label, attack, batch_size, resume) | computing.fingerprint
     store = computing.store(resume, plan)
     settings = Settings(attack, epsilon, batch_size)
 
@@ -105,7 +104,7 @@ def susceptibility(
     judged = {name: done for name, _, done in _pieces(store, computing, model, settings, jobs)}
     clean = {key: np.concatenate([judged[name][key] for name in sorted(judged)]) for key in _CLEAN}
     # Doubling is exact in float32, so this is the comparison that the deployed check would make at 2 eps.
-    contested = ~clean["rejected"] & (clean["radius"] <= np.float32(2) * np.float32(epsilon))
+    contested = ~clean["rejected"] & ~exceeds(clean["radius"], 2 * epsilon)
     rows = np.flatnonzero(contested)
     attacked, degraded, distance = np.zeros(len(x), bool), np.zeros(len(x), bool), np.zeros(len(x))
     found: dict[str, tuple[Array, Any]] = {}

@@ -8,11 +8,9 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 from defended.attacks.measurement.records import Records
+from defended.statistics.rates import DEFINITIONS
 
-RATES = (
-    "clean_accuracy", "rejection_rate", "vra", "vra_2eps", "vra_under_attack", "utility_reduction", "fpr_lower",
-    "fpr_upper", "fpr_lower_correct", "fpr_upper_correct",
-)  # fmt: skip
+RATES = tuple(name for name in DEFINITIONS if name not in ("accuracy_on_answered", "always_answered"))
 """The rates of a measurement, each an attribute of it, in the order of tables."""
 
 PAPER = {
@@ -116,15 +114,20 @@ def _name(result: Measured) -> str:
 
 def _render(rows: list[list[str]], format: str) -> str:  # noqa: A002
     if format == "csv":
-        buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows(rows)
-        return buffer.getvalue()
+        return csv_text(rows)
     if format == "text":
         return text_table(rows)
     widths = [max(3, *(len(row[column]) for row in rows)) for column in range(len(rows[0]))]
     rules = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = text_table([rows[0], rules, *rows[1:]], between=" | ").splitlines()
     return "\n".join(f"| {line} |" for line in lines)
+
+
+def csv_text(rows: Iterable[Iterable[str]]) -> str:
+    """Rows of cells as CSV."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
 
 
 def text_table(rows: Iterable[Iterable[str]], left: Collection[int] = (0,), between: str = "  ") -> str:

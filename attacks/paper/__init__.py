@@ -17,14 +17,8 @@ from defended.attacks.paper.settings import Settings
 from defended.attacks.paper.smoothed import figure3, table2
 
 EXPERIMENTS: dict[str, Callable[[Settings], Reproduction]] = {
-    "table1": table1,
-    "table2": table2,
-    "table3": table3,
-    "table4": table4,
-    "table5": table5,
-    "figure2": figure2,
-    "figure3": figure3,
-    "figure4": figure4,
+    experiment.__name__: experiment
+    for experiment in (table1, table2, table3, table4, table5, figure2, figure3, figure4)
 }
 
 

@@ -13,7 +13,7 @@ from defended.attacks.composed.degradation_attack import DegradationAttack
 from defended.attacks.gradient.certificate_descent import CertificateDescent
 from defended.attacks.gradient.pgd import EpsilonPGD
 from defended.attacks.measurement.plots import plot_pairs
-from defended.attacks.paper.reproduction import Finding, Reproduction
+from defended.attacks.paper.reproduction import Finding, Reproduction, measured, noted
 from defended.attacks.paper.settings import Settings, open_net
 from defended.exceptions import NotHereError
 from defended.figure_style import COLOURS, MUTED, draw_frame, to_png
@@ -45,8 +45,7 @@ CASES = (
          {"vra": 0.600, "fpr_lower_correct": 0.114, "utility_reduction": 0.066}),
     Case("fashion-mnist-0.3", "fashion_mnist", 0.3, ("fashion-mnist-2c2f-0.3", "fashion-mnist-2c2f-0.6"), None, {}),
 )  # fmt: skip
-FIGURES = {"vra": "VRA", "fpr_lower_correct": "FPR, at least", "utility_reduction": "utility reduction"}
-UPPER = {"fpr_upper_correct": "FPR, at most"}
+RATES = ("vra", "fpr_lower_correct", "utility_reduction")
 
 
 def table1(settings: Settings) -> Reproduction:
@@ -55,48 +54,34 @@ def table1(settings: Settings) -> Reproduction:
     The denominators are those of the paper's code, the certified and correct. The printed values are those of the
     authors' net and attack; in the other rows they are there to compare with.
     """
-
-    def attacks(epsilon: float) -> dict[str, Any]:
-        return {
-            "the paper's attack": DegradationAttack.published(epsilon),
-            "CertificateDescent": CertificateDescent(steps=50, early_stop=True),
-        }
-
-    return _lower_bounds("table1", "GloRo Nets under degradation attacks (l2)", settings, attacks, printed=True)
+    title = "GloRo Nets under degradation attacks (l2)"
+    return _lower_bounds("table1", title, settings, "the paper's attack", DegradationAttack.published, printed=True)
 
 
 def table3(settings: Settings) -> Reproduction:
     """The same by eps-PGD, which looks for a point at eps whose own neighbourhood holds another label (Appendix B)."""
-
-    def attacks(epsilon: float) -> dict[str, Any]:
-        return {"eps-PGD": EpsilonPGD(), "CertificateDescent": CertificateDescent(steps=50, early_stop=True)}
-
-    return _lower_bounds("table3", "GloRo Nets under eps-PGD (l2)", settings, attacks, printed=False)
+    title = "GloRo Nets under eps-PGD (l2)"
+    return _lower_bounds("table3", title, settings, "eps-PGD", lambda epsilon: EpsilonPGD(), printed=False)
 
 
 def _lower_bounds(
-    name: str, title: str, settings: Settings, attacks: Callable[[float], dict[str, Any]], printed: bool
+    name: str, title: str, settings: Settings, first: str, make: Callable[[float], Any], printed: bool
 ) -> Reproduction:
     findings: list[Finding] = []
     left_out: list[str] = []
     for case in CASES:
-        try:
+        nets: dict[str, Any] = {}
+        with noted(left_out, case.name):
             x, y = settings.test_points(case.data, POINTS)
             nets = _nets(case, settings, left_out)
-        except NotHereError as missing:
-            left_out.append(f"{case.name}: {missing}")
-            continue
         for net, model in nets.items():
-            for attack_name, attack in attacks(case.epsilon).items():
+            attacks = {first: make(case.epsilon), "CertificateDescent": CertificateDescent(steps=50, early_stop=True)}
+            for attack_name, attack in attacks.items():
+                rates = RATES if attack_name == first else (*RATES, "fpr_upper_correct")
                 result = settings.measure(f"{case.name}, {net}, {attack_name}", model, x, y, attack)
-                wanted = FIGURES | (UPPER if attack_name == "CertificateDescent" else {})
-                for key, figure in wanted.items():
-                    # The paper prints no figures of these nets or of our attack: its own stand beside them.
-                    known = case.printed.get(key) if printed else None
-                    findings.append(
-                        Finding(f"{case.name}, {net}", f"{figure} ({attack_name})" if key != "vra" else figure,
-                                getattr(result, key), known)
-                    )  # fmt: skip
+                # The paper prints no figures of these nets or of our attack: its own stand beside them.
+                known = case.printed if printed else {}
+                findings += measured(f"{case.name}, {net}", result, rates, known, attack_name)
     unique = dict.fromkeys(findings)  # VRA does not depend on the attack
     return Reproduction(name, title, tuple(unique), tuple(left_out))
 
@@ -107,16 +92,12 @@ def _nets(case: Case, settings: Settings, left_out: list[str]) -> dict[str, Any]
     if case.name in settings.nets:
         return {"your net": settings.net(case.name, None, case.epsilon)}
     if case.reference is not None:
-        try:
+        with noted(left_out, f"{case.name}, the authors' net"):
             file = settings.reference_file("gloro", f"{case.reference}.gloronet")
             nets["the authors' net"] = open_net(file, case.epsilon)
-        except NotHereError as missing:
-            left_out.append(f"{case.name}, the authors' net: {missing}")
     for published in case.zoo:
-        try:
+        with noted(left_out, f"{case.name}, {published}"):
             nets[published] = settings.net(case.name, published, case.epsilon)
-        except NotHereError as missing:
-            left_out.append(f"{case.name}, {published}: {missing}")
     return nets
 
 
@@ -130,31 +111,23 @@ def figure2(settings: Settings) -> Reproduction:
     findings: list[Finding] = []
     for name, epsilon in (("mnist_0.3", 0.3), ("mnist_1.58", 1.58), ("cifar10_0.14", 0.141)):
         for suffix, trained in (("N", "trained at eps"), ("Y", "at 2 eps")):
-            try:
+            with noted(left_out):
                 path = settings.reference_file("gloro", "radii", f"{name}_{suffix}.csv")
                 series[f"{name.replace('_', ' ')}, authors', {trained}"] = epsilon, *_published_radii(path)
-            except NotHereError as missing:
-                left_out.append(str(missing))
     for case in CASES:
         for published, trained in zip(case.zoo, ("trained at eps", "at 2 eps"), strict=bool(case.zoo)):
             name = f"{case.name.replace('-', ' ')}, ours, {trained}"
-            try:
+            with noted(left_out, name):
                 x, y = settings.test_points(case.data, 10_000)
                 model = settings.net(case.name, published, case.epsilon)
-            except NotHereError as missing:
-                left_out.append(f"{name}: {missing}")
-                continue
-            # A rejected input that is certified for less than eps still has its place in the curves.
-            right = _predicted(model, x) == y
-            radius = model.verdicts(x, batch_size=1000).radius
-            series[name] = case.epsilon, radius.astype(np.float64), right
-    for name, (epsilon, radius, right) in series.items():
-        theirs = None
-        if ", ours, " in name:
-            theirs = series.get(name.replace("ours", "authors'"))
-        for figure, value in _at(radius, right, epsilon).items():
-            paper = None if theirs is None else float(_at(theirs[1], theirs[2], epsilon)[figure])
-            findings.append(Finding(name, figure, value, paper))
+                # A rejected input that is certified for less than eps still has its place in the curves.
+                right = _predicted(model, x) == y
+                radius = model.verdicts(x, batch_size=1000).radius
+                series[name] = case.epsilon, radius.astype(np.float64), right
+    for name, values in series.items():
+        theirs = series.get(name.replace("ours", "authors'")) if ", ours, " in name else None
+        known = _at(*theirs) if theirs else {}
+        findings += [Finding(name, figure, value, known.get(figure)) for figure, value in _at(*values).items()]
     picture, curves = _draw(series)
     return Reproduction(
         "figure2", "VRA and the FPR's upper bound over the radius, GloRo Nets", tuple(findings), tuple(left_out),
@@ -175,7 +148,7 @@ def _published_radii(path: Path) -> tuple[Any, Any]:
     return np.array([float(row["radius"]) for row in rows]), np.array([row["correct"] == "True" for row in rows])
 
 
-def _at(radius: Any, right: Any, epsilon: float) -> dict[str, Rate]:
+def _at(epsilon: float, radius: Any, right: Any) -> dict[str, Rate]:
     facts = InputFacts.at(radius, right, epsilon)
     names = {"vra": f"VRA at {epsilon:g}", "vra_2eps": f"VRA at {2 * epsilon:g}",
              "fpr_upper": f"FPR at {epsilon:g}, at most"}  # fmt: skip

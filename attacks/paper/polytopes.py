@@ -10,9 +10,8 @@ import numpy as np
 from defended import zoo
 from defended.attacks.composed.degradation_attack import DegradationAttack
 from defended.attacks.gradient.certificate_descent import CertificateDescent
-from defended.attacks.paper.reproduction import Finding, Reproduction
+from defended.attacks.paper.reproduction import Finding, Reproduction, measured, noted
 from defended.attacks.paper.settings import Settings
-from defended.exceptions import NotHereError
 from defended.polytope.polytope_net import PolytopeNet
 
 EPSILON = 0.1
@@ -24,64 +23,47 @@ NOTE = "the paper's net is larger"
 
 def table4(settings: Settings) -> Reproduction:
     """Lower bounds on the false positive rate, by the authors' attack and by the descent of the certificate."""
-
-    def attacks() -> dict[str, Any]:
-        return {
-            "the paper's attack": DegradationAttack.published(EPSILON, "linf"),
-            "CertificateDescent": CertificateDescent(steps=20, early_stop=True),
-        }
-
-    return _measure("table4", "Wong and Kolter's nets under degradation attacks (l∞)", settings, attacks(), False)
+    attacks = {
+        "the paper's attack": DegradationAttack.published(EPSILON, "linf"),
+        "CertificateDescent": CertificateDescent(steps=20, early_stop=True),
+    }
+    title = "Wong and Kolter's nets under degradation attacks (l∞)"
+    return _measure("table4", title, settings, attacks, ("vra", "fpr_lower_correct", "utility_reduction"))
 
 
 def table5(settings: Settings) -> Reproduction:
     """Upper bounds on the false positive rate: what is not certified at twice the radius."""
     title = "Wong and Kolter's nets, certified at eps and at 2 eps (l∞)"
-    return _measure("table5", title, settings, {"": _stay}, True)
+    # No attack: the upper bound needs none.
+    stay = {"": lambda model, x, y: x}
+    return _measure("table5", title, settings, stay, ("vra", "vra_2eps", "fpr_upper_correct"))
 
 
-def _stay(model: Any, x: Any, y: Any) -> Any:
-    """No attack: the upper bound needs none."""
-    return x
-
-
-def _measure(name: str, title: str, settings: Settings, attacks: dict[str, Any], upper: bool) -> Reproduction:
+def _measure(
+    name: str, title: str, settings: Settings, attacks: dict[str, Any], rates: tuple[str, ...]
+) -> Reproduction:
     findings: list[Finding] = []
     left_out: list[str] = []
-    try:
+    nets: dict[str, Any] = {}
+    with noted(left_out, "mnist"):
         x, y = settings.test_points("mnist", POINTS)
-    except NotHereError as missing:
-        return Reproduction(name, title, (), (f"mnist: {missing}",))
-    for net, model in _nets(settings, left_out).items():
+        nets = _nets(settings, left_out)
+    for net, model in nets.items():
         for attack_name, attack in attacks.items():
             result = settings.measure(f"{net}, {attack_name}", model, x, y, attack, batch_size=100)
-            findings.append(Finding(net, "VRA", result.vra, PRINTED["vra"], NOTE))
-            if upper:
-                findings += [
-                    Finding(net, "VRA at 2 eps", result.vra_2eps),
-                    Finding(net, "FPR, at most", result.fpr_upper_correct, PRINTED["fpr_upper_correct"], NOTE),
-                ]
-            else:
-                lower = result.fpr_lower_correct
-                figure = f"FPR, at least ({attack_name})"
-                findings.append(Finding(net, figure, lower, PRINTED["fpr_lower_correct"], NOTE))
-                findings.append(Finding(net, f"utility reduction ({attack_name})", result.utility_reduction))
+            findings += measured(net, result, rates, PRINTED, attack_name, NOTE)
     return Reproduction(name, title, tuple(dict.fromkeys(findings)), tuple(left_out))
 
 
 def _nets(settings: Settings, left_out: list[str]) -> dict[str, Any]:
     nets: dict[str, Any] = {}
-    try:
+    with noted(left_out):
         file = settings.reference_file("kw", "mnist_2c2f_linf_0.1.npz")
         nets["Wong and Kolter's small net, their slope"] = published_net(file, slope="wong-kolter")
         nets["Wong and Kolter's small net, our bounds"] = published_net(file)
-    except NotHereError as missing:
-        left_out.append(str(missing))
     for case in ("mnist-2c2f-linf-0.1", "mnist-2c2f-linf-0.2"):
-        try:
+        with noted(left_out):
             nets[case] = settings.net(case, case, EPSILON)
-        except NotHereError as missing:
-            left_out.append(str(missing))
     for model in nets.values():
         if isinstance(model, PolytopeNet):
             model.radius_steps = 1  # whether r > 2 eps is all that the tables need

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from defended._io import atomic_write_bytes, atomic_write_text
-from defended.attacks.measurement.tables import text_table
+from defended.attacks.measurement.tables import PAPER, csv_text, text_table
+from defended.exceptions import NotHereError
 from defended.statistics.intervals import Rate
 
 COLUMNS = ("case", "figure", "paper", "ours", "low", "high", "difference", "count", "total", "note")
+_FIGURES = PAPER | {"vra_2eps": "VRA at 2 eps"}
 
 
 class Finding(NamedTuple):
@@ -63,11 +65,7 @@ class Reproduction:
 
     def to_csv(self) -> str:
         """The findings as CSV, shares in percent."""
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(finding.row() for finding in self.findings)
-        return buffer.getvalue()
+        return csv_text([COLUMNS, *(finding.row().values() for finding in self.findings)])
 
     def to_table(self) -> str:
         """The findings as plain text."""
@@ -89,16 +87,48 @@ class Reproduction:
         if self.picture is not None:
             paths.append(atomic_write_bytes(directory / f"{self.name}.png", self.picture))
         if self.curves:
-            buffer = io.StringIO()
-            writer = csv.writer(buffer, lineterminator="\n")
-            writer.writerow(self.curves)
-            for values in zip(*self.curves.values(), strict=True):
-                writer.writerow("" if value is None else f"{value:.6g}" for value in values)
-            paths.append(atomic_write_text(directory / f"{self.name}_curves.csv", buffer.getvalue()))
+            columns = ([name, *map(_number, values)] for name, values in self.curves.items())
+            text = csv_text(zip(*columns, strict=True))
+            paths.append(atomic_write_text(directory / f"{self.name}_curves.csv", text))
         return paths
 
     def __str__(self) -> str:
         return self.to_table()
+
+
+@contextmanager
+def noted(left_out: list[str], what: str = "") -> Iterator[None]:
+    """Do what needs files; where one is not here, note that in `left_out`, with what it was needed for, and go on."""
+    try:
+        yield
+    except NotHereError as missing:
+        left_out.append(f"{what}: {missing}" if what else str(missing))
+
+
+def measured(
+    case: str, result: Any, rates: Iterable[str], printed: Mapping[str, float], attack: str = "", note: str = ""
+) -> list[Finding]:
+    """Some rates of a measurement, each beside what the paper prints of it.
+
+    Args:
+        case: what was measured.
+        result: a `Susceptibility`.
+        rates: its attributes.
+        printed: the paper's values of some of them.
+        attack: the attack's name, for the rates that depend on it.
+        note: about the paper's values.
+    """
+    return [
+        Finding(
+            case, f"{_FIGURES[name]} ({attack})" if attack and name != "vra" else _FIGURES[name],
+            getattr(result, name), printed.get(name), note if name in printed else "",
+        )
+        for name in rates
+    ]  # fmt: skip
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
 
 
 def _percent(share: float | None) -> str:

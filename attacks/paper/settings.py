@@ -79,13 +79,13 @@ class Settings:
             raise NotHereError(f"{path} is not there")
         return path
 
-    def net(self, case: str, published: str | None, epsilon: float) -> Any:
-        """The net of a case: the caller's file, or the zoo's `published`, defended at epsilon."""
+    def net(self, case: str, published: str | None, epsilon: float, **options: Any) -> Any:
+        """The net of a case: the caller's file, or the zoo's `published` with these options, defended at epsilon."""
         if case in self.nets:
             return open_net(self.nets[case], epsilon)
         if published is None or published not in zoo.names():
             raise NotHereError(f"no net is shipped for it; give your own (nets={{{case!r}: ...}}, --net {case}=...)")
-        return zoo.load(published, epsilon=epsilon)
+        return zoo.load(published, epsilon=epsilon, **options)
 
 
 def open_net(path: str | os.PathLike[str], epsilon: float) -> Any:

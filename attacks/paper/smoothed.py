@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import keras
+
 from defended.attacks.composed.degradation_attack import DegradationAttack
 from defended.attacks.gradient.certificate_descent import CertificateDescent
 from defended.attacks.gradient.smoothed_pgd import SmoothedPGD
-from defended.attacks.paper.reproduction import Finding, Reproduction
+from defended.attacks.paper.reproduction import Finding, Reproduction, noted
 from defended.attacks.paper.settings import Settings
-from defended.exceptions import NotHereError
 from defended.figure_style import to_png
 from defended.smoothing.bounds import radius_ceiling
 from defended.smoothing.figures import Panel, curves, draw_certification
 from defended.smoothing.logs import read_log
+from defended.smoothing.smoothed_net import SmoothedNet
 
 
 class Published(NamedTuple):
@@ -52,47 +54,35 @@ def table2(settings: Settings) -> Reproduction:
     samples, steps = (1000, 10) if settings.quick else (10_000, 50)
     findings: list[Finding] = []
     left_out: list[str] = []
-    runs: list[tuple[str, str, float, Any]] = [*NETS]
-    for panel in PANELS:
-        data = panel.file.split("_")[0]
-        runs.append((f"{data}-sigma-{panel.sigma:g}", data, panel.sigma, tuple(panel.printed)))
+    panels = ((f"{panel.file.split('_')[0]}-sigma-{panel.sigma:g}", panel) for panel in PANELS)
+    runs = [*NETS, *((name, name.split("-")[0], panel.sigma, tuple(panel.printed)) for name, panel in panels)]
     for name, data, sigma, radii in runs:
-        for epsilon in radii:
-            try:
+        with noted(left_out, name):
+            for epsilon in radii:
                 x, y = settings.test_points(data, 300)
                 model = _smoothed(settings, name, epsilon, sigma, samples)
-            except NotHereError as missing:
-                left_out.append(f"{name}: {missing}")
-                break
-            case = f"{name}, eps {epsilon:g}"
-            attacks = {
-                "Algorithm 3.2": DegradationAttack(SmoothedPGD(samples=32, steps=steps, clip=(0, 1))),
-                "CertificateDescent": CertificateDescent(steps=steps, clip=(0, 1)),
-            }
-            for attack_name, attack in attacks.items():
-                result = settings.measure(f"{case}, {attack_name}", model, x, y, attack, batch_size=50)
-                findings.append(Finding(case, f"FPR, at least ({attack_name})", result.fpr_lower))
-            findings += [
-                Finding(case, "VRA", result.vra),
-                Finding(case, "FPR, at most", result.fpr_upper, note=f"no radius above {model.radius_ceiling:.3f}"),
-                Finding(case, "rejected anew without any attack", result.spontaneous),
-            ]
+                case = f"{name}, eps {epsilon:g}"
+                attacks = {
+                    "Algorithm 3.2": DegradationAttack(SmoothedPGD(samples=32, steps=steps, clip=(0, 1))),
+                    "CertificateDescent": CertificateDescent(steps=steps, clip=(0, 1)),
+                }
+                for attack_name, attack in attacks.items():
+                    result = settings.measure(f"{case}, {attack_name}", model, x, y, attack, batch_size=50)
+                    findings.append(Finding(case, f"FPR, at least ({attack_name})", result.fpr_lower))
+                findings += [
+                    Finding(case, "VRA", result.vra),
+                    Finding(case, "FPR, at most", result.fpr_upper, note=f"no radius above {model.radius_ceiling:.3f}"),
+                    Finding(case, "rejected anew without any attack", result.spontaneous),
+                ]
     title = f"Smoothed models under degradation attacks (l2), n = {samples}, alpha = 0.001"
     return Reproduction("table2", title, tuple(findings), tuple(left_out))
 
 
 def _smoothed(settings: Settings, name: str, epsilon: float, sigma: float, samples: int) -> Any:
-    import keras
-
-    from defended import zoo
-    from defended.smoothing.smoothed_net import SmoothedNet
-
     if name in settings.nets:
         network = keras.models.load_model(settings.nets[name], compile=False)
         return SmoothedNet(network, epsilon, sigma, samples=samples)
-    if name not in zoo.names():
-        raise NotHereError(f"no net is shipped for it; give your own (nets={{{name!r}: ...}}, --net {name}=...)")
-    return zoo.load(name, epsilon=epsilon, samples=samples)
+    return settings.net(name, name, epsilon, samples=samples)
 
 
 def figure3(settings: Settings) -> Reproduction:
@@ -102,20 +92,18 @@ def figure3(settings: Settings) -> Reproduction:
     panels: dict[str, Panel] = {}
     columns: dict[str, tuple[float | None, ...]] = {}
     for published in PANELS:
-        try:
+        with noted(left_out):
             log = read_log(settings.reference_file("smoothing", f"{published.file}.tsv"))
-        except NotHereError as missing:
-            left_out.append(str(missing))
-            continue
-        ceiling = radius_ceiling(published.sigma, SAMPLES, ALPHA)
-        panels[published.title] = Panel(log, ceiling, tuple(published.printed))
-        for name, values in zip(("radius", "VRA", "FPR, at most"), curves(log, False, ceiling), strict=True):
-            columns[f"{published.title}: {name}"] = tuple(None if value != value else float(value) for value in values)
-        for epsilon, printed in published.printed.items():
-            # The paper counts a radius that equals eps as certified; with three digits that happens.
-            findings.append(
-                Finding(f"{published.title}, eps {epsilon:g}", "FPR, at most", log.fpr_upper(epsilon, False), printed)
-            )
+            ceiling = radius_ceiling(published.sigma, SAMPLES, ALPHA)
+            panels[published.title] = Panel(log, ceiling, tuple(published.printed))
+            for name, values in zip(("radius", "VRA", "FPR, at most"), curves(log, False, ceiling), strict=True):
+                columns[f"{published.title}: {name}"] = tuple(
+                    None if value != value else float(value) for value in values
+                )
+            for epsilon, printed in published.printed.items():
+                # The paper counts a radius that equals eps as certified; with three digits that happens.
+                found = log.fpr_upper(epsilon, False)
+                findings.append(Finding(f"{published.title}, eps {epsilon:g}", "FPR, at most", found, printed))
     picture = to_png(draw_certification(panels, strict=False)) if panels else None
     title = "VRA and the FPR's upper bound over the radius, smoothed models of Cohen et al."
     return Reproduction("figure3", title, tuple(findings), tuple(left_out), picture, columns)

@@ -51,26 +51,21 @@ def fastest_rows(seconds: Callable[[int], float]) -> int:
     """
     import tensorflow as tf
 
-    best, rate, rows = 0, 0.0, _FIRST
-    while rows <= _LAST:
+    def rate(rows: int) -> float:
         try:
-            now = rows / seconds(rows)
+            return rows / seconds(rows)
         except tf.errors.ResourceExhaustedError:
-            break
-        if now < rate * _WORTHWHILE:
-            break
-        best, rate, rows = rows, now, 2 * rows
+            return 0.0
+
     rows = _FIRST
-    while not best:
+    while not (fastest := rate(rows)):
         rows //= 2
         if not rows:
             raise MemoryError(
                 "The device's memory does not hold the network's activations for a single noisy input. Free memory, or "
                 "use another device."
             )
-        try:
-            seconds(rows)
-            best = rows
-        except tf.errors.ResourceExhaustedError:
-            continue
-    return best
+    # After halving, the double is known not to fit.
+    while _FIRST <= rows <= _LAST // 2 and (faster := rate(2 * rows)) >= fastest * _WORTHWHILE:
+        rows, fastest = 2 * rows, faster
+    return rows

@@ -10,6 +10,7 @@ import numpy as np
 
 from defended.figure_style import FPR, GRID, MUTED, STYLE, VRA, draw_bracket, draw_frame
 from defended.smoothing.logs import CertificationLog
+from defended.statistics.rates import fpr_upper_curve, vra_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,11 +64,7 @@ def curves(log: CertificationLog, strict: bool = True, ceiling: float | None = N
     """Radii, VRA and the upper bound on the false positive rate: arrays of one length, up to the largest radius."""
     end = max(float(log.radius.max(initial=0.0)), ceiling or 0.0) or 1.0
     radii = np.linspace(0, end, 401)[1:]
-    return (
-        radii,
-        np.array([log.vra(radius, strict) for radius in radii]),
-        np.array([log.fpr_upper(radius, strict) for radius in radii]),
-    )
+    return radii, vra_curve(log.radius, log.correct, radii, strict), fpr_upper_curve(log.radius, radii, strict)
 
 
 def _draw_panel(axes: Axes, title: str, panel: Panel, strict: bool) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from defended._io import atomic_write_text
 from defended.arguments import positive_number
+from defended.statistics.rates import InputFacts, exceeds
 
 if TYPE_CHECKING:
     from defended.smoothing.smoothed_net import SmoothedNet
@@ -33,9 +33,9 @@ _TIME = re.compile(r"(?:(\d+) days?, )?(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)|(\d+(
 class CertificationLog:
     """Certified radii of `n` test inputs, l2, in input units; the arrays are read-only.
 
-    Where a rate asks for "certified at eps", the ball is closed, as everywhere in this library: `radius > eps`.
-    Published figures count `radius >= eps`; `strict=False` does. The two differ where a radius is exactly eps, which in
-    files with three digits happens.
+    Where a rate asks for "certified at eps", the ball is closed, as everywhere in this library: `radius > eps`, both in
+    float32. Published figures count `radius >= eps`; `strict=False` does. The two differ where a radius is exactly eps,
+    which in files with three digits happens.
 
     Args:
         index: `[n]`, each input's number in its data set.
@@ -94,19 +94,19 @@ class CertificationLog:
     def certified(self, epsilon: float, strict: bool = True) -> Array:
         """`[n]` bool, whether the radius exceeds epsilon (`strict=False`: reaches it)."""
         positive_number("epsilon", epsilon)
-        return self.radius > epsilon if strict else self.radius >= epsilon
+        return exceeds(self.radius, epsilon, strict)
 
     def vra(self, epsilon: float, strict: bool = True) -> float:
         """Verified-robust accuracy: share of inputs that are correct and certified at epsilon."""
-        return _mean(self.correct & self.certified(epsilon, strict))
+        return self._share("vra", epsilon, strict)
 
     def vra_2eps(self, epsilon: float, strict: bool = True) -> float:
         """Share of inputs that are correct and certified at 2 epsilon."""
-        return self.vra(2 * epsilon, strict)
+        return self._share("vra_2eps", epsilon, strict)
 
     def rejection_rate(self, epsilon: float, strict: bool = True) -> float:
         """Share of inputs that a classifier defended at epsilon rejects."""
-        return _mean(~self.certified(epsilon, strict))
+        return self._share("rejection_rate", epsilon, strict)
 
     def fpr_upper(self, epsilon: float, strict: bool = True) -> float:
         """Upper bound on the false positive rate, `1 - |r > 2 eps| / |r > eps|`, over all inputs.
@@ -115,16 +115,17 @@ class CertificationLog:
         rejection (Leino et al. 2022, section 3). NaN where none is answered. It holds up to the probability that a
         certificate is wrong, alpha for each input.
         """
-        return self._fpr_upper(np.ones(len(self), bool), epsilon, strict)
+        return self._share("fpr_upper", epsilon, strict)
 
     def fpr_upper_correct(self, epsilon: float, strict: bool = True) -> float:
         """`fpr_upper` over the inputs that are certified and correct: the denominator of the paper's code."""
-        return self._fpr_upper(self.correct, epsilon, strict)
+        return self._share("fpr_upper_correct", epsilon, strict)
 
-    def _fpr_upper(self, among: Array, epsilon: float, strict: bool) -> float:
-        answered = int((self.certified(epsilon, strict) & among).sum())
-        safe = int((self.certified(2 * epsilon, strict) & among).sum())
-        return 1 - safe / answered if answered else math.nan
+    def _share(self, name: str, epsilon: float, strict: bool) -> float:
+        """A rate of `defended.statistics.rates`; NaN where it is one of nothing."""
+        positive_number("epsilon", epsilon)
+        rate = InputFacts.at(self.radius, self.correct, epsilon, strict).rate(name)
+        return float(rate) if rate.total else math.nan
 
 
 def certify(model: SmoothedNet, x: Any, y: Any, *, index: Any = None, batch_size: int = 64) -> CertificationLog:
@@ -181,7 +182,7 @@ def read_log(path: str | os.PathLike[str]) -> CertificationLog:
             f"{path} is not a log of CERTIFY: its first line must be {' '.join(_COLUMNS)}, tab-separated. "
             f"Found: {found}"
         )
-    rows = [_row(f"{path}, line {number}", line) for number, line in _numbered(lines)]
+    rows = [_row(f"{path}, line {number}", line) for number, line in enumerate(lines[1:], start=2) if line]
     index, label, predicted, radius, seconds = zip(*rows, strict=True) if rows else ((),) * 5
     try:
         return CertificationLog(*map(np.array, (index, label, predicted, radius, seconds)))
@@ -201,10 +202,6 @@ def write_log(path: str | os.PathLike[str], log: CertificationLog) -> Path:
         time = timedelta(seconds=float(seconds))
         lines.append(f"{index}\t{label}\t{predicted}\t{float(radius)!r}\t{int(correct)}\t{time}")
     return atomic_write_text(path, "\n".join(lines) + "\n")
-
-
-def _numbered(lines: list[str]) -> Iterator[tuple[int, str]]:
-    return ((number, line) for number, line in enumerate(lines[1:], start=2) if line)
 
 
 def _row(place: str, line: str) -> tuple[int, int, int, float, float]:

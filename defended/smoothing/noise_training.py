@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -17,6 +15,7 @@ from defended.networks.checks import checked_network
 from defended.smoothing.consistency import Consistency
 from defended.smoothing.smooth_adv import SmoothAdv
 from defended.training.labels import check_labels, checked_dataset, soft_labels
+from defended.training.losses import crossentropy
 from defended.training.optimizers import make_variables
 
 # Replicas of a distribution strategy are traced in threads; each has its own value.
@@ -26,8 +25,7 @@ _EVALUATING: ContextVar[bool] = ContextVar("evaluating", default=False)
 @keras.saving.register_keras_serializable(package="defended")
 def crossentropy_from_logits(y_true: Any, y_pred: Any) -> Any:
     """Cross-entropy `[batch]` of logits `[batch, m]`; labels are class numbers or rows of probabilities."""
-    targets = soft_labels(y_true, y_pred.shape[-1])
-    return ops.logsumexp(y_pred, axis=-1) * ops.sum(targets, axis=-1) - ops.sum(targets * y_pred, axis=-1)
+    return crossentropy(soft_labels(y_true, y_pred.shape[-1]), y_pred)
 
 
 @keras.saving.register_keras_serializable(package="defended")
@@ -136,8 +134,11 @@ class NoisyTrainer(keras.Model):
 
     def test_step(self, *arguments: Any) -> Any:
         """One step of evaluation, as Keras calls it, under noise."""
-        with _evaluation():
+        token = _EVALUATING.set(True)
+        try:
             return super().test_step(*arguments)
+        finally:
+            _EVALUATING.reset(token)
 
     def fit(self, x: Any = None, y: Any = None, callbacks: Any = None, **kwargs: Any) -> Any:
         """`keras.Model.fit`.
@@ -233,12 +234,3 @@ class _WarmUp(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.model.attack_scale.assign(self.model.adversary.scale(epoch))
-
-
-@contextmanager
-def _evaluation() -> Iterator[None]:
-    token = _EVALUATING.set(True)
-    try:
-        yield
-    finally:
-        _EVALUATING.reset(token)

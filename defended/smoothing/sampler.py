@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import keras
@@ -30,6 +31,7 @@ class Sampled(NamedTuple):
     """`[batch]` int32, all draws, selection included; 0 where the input is not finite."""
 
 
+@dataclass(eq=False)
 class Sampler:
     """CERTIFY's sampling (Cohen et al. 2019), chunk by chunk, on the inputs that are still undecided.
 
@@ -44,21 +46,15 @@ class Sampler:
         precision: the type that the network computes in.
     """
 
-    def __init__(
-        self,
-        network: keras.Model,
-        sigma: float,
-        selection_samples: int,
-        max_batch: Callable[[], int],
-        precision: str = "float32",
-    ):
-        self.network = network
-        self.sigma = sigma
-        self.selection_samples = selection_samples
-        self.max_batch = max_batch
-        self.precision = precision
-        self.num_classes = int(network.outputs[0].shape[-1])
-        shape = network.input_shape[1:]
+    network: keras.Model
+    sigma: float
+    selection_samples: int
+    max_batch: Callable[[], int]
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        self.num_classes = int(self.network.outputs[0].shape[-1])
+        shape = self.network.input_shape[1:]
         specification = [tf.TensorSpec([None, *axes, *shape], tf.float32) for axes in ((), (None,))]
         # Made once, since a graph evaluates the network in several places.
         self.chunk = tf.function(self.count_chunk, input_signature=specification, autograph=False)

@@ -70,18 +70,11 @@ def sequential_gate(epsilon: float, sigma: float, samples: int, alpha: float) ->
         stages.append((t, answer, min(futile, answer - 1), radius[answer - counts[0] :]))
     stages.append((samples, needed, needed - 1, last))
 
-    lengths = np.cumsum([0] + [len(table) for *_, table in stages[:-1]])
+    *columns, tables = zip(*stages, strict=True)
+    checkpoints, answers, futiles = (np.array(column, np.int32) for column in columns)
     # The last table begins with the count 0, the others with the smallest count that answers.
-    first = np.array([answer for _, answer, _, _ in stages[:-1]] + [0], np.int64)
-    columns = (np.array(column, np.int32) for column in list(zip(*stages, strict=True))[:3])
-    checkpoints, answers, futiles = columns
-    return Gate(
-        checkpoints,
-        answers,
-        futiles,
-        np.concatenate([table for *_, table in stages]),
-        (lengths - first).astype(np.int32),
-    )
+    offset = np.cumsum([0, *map(len, tables[:-1])]) - np.append(answers[:-1], 0)
+    return Gate(checkpoints, answers, futiles, np.concatenate(tables), offset.astype(np.int32))
 
 
 def lower_confidence_sequence(counts: Any, t: int, alpha: float, share: float) -> Array:

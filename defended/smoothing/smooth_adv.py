@@ -82,13 +82,7 @@ class SmoothAdv:
         return tf.stop_gradient(x + delta)
 
     def get_config(self) -> dict[str, Any]:
-        return {
-            "epsilon": self.epsilon,
-            "steps": self.steps,
-            "step_size": self.step_size,
-            "warmup": self.warmup,
-            "clip": self.clip,
-        }
+        return {name: getattr(self, name) for name in ("epsilon", "steps", "step_size", "warmup", "clip")}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> SmoothAdv:

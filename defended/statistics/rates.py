@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from functools import reduce
+from operator import and_
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,18 +76,17 @@ class InputFacts:
     changed: Array | None = None
 
     @classmethod
-    def at(cls, radius: Array, correct: Array | None, epsilon: float) -> InputFacts:
+    def at(cls, radius: Array, correct: Array | None, epsilon: float, strict: bool = True) -> InputFacts:
         """Facts about a model that defends `epsilon` with these certified radii `[n]`: it answers where `r > epsilon`.
 
         Args:
             radius: in the units of epsilon.
             correct: `[n]` bool, whether the network's class is the label; None where that is not known.
             epsilon: the radius defended; a float32 number, as radii are.
+            strict: False counts `r >= epsilon` as answered, as published figures do.
         """
-        answered = exceeds(radius, epsilon)
-        return cls(
-            ~answered, correct, None if correct is None else correct & answered, answered, exceeds(radius, 2 * epsilon)
-        )
+        answered, safe = exceeds(radius, epsilon, strict), exceeds(radius, 2 * epsilon, strict)
+        return cls(~answered, correct, None if correct is None else correct & answered, answered, safe)
 
     @property
     def answered(self) -> Array:
@@ -104,6 +105,10 @@ class InputFacts:
             return None
         lost = self.degraded if self.changed is None else self.degraded | self.changed
         return ~self.rejected & ~lost
+
+    def all(self, names: Iterable[str]) -> Array:
+        """`[n]` bool, whether an input has all of these facts: one or more, all of them known."""
+        return reduce(and_, (getattr(self, name) for name in names))
 
     def of(self, chosen: Array) -> InputFacts:
         """The facts of some inputs, chosen by `[n]` bool."""
@@ -134,32 +139,38 @@ class InputFacts:
         found: dict[str, Rate | None] = {}
         for name in names:
             counted, among, certificates = DEFINITIONS[name][1:]
-            facts = [getattr(self, fact) for fact in (*among, *counted)]
-            if any(fact is None for fact in facts):
+            if any(getattr(self, fact) is None for fact in (*among, *counted)):
                 found[name] = None
                 continue
-            everyone = np.logical_and.reduce([np.ones(len(self.rejected), bool), *facts[: len(among)]])
-            chosen = np.logical_and.reduce([everyone, *facts[len(among) :]])
-            found[name] = Rate(int(chosen.sum()), int(everyone.sum()), confidence, alpha if certificates else 0.0)
+            total = int(self.all(among).sum()) if among else len(self.rejected)
+            count = int(self.all((*among, *counted)).sum())
+            found[name] = Rate(count, total, confidence, alpha if certificates else 0.0)
         return found
 
 
-def exceeds(radius: Array, epsilon: float) -> Array:
-    """`[n]` bool, whether `radius > epsilon` in float32, as the deployed check compares: the ball is closed."""
-    return np.asarray(radius, np.float32) > np.float32(epsilon)
+def exceeds(radius: Array, epsilon: float, strict: bool = True) -> Array:
+    """`[n]` bool, whether `radius > epsilon` in float32, as the deployed check compares: the ball is closed.
+
+    `strict=False` compares `radius >= epsilon`.
+    """
+    radius, least = np.asarray(radius, np.float32), np.float32(epsilon)
+    return radius > least if strict else radius >= least
 
 
-def vra_curve(radius: Array, correct: Array, radii: Array) -> Array:
-    """VRA, had the model been deployed at each of `radii`: `|correct and r > eps| / n`."""
-    return _above(radius[correct], radii) / max(len(radius), 1)
+def vra_curve(radius: Array, correct: Array, radii: Array, strict: bool = True) -> Array:
+    """VRA, had the model been deployed at each of `radii`: `|correct and r > eps| / n`; `r >= eps` if not `strict`."""
+    return _above(radius[correct], radii, strict) / max(len(radius), 1)
 
 
-def fpr_upper_curve(radius: Array, radii: Array) -> Array:
-    """`|eps < r <= 2 eps| / |r > eps|` at each eps of `radii`; NaN where nothing is answered."""
-    answered, safe = _above(radius, radii), _above(radius, 2 * radii)
+def fpr_upper_curve(radius: Array, radii: Array, strict: bool = True) -> Array:
+    """`|eps < r <= 2 eps| / |r > eps|` at each eps of `radii`; NaN where nothing is answered.
+
+    Of `strict=False` it is `|eps <= r < 2 eps| / |r >= eps|`.
+    """
+    answered, safe = _above(radius, radii, strict), _above(radius, 2 * radii, strict)
     return np.where(answered > 0, (answered - safe) / np.maximum(answered, 1), np.nan)
 
 
-def _above(radius: Array, radii: Array) -> Array:
-    """`|r > eps|` at each eps of `radii`."""
-    return len(radius) - np.searchsorted(np.sort(radius), radii, side="right")
+def _above(radius: Array, radii: Array, strict: bool) -> Array:
+    """`|r > eps|` at each eps of `radii`; `|r >= eps|` if not `strict`."""
+    return len(radius) - np.searchsorted(np.sort(radius), radii, side="right" if strict else "left")

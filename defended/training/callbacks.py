@@ -135,15 +135,8 @@ class RadiusDoubling(EpsilonSchedule):
     def set_model(self, model: Any) -> None:
         super().set_model(model)
         with model._strategy_scope():
-            monitors: list[Any] = [
-                metrics.VRA(name="vra"),
-                metrics.VRA(2.0, name="vra_2eps"),
-                metrics.RejectionRate(name="rejection_rate"),
-                metrics.FalsePositiveBound(name="fpr_upper"),
-            ]
-        for metric in monitors:
-            metric.attach(model)
-        model.monitor(monitors)
+            monitors = ["vra", metrics.VRA(2.0), "rejection_rate", "fpr_upper"]
+            model.monitor(metrics.resolve_metrics(monitors, model))
 
     def on_train_begin(self, logs: Any = None) -> None:
         if self.epsilon is not None:

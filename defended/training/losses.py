@@ -50,7 +50,7 @@ class Crossentropy(keras.losses.Loss):
         super().__init__(name=name, **kwargs)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        return _crossentropy(soft_labels(y_true, y_pred.shape[-1] - 1), y_pred)
+        return crossentropy(soft_labels(y_true, y_pred.shape[-1] - 1), y_pred)
 
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
@@ -84,7 +84,7 @@ class Trades(_ModelLoss):
         model = self._model()
         if model is not None:
             weight = weight * ops.convert_to_tensor(model.robust_weight_scale)
-        return _crossentropy(soft_labels(y_true, logits.shape[-1]), logits) + weight * robust
+        return crossentropy(soft_labels(y_true, logits.shape[-1]), logits) + weight * robust
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "weight": self.weight, "divergence": self.divergence}
@@ -118,7 +118,7 @@ class EMMA(_ModelLoss):
         shifted = logits + ops.stop_gradient(radius) * reach
         targets = ops.one_hot(labels, logits.shape[-1])
         # K_tt is 0 but for rounding: the true class itself gets no room.
-        loss = _crossentropy(targets, ops.where(targets > 0, logits, shifted))
+        loss = crossentropy(targets, ops.where(targets > 0, logits, shifted))
         return ops.where(valid, loss, float("nan"))
 
 
@@ -149,9 +149,9 @@ class CertifiedCrossentropy(_ModelLoss):
         m = y_pred.shape[-1] - 1
         targets = soft_labels(y_true, m)
         labels, _ = sparse_labels(y_true, m)
-        worst = _crossentropy(targets, model.worst_case_logits(ops.one_hot(labels, m, dtype="float32")))
+        worst = crossentropy(targets, model.worst_case_logits(ops.one_hot(labels, m, dtype="float32")))
         share = ops.minimum(self.weight * ops.convert_to_tensor(model.robust_weight_scale), 1.0)
-        return share * worst + (1.0 - share) * _crossentropy(targets, y_pred[:, :m])
+        return share * worst + (1.0 - share) * crossentropy(targets, y_pred[:, :m])
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "weight": self.weight}
@@ -173,12 +173,9 @@ def resolve_loss(loss: Any, model: Any) -> Any:
 
 def _from_name(name: str) -> Any:
     short = name.lower().removeprefix("sparse_").removeprefix("categorical_")
-    if short == "crossentropy":
-        return Crossentropy()
-    if short == "emma":
-        return EMMA()
-    if short == "certified_crossentropy":
-        return CertifiedCrossentropy()
+    plain = {"crossentropy": Crossentropy, "emma": EMMA, "certified_crossentropy": CertifiedCrossentropy}
+    if short in plain:
+        return plain[short]()
     kind, _, weight = short.partition(".")
     if kind in ("trades", "trades_kl", "trades_ce"):
         try:
@@ -191,7 +188,10 @@ def _from_name(name: str) -> Any:
     return name
 
 
-def _crossentropy(targets: Any, logits: Any) -> Any:
-    """`[batch]`; targets `[batch, k]` for `k <= logits.shape[-1]`, missing columns count as 0."""
+def crossentropy(targets: Any, logits: Any) -> Any:
+    """Return cross-entropies `[batch]` of logits.
+
+    Targets are `[batch, k]` for `k <= logits.shape[-1]`; missing columns count as 0.
+    """
     chosen = ops.sum(targets * logits[:, : targets.shape[-1]], axis=-1)
     return ops.logsumexp(logits, axis=-1) * ops.sum(targets, axis=-1) - chosen

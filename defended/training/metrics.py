@@ -7,20 +7,24 @@ the model that `compile` attaches it to.
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import keras
 from keras import ops
 
 from defended.arguments import positive_number
+from defended.statistics.rates import DEFINITIONS, InputFacts
 from defended.training.labels import sparse_labels
 
 _PACKAGE = "defended"
 
 
 class _Rate(keras.metrics.Mean):
-    """Mean of a 0/1 value per example."""
+    """Running mean of a rate: of a 0/1 value for each example that the rate is taken over."""
 
+    rate: str
+    """Which one, of `defended.statistics.rates`."""
     default_name: str
 
     def __init__(self, radius_scale: float = 1.0, name: str | None = None, **kwargs: Any):
@@ -35,11 +39,17 @@ class _Rate(keras.metrics.Mean):
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         y_pred = ops.convert_to_tensor(y_pred)
-        values = self.values(ops.convert_to_tensor(y_true), y_pred)
-        super().update_state(ops.cast(values, self.dtype), sample_weight)
+        facts = self._facts(ops.convert_to_tensor(y_true), y_pred)
+        _, counted, among, _ = DEFINITIONS[self.rate]
+        if among:
+            given = 1.0 if sample_weight is None else ops.reshape(ops.cast(sample_weight, self.dtype), (-1,))
+            sample_weight = given * ops.cast(facts.all(among), self.dtype)
+        super().update_state(ops.cast(facts.all(counted), self.dtype), sample_weight)
 
-    def values(self, y_true: Any, y_pred: Any) -> Any:
-        raise NotImplementedError
+    def _facts(self, y_true: Any, y_pred: Any) -> InputFacts:
+        """Return tensors of what is known of each input at `radius_scale * epsilon`."""
+        correct, answered = _correct(y_true, y_pred), self.certified(y_pred)
+        return InputFacts(~answered, correct, correct & answered, answered)
 
     def certified(self, y_pred: Any, radius_scale: float | None = None) -> Any:
         """Return `[batch]` bool, whether each input is answered at `radius_scale * epsilon`."""
@@ -63,30 +73,21 @@ class _Rate(keras.metrics.Mean):
 class CleanAccuracy(_Rate):
     """Share of inputs whose largest logit is the label's, ⊥ left aside."""
 
-    default_name = "clean_accuracy"
-
-    def values(self, y_true: Any, y_pred: Any) -> Any:
-        return _correct(y_true, y_pred)
+    rate = default_name = "clean_accuracy"
 
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class VRA(_Rate):
     """Verified-robust accuracy: share of inputs answered correctly *and* certified at `radius_scale * epsilon`."""
 
-    default_name = "vra"
-
-    def values(self, y_true: Any, y_pred: Any) -> Any:
-        return ops.logical_and(_correct(y_true, y_pred), self.certified(y_pred))
+    rate = default_name = "vra"
 
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class RejectionRate(_Rate):
     """Share of inputs that are not certified at `radius_scale * epsilon`."""
 
-    default_name = "rejection_rate"
-
-    def values(self, y_true: Any, y_pred: Any) -> Any:
-        return ops.logical_not(self.certified(y_pred))
+    rate = default_name = "rejection_rate"
 
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
@@ -97,29 +98,13 @@ class FalsePositiveBound(_Rate):
     can (Leino et al. 2022, section 3.2). 1 where no input is answered, since then nothing is proven.
     """
 
-    default_name = "false_positive_bound"
+    rate, default_name = "fpr_upper", "false_positive_bound"
 
-    def __init__(self, radius_scale: float = 1.0, name: str | None = None, **kwargs: Any):
-        super().__init__(radius_scale=radius_scale, name=name, **kwargs)
-        self.answered = self.add_variable(shape=(), initializer="zeros", name="answered")
-        self.safe = self.add_variable(shape=(), initializer="zeros", name="safe")
-
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        y_pred = ops.convert_to_tensor(y_pred)
-        weight = 1.0 if sample_weight is None else ops.reshape(ops.cast(sample_weight, self.dtype), (-1,))
-        for total, scale in ((self.answered, self.radius_scale), (self.safe, 2 * self.radius_scale)):
-            certified = ops.cast(self.certified(y_pred, scale), self.dtype)
-            total.assign_add(ops.sum(certified * weight))
+    def _facts(self, y_true: Any, y_pred: Any) -> InputFacts:
+        return replace(super()._facts(y_true, y_pred), safe=self.certified(y_pred, 2 * self.radius_scale))
 
     def result(self) -> Any:
-        answered = ops.convert_to_tensor(self.answered)
-        share = ops.convert_to_tensor(self.safe) / ops.where(answered > 0, answered, ops.ones_like(answered))
-        return 1.0 - ops.where(answered > 0, share, ops.zeros_like(share))
-
-    def reset_state(self) -> None:
-        super().reset_state()
-        self.answered.assign(0.0)
-        self.safe.assign(0.0)
+        return ops.where(ops.convert_to_tensor(self.count) > 0, super().result(), 1.0)
 
 
 _BY_NAME: dict[str, Any] = {

@@ -9,9 +9,9 @@ from keras import ops
 
 
 class _Batch(NamedTuple):
-    inputs: Any
-    training: bool
-    radius_scale: Any
+    inputs: Any = None
+    training: bool = False
+    radius_scale: Any = None
     """Of the model that is trained: the one that is bounded, or a guard around it."""
 
 
@@ -43,8 +43,7 @@ class TrainingBatch:
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         """The metrics of a batch, as Keras asks for them."""
         batches, key = self._batches(), threading.get_ident()
-        before = batches.get(key)
-        batches[key] = _Batch(x, before.training if before is not None else False, self.radius_scale)
+        batches[key] = _Batch(x, self._batch().training, self.radius_scale)
         try:
             return super().compute_metrics(x, y, y_pred, sample_weight)  # type: ignore[misc]
         finally:
@@ -55,26 +54,25 @@ class TrainingBatch:
             self._aside.batches = {}
         return self._aside.batches
 
+    def _batch(self) -> _Batch:
+        """Return what this thread knows of its batch."""
+        return self._batches().get(threading.get_ident(), _Batch())
+
     def _batch_is_known(self) -> bool:
-        batch = self._batches().get(threading.get_ident())
-        return batch is not None and batch.inputs is not None
+        return self._batch().inputs is not None
 
     def _batch_is_training(self) -> bool:
-        batch = self._batches().get(threading.get_ident())
-        return batch is not None and batch.training
+        return self._batch().training
 
     def _batch_inputs(self) -> Any:
-        batch = self._batches().get(threading.get_ident())
-        if batch is None or batch.inputs is None:
+        if not self._batch_is_known():
             raise RuntimeError(
                 "Bounds for the true class need the inputs, which are known while `fit` or `evaluate` computes a loss. "
                 "Use the loss there, or `model.margin_lower_bounds(x)` elsewhere."
             )
-        return ops.convert_to_tensor(batch.inputs)
+        return ops.convert_to_tensor(self._batch().inputs)
 
     def _batch_radius(self) -> Any:
         """The radius that the batch is bounded for: in training steps the training radius."""
-        epsilon, batch = ops.convert_to_tensor(self.epsilon), self._batches().get(threading.get_ident())
-        if batch is None or not batch.training:
-            return epsilon
-        return epsilon * ops.convert_to_tensor(batch.radius_scale)
+        epsilon, batch = ops.convert_to_tensor(self.epsilon), self._batch()
+        return epsilon * ops.convert_to_tensor(batch.radius_scale) if batch.training else epsilon

@@ -73,6 +73,14 @@ def test_rates_by_hand_in_both_conventions(log):
     assert log.fpr_upper(2.0, strict=False) == 1.0
 
 
+def test_radii_are_compared_as_the_deployed_check_does():
+    """0.1 as float32 is larger than 0.1: a radius that equals the deployed epsilon does not exceed it."""
+    log = CertificationLog(*np.array([[0], [1], [1]]), np.float32([0.1]))
+    assert log.radius[0] > 0.1
+    assert log.vra(0.1) == 0.0
+    assert log.vra(0.1, strict=False) == 1.0
+
+
 @pytest.mark.parametrize("epsilon", [0.0, -1.0, math.nan, math.inf])
 def test_a_radius_must_be_a_positive_number(log, epsilon):
     with pytest.raises(ValueError, match="`epsilon` must be a positive finite number"):

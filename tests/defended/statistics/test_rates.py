@@ -106,6 +106,15 @@ def test_curves_pass_through_the_rates():
     np.testing.assert_allclose(fpr_upper_curve(RADIUS, radii), [1 / 5, 2 / 4, 1, np.nan])
 
 
+def test_published_figures_count_a_radius_that_equals_eps():
+    found = InputFacts.at(RADIUS, CORRECT, 1.0, strict=False)
+    wanted = {"vra": (4, 6), "vra_2eps": (2, 6), "rejection_rate": (1, 6), "fpr_upper": (2, 5)}
+    assert {name: (rate.count, rate.total) for name, rate in found.rates(wanted).items()} == wanted
+    at = np.array([1.0])
+    assert vra_curve(RADIUS, CORRECT, at, strict=False) == 4 / 6
+    assert fpr_upper_curve(RADIUS, at, strict=False) == 2 / 5
+
+
 def test_no_inputs_have_rates_of_nothing():
     empty = InputFacts.at(np.zeros(0), np.zeros(0, bool), 1.0)
     assert empty.rate("vra").interval == (0, 1)
