@@ -108,7 +108,7 @@ def test_training_takes_the_same_steps(compiled):
 
         outcomes.append([gradient.numpy() for gradient in gradients(tf.constant(x))])
         outcomes[-1] += [variable.numpy() for variable in network.non_trainable_variables]
-    # The bias before the normalisation has no effect: its gradient is what is left of sums of terms as large as others'.
+    # The bias before the normalisation has no effect: its gradient is what is left of sums as large as the others.
     largest = max(np.abs(plain).max() for plain in outcomes[0])
     for plain, own in zip(*outcomes, strict=True):
         np.testing.assert_allclose(own, plain, atol=1e-6 * largest)
