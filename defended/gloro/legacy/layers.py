@@ -26,18 +26,6 @@ Rule = Callable[[Settings, Sequence[Shape], Take], Built]
 MAX_TRANSFER = 2**28
 """Most numbers (places of the input times pairs of channels) that bounding a convolution may take."""
 
-LAYERS: dict[str, Rule] = {}
-"""Rules by legacy class name: the settings, the shapes of the inputs and a way to take weights in; the layer and the
-values of its variables out."""
-
-
-def _rebuilds(class_name: str) -> Callable[[Rule], Rule]:
-    def register(function: Rule) -> Rule:
-        LAYERS[class_name] = function
-        return function
-
-    return register
-
 
 def _kernel_and_bias(settings: Settings, take: Take, shape: Shape) -> tuple[bool, dict[str, Array]]:
     use_bias = settings.flag("use_bias", True)
@@ -45,7 +33,6 @@ def _kernel_and_bias(settings: Settings, take: Take, shape: Shape) -> tuple[bool
     return use_bias, {**values, "bias": take("bias", shape[-1:])} if use_bias else values
 
 
-@_rebuilds("Dense")
 def _dense(settings: Settings, shapes: Sequence[Shape], take: Take) -> Built:
     units, activation = settings.whole("units", MAX_UNITS), settings.activation()
     use_bias, values = _kernel_and_bias(settings, take, (shapes[0][-1], units))
@@ -59,7 +46,6 @@ def _check_convolution(shape: Shape, filters: int) -> None:
         raise ValueError(f"with {filters} filters on an input of shape {shape} it is too large to be bounded.")
 
 
-@_rebuilds("Conv2D")
 def _conv2d(settings: Settings, shapes: Sequence[Shape], take: Take) -> Built:
     settings.channels_last()
     filters, size, groups = (
@@ -79,7 +65,6 @@ def _conv2d(settings: Settings, shapes: Sequence[Shape], take: Take) -> Built:
     return layers.Conv2D(filters, size, use_bias=use_bias, **options), values
 
 
-@_rebuilds("LiResNetBlock")
 def _liresnet_block(settings: Settings, shapes: Sequence[Shape], take: Take) -> Built:
     size = settings.pair("kernel_size")
     use_bias, use_affine = settings.flag("use_bias", True), settings.flag("use_affine", True)
@@ -97,52 +82,21 @@ def _liresnet_block(settings: Settings, shapes: Sequence[Shape], take: Take) -> 
     return LiResNetBlock(size, residual_scale=scale, use_bias=use_bias, use_affine=use_affine), values
 
 
-@_rebuilds("MinMax")
-def _minmax(settings: Settings, shapes: Sequence[Shape], take: Take) -> Built:
+def _minmax(settings: Settings) -> layers.Layer:
     # gloro sorts neighbours of the flattened input; with an even last axis these are neighbouring channels.
     settings.one_of("absolute_value", (False,), False)
-    return MinMax(), {}
+    return MinMax()
 
 
-@_rebuilds("InvertibleDownsampling")
-def _invertible_downsampling(settings: Settings, shapes: Sequence[Shape], take: Take) -> Built:
-    return InvertibleDownsampling(settings.pair("pool_size", most=MAX_BLOCK)), {}
-
-
-@_rebuilds("Flatten")
-def _flatten(settings: Settings, shapes: Sequence[Shape], take: Take) -> Built:
+def _flatten(settings: Settings) -> layers.Layer:
     settings.channels_last()
-    return layers.Flatten(), {}
+    return layers.Flatten()
 
 
-@_rebuilds("Reshape")
-def _reshape(settings: Settings, shapes: Sequence[Shape], take: Take) -> Built:
-    return layers.Reshape(settings.target("target_shape")), {}
-
-
-@_rebuilds("Dropout")
-def _dropout(settings: Settings, shapes: Sequence[Shape], take: Take) -> Built:
-    rate = settings.number("rate", 0.0)
-    if rate is None or rate >= 1:
-        settings.refuse("rate", "below 1", rate)
-    return layers.Dropout(rate), {}
-
-
-@_rebuilds("Activation")
-def _activation(settings: Settings, shapes: Sequence[Shape], take: Take) -> Built:
-    return layers.Activation(settings.activation()), {}
-
-
-@_rebuilds("ReLU")
-def _relu(settings: Settings, shapes: Sequence[Shape], take: Take) -> Built:
+def _relu(settings: Settings) -> layers.Layer:
     most = settings.number("max_value", 0.0, optional=True)
     slope, threshold = settings.number("negative_slope", 0.0, 0.0), settings.number("threshold", 0.0, 0.0)
-    return layers.ReLU(max_value=most, negative_slope=slope, threshold=threshold), {}
-
-
-@_rebuilds("LeakyReLU")
-def _leaky_relu(settings: Settings, shapes: Sequence[Shape], take: Take) -> Built:
-    return layers.LeakyReLU(negative_slope=settings.number("alpha", 0.0)), {}
+    return layers.ReLU(max_value=most, negative_slope=slope, threshold=threshold)
 
 
 def _pooling(settings: Settings) -> dict[str, Any]:
@@ -152,28 +106,11 @@ def _pooling(settings: Settings) -> dict[str, Any]:
     return {"pool_size": pool, "strides": strides, "padding": settings.one_of("padding", ("valid", "same"))}
 
 
-@_rebuilds("AveragePooling2D")
-def _average_pooling(settings: Settings, shapes: Sequence[Shape], take: Take) -> Built:
-    return layers.AveragePooling2D(**_pooling(settings)), {}
-
-
-@_rebuilds("MaxPooling2D")
-def _max_pooling(settings: Settings, shapes: Sequence[Shape], take: Take) -> Built:
-    return layers.MaxPooling2D(**_pooling(settings)), {}
-
-
-@_rebuilds("GlobalAveragePooling2D")
-def _global_average_pooling(settings: Settings, shapes: Sequence[Shape], take: Take) -> Built:
+def _global_average_pooling(settings: Settings) -> layers.Layer:
     settings.channels_last()
-    return layers.GlobalAveragePooling2D(keepdims=settings.flag("keepdims", False)), {}
+    return layers.GlobalAveragePooling2D(keepdims=settings.flag("keepdims", False))
 
 
-@_rebuilds("Add")
-def _add(settings: Settings, shapes: Sequence[Shape], take: Take) -> Built:
-    return layers.Add(), {}
-
-
-@_rebuilds("BatchNormalization")
 def _batch_normalisation(settings: Settings, shapes: Sequence[Shape], take: Take) -> Built:
     axis = settings.axis("axis", len(shapes[0]))
     momentum, epsilon = settings.number("momentum", 0.0, 0.99), settings.number("epsilon", 0.0, 1e-3)
@@ -183,3 +120,35 @@ def _batch_normalisation(settings: Settings, shapes: Sequence[Shape], take: Take
     if np.min(values["moving_variance"]) < 0:
         raise ValueError("its weight 'moving_variance' holds negative numbers. Restore it from a checkpoint.")
     return layers.BatchNormalization(axis, momentum, epsilon, center=center, scale=scale), values
+
+
+# Layers without weights.
+_WEIGHTLESS: dict[str, Callable[[Settings], layers.Layer]] = {
+    "MinMax": _minmax,
+    "InvertibleDownsampling": lambda settings: InvertibleDownsampling(settings.pair("pool_size", most=MAX_BLOCK)),
+    "Flatten": _flatten,
+    "Reshape": lambda settings: layers.Reshape(settings.target("target_shape")),
+    "Dropout": lambda settings: layers.Dropout(settings.number("rate", 0.0, below=1.0)),
+    "Activation": lambda settings: layers.Activation(settings.activation()),
+    "ReLU": _relu,
+    "LeakyReLU": lambda settings: layers.LeakyReLU(negative_slope=settings.number("alpha", 0.0)),
+    "AveragePooling2D": lambda settings: layers.AveragePooling2D(**_pooling(settings)),
+    "MaxPooling2D": lambda settings: layers.MaxPooling2D(**_pooling(settings)),
+    "GlobalAveragePooling2D": _global_average_pooling,
+    "Add": lambda settings: layers.Add(),
+}
+
+
+def _weightless(make: Callable[[Settings], layers.Layer]) -> Rule:
+    return lambda settings, shapes, take: (make(settings), {})
+
+
+LAYERS: dict[str, Rule] = {
+    "Dense": _dense,
+    "Conv2D": _conv2d,
+    "LiResNetBlock": _liresnet_block,
+    "BatchNormalization": _batch_normalisation,
+    **{name: _weightless(make) for name, make in _WEIGHTLESS.items()},
+}
+"""Rules by legacy class name: the settings, the shapes of the inputs and a way to take weights in; the layer and the
+values of its variables out."""

@@ -50,7 +50,7 @@ def from_known_source(module: Any) -> bool:
     return str(module).partition(".")[0] in _SOURCES
 
 
-def rebuilt_network(description: Any, weights: StoredWeights) -> keras.Model:
+def rebuilt_network(description: dict[str, Any], weights: StoredWeights) -> keras.Model:
     """The Keras 3 network of a legacy `model_config`, with its weights.
 
     Args:
@@ -60,8 +60,7 @@ def rebuilt_network(description: Any, weights: StoredWeights) -> keras.Model:
     Raises:
         ValueError: naming the layer, the setting or weight, and the reason.
     """
-    if not isinstance(description, dict) or description.get("class_name") not in NETWORKS:
-        name = description.get("class_name") if isinstance(description, dict) else type(description).__name__
+    if (name := description.get("class_name")) not in NETWORKS:
         raise ValueError(
             f"the network must be one of {', '.join(NETWORKS)}. Received: {str(name)[:80]!r}. {_ELSEWHERE}"
         )

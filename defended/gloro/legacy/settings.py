@@ -78,23 +78,22 @@ class Settings:
             self.refuse(key, f"the last axis, {rank} or -1", value)
         return -1
 
-    def number(self, key: str, least: float, default: Any = None, optional: bool = False) -> float | None:
-        """A finite number of at least `least`, or with `optional` none."""
+    def number(
+        self, key: str, least: float, default: Any = None, optional: bool = False, below: float = 1e30
+    ) -> float | None:
+        """A finite number of at least `least` and below `below`, or with `optional` none."""
         value = self._take(key, default)
         if value is None and optional:
             return None
         if isinstance(value, np.ndarray | np.generic) and value.size == 1:  # a live layer's
             value = value.item()
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < 1e30:
-            self.refuse(key, f"a finite number of at least {least:g}", value)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < below:
+            self.refuse(key, f"a finite number of at least {least:g} and below {below:g}", value)
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
         """True or false."""
-        value = self._take(key, default)
-        if not isinstance(value, bool):
-            self.refuse(key, "true or false", value)
-        return value
+        return bool(self.one_of(key, (True, False), default))
 
     def one_of(self, key: str, choices: tuple[Any, ...], default: Any = None) -> Any:
         """One of `choices`."""
@@ -133,5 +132,4 @@ class Settings:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return repr(value)[:80]
