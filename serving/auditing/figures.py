@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -14,10 +14,10 @@ from defended.serving.auditing.black_box import BlackBoxFindings
 from defended.serving.auditing.clean import RATES, CleanFigures
 from defended.serving.auditing.conditions import Condition, Decision, Status, decide
 from defended.serving.auditing.contradictions import NAMES
-from defended.serving.auditing.record import AuditRecord
+from defended.serving.auditing.record import AuditRecord, SubjectRecord
 from defended.serving.auditing.replay import RATES as ATTACK_RATES
 from defended.serving.auditing.replay import AttackFindings, DegradedPair
-from defended.serving.auditing.sampling_cost import Draws, cost_ratio
+from defended.serving.auditing.sampling_cost import cost_ratio
 from defended.serving.auditing.strata import worst_rejection
 from defended.statistics.intervals import Rate
 
@@ -123,55 +123,20 @@ class AuditFigures(CleanFigures):
 
     def record(self) -> AuditRecord:
         """Return the report as it is written to JSON, checked against the published schema's models."""
-        subject, manifest = self.subject, self.subject.manifest
-        attack = self.attack
-        return AuditRecord.model_validate(
-            {
-                "verdict": self.verdict,
-                "subject": {
-                    **{name: getattr(subject, name) for name in _SUBJECT},
-                    "signatures": list(subject.signatures),
-                    "digest": manifest and manifest.digest,
-                    "defence": manifest and manifest.defence,
-                    "certificate_method": manifest and manifest.certificate_method,
-                    "certificate_assumptions": list(manifest.certificate_assumptions) if manifest else [],
-                    "sampling": None if subject.sampling is None else dict(subject.sampling),
-                },
-                "data": dict(self.data),
-                "created": self.created,
-                "confidence": self.confidence,
-                "rates": _plain(self.rates()),
-                "conditions": _plain(self.decisions),
-                "alarms": list(self.alarms),
-                "contradictions": dict(self.contradictions),
-                "unknown": list(self.unknown),
-                "assumptions": list(self.assumptions),
-                "strata": _plain(self.strata),
-                "availability_radius": None if self.availability is None else _by_name(self.availability),
-                "curves": self.curves and asdict(self.curves),
-                "advice": _plain(self.advice),
-                "cost": None
-                if self.draws is None
-                else {
-                    "clean": _of_draws(self.draws),
-                    "attacked": _of_draws(attack.draws) if attack else None,
-                    "ratio": self.draws_ratio,
-                },
-                "attack": attack
-                and {
-                    "name": attack.name,
-                    "attacked": attack.attacked,
-                    "discarded": attack.discarded,
-                    "broken_answers": attack.broken_answers,
-                    "broken_availability": attack.broken_availability,
-                },
-                "black_box": self.black_box
-                and {name: _plain(value) for name, value in vars(self.black_box).items() if name != "pairs"},
-                "comparison": _plain(self.comparison),
-                "profile": _plain(self.profile),
-                "queries": self.queries,
-            }
-        )
+        subject = {
+            name: getattr(self.subject, name, getattr(self.manifest, name, None)) for name in SubjectRecord.model_fields
+        }
+        subject["certificate_assumptions"] = subject["certificate_assumptions"] or []
+        cost = {"clean": self.draws, "attacked": self.attack and self.attack.draws, "ratio": self.draws_ratio}
+        renamed = {
+            "subject": subject,
+            "rates": self.rates(),
+            "conditions": self.decisions,
+            "availability_radius": self.availability,
+            "cost": None if self.draws is None else cost,
+        }
+        same = AuditRecord.model_fields.keys() - renamed.keys() - {"format", "format_version"}
+        return AuditRecord.model_validate(renamed | {name: getattr(self, name) for name in same}, from_attributes=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain dicts, lists, strings and finite numbers."""
@@ -180,32 +145,6 @@ class AuditFigures(CleanFigures):
     def to_json(self) -> str:
         """Return `to_dict` as canonical JSON: sorted keys, no NaN, one spelling for one report."""
         return canonical_json(self.to_dict())
-
-
-_SUBJECT = ("kind", "location", "name", "version", "norm", "epsilon", "epsilon_from", "num_classes")
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses, rates and tuples as dicts and lists, to any depth."""
-    if isinstance(value, Rate):
-        return value.to_dict()
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _of_draws(draws: Draws | None) -> dict[str, Any] | None:
-    if draws is None:
-        return None
-    return {"quantiles": _by_name(draws.quantiles), "mean": draws.mean, "at_the_cap": draws.at_the_cap}
-
-
-def _by_name(quantiles: Mapping[float, Any]) -> dict[str, Any]:
-    return {f"{probability:g}": value for probability, value in quantiles.items()}
 
 
 def _explained(count: int, total: int, probability: float) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from defended.exceptions import RecordError
 from defended.statistics.intervals import Rate
@@ -15,9 +16,21 @@ from defended.statistics.intervals import Rate
 SCHEMA_ID = "https://json-schema.org/draft/2020-12/schema"
 SCHEMA_FILE = "audit.schema.json"
 
+Model = TypeVar("Model", bound=BaseModel)
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _by_name(quantiles: Any) -> Any:
+    """Quantiles with their probabilities as text, the only keys that JSON has."""
+    if not isinstance(quantiles, Mapping):
+        return quantiles
+    return {key if isinstance(key, str) else f"{key:g}": value for key, value in quantiles.items()}
+
+
+ByName = BeforeValidator(_by_name)
 
 
 class _Record(BaseModel):
@@ -34,6 +47,11 @@ class RateRecord(_Record):
     confidence: Annotated[float, Field(gt=0, lt=1)]
     doubt: Share = 0.0
     """The probability that a certificate behind it is wrong, which the interval counts."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_rate(cls, value: Any) -> Any:
+        return value.to_dict() if isinstance(value, Rate) else value
 
     def rate(self) -> Rate:
         """As a `Rate`."""
@@ -129,7 +147,7 @@ class AdviceRecord(_Record):
 class DrawsRecord(_Record):
     """Noise draws that inputs took."""
 
-    quantiles: dict[str, int]
+    quantiles: Annotated[dict[str, int], ByName]
     mean: Number
     at_the_cap: Share | None
 
@@ -215,7 +233,7 @@ class AuditRecord(_Record):
     unknown: list[str]
     assumptions: list[str]
     strata: dict[str, list[StratumRecord]]
-    availability_radius: dict[str, Number] | None
+    availability_radius: Annotated[dict[str, Number] | None, ByName]
     curves: CurvesRecord | None
     advice: AdviceRecord | None
     cost: CostRecord | None
@@ -248,17 +266,22 @@ def read_record(path: str | os.PathLike[str]) -> AuditRecord:
     Raises:
         RecordError: the file cannot be read, or is no audit's JSON.
     """
-    path = Path(path)
+    remedy = "Make it with `defended audit`, which writes audit.json."
+    return read_model(AuditRecord, path, RecordError, "audit of this version", remedy)
+
+
+def read_model(
+    model: type[Model], path: str | os.PathLike[str], refusal: type[ValueError], what: str, remedy: str
+) -> Model:
+    """The content of a JSON file as a pydantic model; a `refusal` where it cannot be read, or is no `what`."""
     try:
-        return AuditRecord.model_validate_json(path.read_bytes())
+        return model.model_validate_json(Path(path).read_bytes())
     except OSError as error:
-        raise RecordError(f"{path} cannot be read: {error.strerror}. `defended audit` writes audit.json.") from error
+        raise refusal(f"{path} cannot be read: {error.strerror}. {remedy}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise RecordError(
-            f"{path} is no audit of this version: {where}: {first['msg']}. Make it with `defended audit`."
-        ) from error
+        raise refusal(f"{path} is no {what}: {where}: {first['msg']}. {remedy}") from error
 
 
 def schema() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from defended._version import __version__
 from defended.arguments import whole_number
 from defended.attacks.core import checks
 from defended.attacks.core.checks import Array
-from defended.attacks.measurement.engine import Job, Settings
+from defended.attacks.measurement.engine import Settings
 from defended.provenance import data_digest
+from defended.serving.cluster.remote import pieces
 from defended.serving.cluster.shards import read_shards, write_manifest
 from defended.statistics.rates import InputFacts, exceeds
 
@@ -97,21 +97,15 @@ def certify(
         "data": data_digest(x, target),
         "batch_size": batch_size,
         "shard_size": shard_size,
-        "threads": engine.threads,
         "version": __version__,
+        **engine.fingerprint,
     }
     folder = Path(out)
     store = engine.store(folder / "shards", plan)
-
-    def missing() -> Iterator[Job]:
-        for first in range(0, len(x), shard_size):
-            name = f"certified_{first:012d}"
-            if store.get(name) is None:
-                piece = np.asarray(x[first : first + shard_size])
-                yield Job(name, "certify", {"index": np.arange(first, first + len(piece)), "x": piece})
-
+    jobs = pieces("certify", x, shard_size, name="certified", index=np.arange(len(x)))
+    missing = (job for job in jobs if store.get(job.name) is None)
     settings = Settings(None, float(source.facts["epsilon"]), batch_size)
-    for job, found in engine.run(missing(), None, settings):
+    for job, found in engine.run(missing, None, settings):
         index = job.arrays["index"]
         extra = {} if target is None else {"target": target[index]}
         store.put(job.name, index=index, **extra, **found)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, Literal
 
+from defended.arguments import one_of, whole_number
 from defended.attacks.core.checks import Array
 from defended.attacks.measurement.engine import Job, Settings
 from defended.exceptions import WorkerLostError
@@ -20,7 +22,21 @@ from defended.serving.cluster.worker import Worker, threads_in_use, use_threads
 RESTARTS = 3
 
 
-class ClusterEngine:
+class _Engine:
+    """What all engines know: the model, and TensorFlow's threads within an operation."""
+
+    store = ParquetStore
+
+    def __init__(self, source: Source | None, threads: int) -> None:
+        self.source, self.threads = source, threads
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What results depend on beside the model and the work."""
+        return {"threads": self.threads}
+
+
+class ClusterEngine(_Engine):
     """Computes pieces by actors that load the model once each.
 
     Args:
@@ -36,8 +52,6 @@ class ClusterEngine:
         threads: TensorFlow's threads within an operation.
     """
 
-    store = ParquetStore
-
     def __init__(
         self,
         make: Callable[[], Any],
@@ -50,8 +64,8 @@ class ClusterEngine:
         source: Source | None = None,
         threads: int = 0,
     ) -> None:
+        super().__init__(source, threads)
         self._ray = ray = _ray()
-        self.source, self.threads = source, threads
         self._restarts = restarts
         actor = ray.remote(
             num_cpus=cpus,
@@ -63,11 +77,6 @@ class ClusterEngine:
         # With each piece, and not when an actor is made: Ray cannot start one again from what lies in its store.
         self._make = make
         self._actors = [actor.remote() for _ in range(workers)]
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """What results depend on beside the model and the work."""
-        return {"threads": self.threads}
 
     def run(self, jobs: Iterable[Job], model: Any, settings: Settings) -> Iterator[tuple[Job, dict[str, Array]]]:
         """Yield each job with what came of it, as they are done; as many are under way as there are actors.
@@ -107,19 +116,12 @@ class ClusterEngine:
         self._actors = []
 
 
-class LocalEngine:
+class LocalEngine(_Engine):
     """Computes pieces one after the other in this process."""
 
-    store = ParquetStore
-
     def __init__(self, source: Source, threads: int) -> None:
-        self.source, self.threads = source, threads
+        super().__init__(source, threads)
         self._worker = Worker(source, threads)
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """What results depend on beside the model and the work."""
-        return {"threads": self.threads}
 
     def run(self, jobs: Iterable[Job], model: Any, settings: Settings) -> Iterator[tuple[Job, dict[str, Array]]]:
         """Yield each job with what came of it."""
@@ -162,30 +164,22 @@ def open_engine(
         ValueError, ArtefactError: there is no such engine, or `what` cannot be used.
         ConnectionError: there is no cluster at the address.
     """
-    if name not in ("local", "ray"):
-        raise ValueError(f"`engine` must be 'local' or 'ray'. Received: {name!r}.")
-    if workers is not None and workers < 1:
-        raise ValueError(f"`workers` must be a positive number. Received: {workers!r}.")
-    count = threads_in_use() if threads is None else threads
-    if count < 1:
-        raise ValueError(f"`threads` must be a positive number. Received: {threads!r}.")
+    one_of("engine", name, ("local", "ray"))
+    if workers is not None:
+        whole_number("workers", workers, 1)
+    count = threads_in_use() if threads is None else whole_number("threads", threads, 1)
     if name == "local":
         use_threads(count)  # before a model is loaded, which starts TensorFlow
-    source = Source.of(what)
-    if name == "local":
-        engine: LocalEngine | ClusterEngine = LocalEngine(source, count)
-        try:
-            yield engine
-        finally:
-            engine.close()
+        with closing(LocalEngine(Source.of(what), count)) as local:
+            yield local
         return
-    with connected(address):
-        ray = _ray()
+    source = Source.of(what)
+    with connected(address) as ray:
         # Once into the object store, whatever the number of actors.
         reference = ray.put(source)
         number = workers or max(1, int(ray.cluster_resources().get("CPU", 1) // max(cpus, 1e-9)))
         engine = ClusterEngine(
-            _Loading(reference, count),
+            functools.partial(_load_worker, reference, count),
             workers=number,
             cpus=cpus,
             gpus=gpus,
@@ -193,10 +187,8 @@ def open_engine(
             threads=count,
             environment={"KERAS_BACKEND": "tensorflow"},
         )
-        try:
+        with closing(engine):
             yield engine
-        finally:
-            engine.close()
 
 
 @contextmanager
@@ -218,14 +210,9 @@ def connected(address: str | None = None, **options: Any) -> Iterator[Any]:
         ray.shutdown()
 
 
-class _Loading:
-    """Makes a worker from a model in the object store."""
-
-    def __init__(self, reference: Any, threads: int) -> None:
-        self.reference, self.threads = reference, threads
-
-    def __call__(self) -> Worker:
-        return Worker(_ray().get(self.reference), self.threads)
+def _load_worker(reference: Any, threads: int) -> Worker:
+    """A worker with a model of the object store."""
+    return Worker(_ray().get(reference), threads)
 
 
 class _Actor:

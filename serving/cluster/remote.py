@@ -100,11 +100,11 @@ class RemoteAttack(Attack):
         return repr(self._attack)
 
 
-def pieces(kind: str, x: Array, size: int, **arrays: Array) -> Iterator[Job]:
-    """Inputs, and what belongs to each, cut into jobs."""
+def pieces(kind: str, x: Array, size: int, name: str = "", **arrays: Array) -> Iterator[Job]:
+    """Inputs, and what belongs to each, cut into jobs, which are named after `name` or their kind."""
     for first in range(0, max(len(x), 1), size):
-        cut = {name: value[first : first + size] for name, value in arrays.items()}
-        yield Job(f"{kind}_{first:012d}", kind, {"x": np.asarray(x[first : first + size]), **cut})
+        cut = {key: value[first : first + size] for key, value in arrays.items()}
+        yield Job(f"{name or kind}_{first:012d}", kind, {"x": np.asarray(x[first : first + size]), **cut})
 
 
 def in_order(engine: Any, jobs: Iterator[Job], settings: Settings, store: ChunkStore) -> dict[str, Array]:

@@ -74,7 +74,7 @@ def piece_bytes(arrays: dict[str, Any]) -> bytes:
         if name == "inputs" and gapped:
             whole = np.zeros((rows, *value.shape[1:]), value.dtype)
             whole[values[gapped]] = value
-            value, mask = whole, ~values[gapped]
+            value, mask = whole, pyarrow.array(~values[gapped])
         if len(value) != rows:
             raise ValueError(f"{name!r} has {len(value)} rows, the piece {rows}.")
         if value.ndim == 1:
@@ -83,8 +83,7 @@ def piece_bytes(arrays: dict[str, Any]) -> bytes:
         shapes[name] = list(value.shape[1:])
         width = int(np.prod(value.shape[1:]))
         flat = pyarrow.array(np.ascontiguousarray(value).reshape(-1))
-        kwargs = {} if mask is None else {"mask": pyarrow.array(mask)}
-        columns[name] = pyarrow.FixedSizeListArray.from_arrays(flat, width, **kwargs)
+        columns[name] = pyarrow.FixedSizeListArray.from_arrays(flat, width, mask=mask)
     notes = {
         "shapes": shapes,
         "single": {name: [value.dtype.name, value.item()] for name, value in single.items()},

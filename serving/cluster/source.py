@@ -81,6 +81,7 @@ class Source:
             ValueError: the file holds an undefended model.
         """
         from defended.defended_model import DefendedModel
+        from defended.loading import load_model
         from defended.serving.artefacts.artefact import Artefact
 
         if isinstance(what, DefendedModel):
@@ -89,12 +90,7 @@ class Source:
             return cls.of_artefact(what.path)
         if Path(what).is_dir():
             return cls.of_artefact(what)
-        import keras
-
-        model = keras.models.load_model(what)
-        if not isinstance(model, DefendedModel):
-            raise ValueError(f"{os.fspath(what)} holds an undefended {type(model).__name__}: defend it first.")
-        return cls.of_model(model)
+        return cls.of_model(load_model(what))
 
     def open(self) -> Any:
         """The model, or the open artefact."""

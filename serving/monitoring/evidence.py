@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -84,15 +84,11 @@ def weigh(
         what = "the baseline has no profile" if baseline is None else "no scores are known, only verdicts"
         return Evidence(f"Drift and attack cannot be told apart at all: {what}.", ())
     rejected, broken = recent["rejected"], recent["not_finite"]
-    hurt, whole = rejected & ~broken, ~rejected & ~broken
-    hurt_then, whole_then = np.array(baseline.rejected_margins), np.array(baseline.answered_margins)
-    hurt_now, whole_now = (
-        _counts(recent["margin"][hurt], len(hurt_then)),
-        _counts(recent["margin"][whole], len(whole_then)),
-    )
-    classes_then = np.array(baseline.answered_classes)
-    classes_now = _counts(recent["class"][whole], len(classes_then))
-    rejected_then = baseline.not_finite + int(hurt_then.sum())
+    answered = ~rejected & ~broken
+    hurt = _now_and_then(recent["margin"][rejected & ~broken], baseline.rejected_margins)
+    whole = _now_and_then(recent["margin"][answered], baseline.answered_margins)
+    classes = _now_and_then(recent["class"][answered], baseline.answered_classes)
+    rejected_then = baseline.not_finite + sum(baseline.rejected_margins)
     tests = [
         _Test(
             "broken inputs",
@@ -102,32 +98,32 @@ def weigh(
         ),
         _Test(
             "attack",
-            _shifted(hurt_now, hurt_then, "greater"),
+            _shifted(*hurt, "greater"),
             "Rejected inputs crowd at the certificate's edge: attacks that stop when they succeed leave them there.",
             "Rejected inputs do not crowd at the certificate's edge more than in the audit.",
         ),
         _Test(
             "attack",
-            _shifted(whole_now, whole_then, "greater"),
+            _shifted(*whole, "greater"),
             "Answers with small margins are missing, as if they had been taken away: those are the ones that an attack "
             "can force into rejections, while a drift brings more of them.",
             "Answers with small margins are not missing.",
         ),
         _Test(
             "drift",
-            _shifted(whole_now, whole_then, "less"),
+            _shifted(*whole, "less"),
             "The answered inputs, too, are less sure than in the audit: the traffic as a whole has moved.",
             "The answered inputs are as sure as in the audit.",
         ),
         _Test(
             "drift",
-            _shifted(hurt_now, hurt_then, "less"),
+            _shifted(*hurt, "less"),
             "Rejected inputs are farther from being answered than in the audit.",
             "Rejected inputs are no farther from being answered than in the audit.",
         ),
         _Test(
             "nothing",
-            _differ(classes_now, classes_then),
+            _differ(*classes),
             "The classes among the answers have other shares than in the audit: a drift does that, and so does an "
             "attack on some classes.",
             "The classes among the answers have the shares that they had in the audit.",
@@ -184,8 +180,9 @@ def _summary(found: set[Points]) -> str:
     return "The evidence does not tell drift from attack: apart from being rejected, inputs look as in the audit."
 
 
-def _counts(bins: np.ndarray, size: int) -> np.ndarray:
-    return np.bincount(bins, minlength=size)[:size]
+def _now_and_then(bins: np.ndarray, then: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The histogram of the bins that inputs fall into now, and the audit's."""
+    return np.bincount(bins, minlength=len(then))[: len(then)], np.array(then)
 
 
 def _more_often(now: int, of_now: int, then: int, of_then: int) -> float | None:

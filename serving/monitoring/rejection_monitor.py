@@ -11,20 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from defended._io import atomic_write_text, canonical_json
 from defended.arguments import number_in, whole_number
 from defended.exceptions import StateError
 from defended.serving.auditing.profile import near_answered
-from defended.serving.auditing.record import AuditRecord, identity, read_record
+from defended.serving.auditing.record import AuditRecord, identity, read_model, read_record
 from defended.serving.monitoring.evidence import Evidence, weigh
-from defended.serving.monitoring.state import (
-    MonitorState,
-    RecentVerdicts,
-    finite_or_none,
-    or_minus_infinity,
-)
+from defended.serving.monitoring.state import MonitorState, RecentVerdicts
 from defended.serving.monitoring.test_martingale import RaisedRateProcess
 from defended.statistics.intervals import Rate, clopper_pearson
 
@@ -89,14 +83,18 @@ class RejectionMonitor:
         window: int = 4000,
     ):
         number_in("false_alarm", false_alarm, "(0, 0.5]")
-        if not 0 < baseline_share < 1:
-            raise ValueError(f"`baseline_share` must lie strictly between 0 and 1. Received: {baseline_share!r}")
+        number_in("baseline_share", baseline_share, "(0, 1)")
         whole_number("window", window, 1, floats=True)
-        record = None if isinstance(baseline, Rate) else baseline
-        if record is not None and not isinstance(record, AuditRecord):
-            record = read_record(record)
-        self.baseline = record
-        self.rate: Rate = baseline if isinstance(baseline, Rate) else _rejection_rate(record)
+        self.baseline: AuditRecord | None = None
+        if isinstance(baseline, Rate):
+            self.rate = baseline
+        else:
+            self.baseline = baseline if isinstance(baseline, AuditRecord) else read_record(baseline)
+            audited = self.baseline.rates.get("rejection_rate")
+            if audited is None:
+                raise ValueError("`baseline` must hold a `rejection_rate`; this audit has none.")
+            self.rate = audited.rate()
+        self._profile = None if self.baseline is None else self.baseline.profile
         if self.rate.total == 0:
             raise ValueError("`baseline` must be an audit of at least one input.")
         self.false_alarm, self.baseline_share, self.window = float(false_alarm), float(baseline_share), int(window)
@@ -127,7 +125,13 @@ class RejectionMonitor:
         """
         label = np.asarray(outputs["label"])
         rejected = label < 0
-        self._remember(rejected, outputs.get("scores"), outputs.get("reason"), inputs)
+        scores = outputs.get("scores")
+        if scores is not None and self._profile is not None:
+            edges = self._profile.margin_edges
+            self._recent.add(self.observed, rejected, scores, outputs.get("reason"), edges, self.window)
+        if inputs is not None and len(inputs) == len(rejected):
+            self._inputs += list(zip(rejected.tolist(), inputs, strict=True))
+            self._inputs = self._inputs[-self.window :]
         for verdict in rejected.tolist():
             self._round(int(verdict), 1)
         return self.alarm
@@ -139,7 +143,6 @@ class RejectionMonitor:
 
     def evidence(self) -> Evidence:
         """What recent verdicts, since the rise seems to have begun, say for drift and for an attack."""
-        profile = None if self.baseline is None else self.baseline.profile
         recent = self._recent.since(self._began())
         neighbours = None
         subject = None if self.baseline is None else self.baseline.subject
@@ -147,7 +150,7 @@ class RejectionMonitor:
             hurt, answered = ([x for was, x in self._inputs if was is side] for side in (True, False))
             if hurt and answered:
                 neighbours = near_answered(np.stack(hurt), np.stack(answered), subject.epsilon, subject.norm)
-        return weigh(profile, recent, neighbours)
+        return weigh(self._profile, recent, neighbours)
 
     def status(self) -> dict[str, Any]:
         """Where the monitor stands, ready for JSON; with an alarm, also the evidence."""
@@ -177,8 +180,8 @@ class RejectionMonitor:
             observed=self.observed,
             rejected=self.rejected,
             rounds=process.rounds,
-            log_stakes=[finite_or_none(value) for value in process.log_stakes],
-            log_starts=[finite_or_none(value) for value in process.log_starts],
+            log_stakes=process.log_stakes.tolist(),
+            log_starts=process.log_starts.tolist(),
             starts=self._starts,
             alarm=None if self.alarm is None else tuple(vars(self.alarm).values()),
             recent=self._recent,
@@ -192,26 +195,16 @@ class RejectionMonitor:
         Raises:
             StateError: the file cannot be read, is no state, or is of a monitor with another baseline or settings.
         """
-        try:
-            state = MonitorState.model_validate_json(Path(path).read_bytes())
-        except OSError as error:
-            raise StateError(f"{path} cannot be read: {error.strerror}.") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise StateError(
-                f"{path} is no monitor's state: {where}: {first['msg']}. Remove it to begin anew."
-            ) from error
-        size = len(self._process.log_stakes)
+        state = read_model(MonitorState, path, StateError, "monitor's state", "To begin anew, remove it.")
+        process = self._process
+        size = len(process.log_stakes)
         if state.settings != self._settings() or len(state.log_stakes) != size or len(state.log_starts) != size:
             raise StateError(
                 f"{path} is the state of a monitor with another baseline or other settings: its guarantee is not this "
                 "one's. Give the same ones, or begin anew with another file."
             )
-        process = self._process
         process.rounds = state.rounds
-        process.log_stakes = np.array([or_minus_infinity(value) for value in state.log_stakes])
-        process.log_starts = np.array([or_minus_infinity(value) for value in state.log_starts])
+        process.log_stakes, process.log_starts = np.array(state.log_stakes), np.array(state.log_starts)
         self.observed, self.rejected, self._starts = state.observed, state.rejected, state.starts
         self.alarm = None if state.alarm is None else Alarm(*state.alarm)
         self._recent = state.recent
@@ -233,16 +226,6 @@ class RejectionMonitor:
         start = self._process.start
         return max((verdict for number, verdict in self._starts if number <= start), default=1)
 
-    def _remember(
-        self, rejected: np.ndarray, scores: np.ndarray | None, reason: np.ndarray | None, inputs: np.ndarray | None
-    ) -> None:
-        profile = None if self.baseline is None else self.baseline.profile
-        if scores is not None and profile is not None:
-            self._recent.add(self.observed, rejected, scores, reason, profile.margin_edges, self.window)
-        if inputs is not None and len(inputs) == len(rejected):
-            self._inputs += list(zip(rejected.tolist(), inputs, strict=True))
-            self._inputs = self._inputs[-self.window :]
-
     def _settings(self) -> str:
         """A digest of everything that the guarantee is about."""
         content = {
@@ -253,10 +236,3 @@ class RejectionMonitor:
             "alternatives": self._process.up.tolist(),
         }
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()
-
-
-def _rejection_rate(record: AuditRecord | None) -> Rate:
-    rate = None if record is None else record.rates.get("rejection_rate")
-    if rate is None:
-        raise ValueError("`baseline` must hold a `rejection_rate`; this audit has none.")
-    return rate.rate()

@@ -6,15 +6,12 @@ import math
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from defended.exceptions import SourceError
-
-if TYPE_CHECKING:
-    from defended.serving.clients.logged_answers import LoggedAnswer
+from defended.serving.clients.logged_answers import LoggedAnswer, log_files, read_request_log
 
 COUNTER = "defended_verdicts_total"
 
@@ -22,37 +19,28 @@ COUNTER = "defended_verdicts_total"
 _MOST_BYTES = 16 * 2**20
 
 
-@dataclass
-class LogPosition:
-    """How far each file of a log was read: records by file name."""
-
-    records: dict[str, int] = field(default_factory=dict)
-
-
-def new_answers(path: Path, position: LogPosition, name: str | None) -> Iterator[LoggedAnswer]:
+def new_answers(path: Path, position: dict[str, int], name: str | None) -> Iterator[LoggedAnswer]:
     """Answers that a log holds beyond `position`, which moves along; a torn record at the end waits for the next time.
 
     A file that its server removed is forgotten.
 
     Args:
         path: a file or a folder of `RequestLog`.
-        position: moved past each answer when it is yielded.
+        position: how far each file was read, records by file name; moved past each answer when it is yielded.
         name: of the model; None where the log has one only.
 
     Raises:
         SourceError: the log is missing, or it holds several models and `name` says not which.
         RequestLogError: a record is damaged.
     """
-    from defended.serving.clients.logged_answers import log_files, read_request_log
-
     if not path.exists():
         raise SourceError(f"{path} is no request log: there is nothing.")
     files = log_files(path) if path.is_dir() else [path]
-    for gone in set(position.records) - {file.name for file in files}:
-        del position.records[gone]
+    for gone in set(position) - {file.name for file in files}:
+        del position[gone]
     models: set[str] = set()
     for file in files:
-        seen = position.records.get(file.name, 0)
+        seen = position.get(file.name, 0)
         try:
             for number, answer in enumerate(read_request_log(file)):
                 models.add(answer.model)
@@ -60,11 +48,11 @@ def new_answers(path: Path, position: LogPosition, name: str | None) -> Iterator
                     raise SourceError(f"{path} holds several models: {', '.join(sorted(models))}. Say which by name.")
                 if number < seen:
                     continue
-                position.records[file.name] = number + 1
+                position[file.name] = number + 1
                 if name is None or answer.model == name:
                     yield answer
         except FileNotFoundError:
-            position.records.pop(file.name, None)
+            position.pop(file.name, None)
 
 
 @dataclass
@@ -91,13 +79,12 @@ def new_counts(page: str, position: CounterPosition, name: str | None, version: 
     """
     from prometheus_client.parser import text_string_to_metric_families
 
-    found, counts, models = False, {"answered": 0.0, "rejected": 0.0}, set()
+    counts, models = {"answered": 0.0, "rejected": 0.0}, set()
     try:
         for family in text_string_to_metric_families(page):
             for sample in family.samples:
                 if sample.name != COUNTER:
                     continue
-                found = True
                 models.add(sample.labels.get("model", ""))
                 wanted = name in (None, sample.labels.get("model")) and (
                     version is None or str(version) == sample.labels.get("version")
@@ -106,7 +93,7 @@ def new_counts(page: str, position: CounterPosition, name: str | None, version: 
                     counts[sample.labels["verdict"]] += sample.value
     except ValueError as error:
         raise SourceError(f"The page is not in Prometheus's text format: {error}.") from error
-    if not found:
+    if not models:
         # A server that has judged nothing yet may show no counter.
         if position.answered is None:
             position.answered = position.rejected = 0

@@ -6,10 +6,17 @@ import math
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from defended.serving.auditing.profile import NOT_FINITE
 from defended.serving.auditing.strata import margins
+
+# JSON has no infinity: the logarithm of 0 is null there.
+Logarithm = Annotated[
+    float,
+    BeforeValidator(lambda value: -math.inf if value is None else value),
+    PlainSerializer(lambda value: None if math.isinf(value) else value),
+]
 
 
 class RecentVerdicts(BaseModel):
@@ -65,19 +72,9 @@ class MonitorState(BaseModel):
     observed: Annotated[int, Field(ge=0)]
     rejected: Annotated[int, Field(ge=0)]
     rounds: Annotated[int, Field(ge=0)]
-    log_stakes: list[float | None]
-    log_starts: list[float | None]
+    log_stakes: list[Logarithm]
+    log_starts: list[Logarithm]
     starts: list[tuple[int, int]]
     alarm: tuple[int, int, int, float] | None
     recent: RecentVerdicts
     source: dict[str, Any] = {}
-
-
-def finite_or_none(value: float) -> float | None:
-    """A logarithm as JSON has it: None for that of 0."""
-    return None if math.isinf(value) else float(value)
-
-
-def or_minus_infinity(value: float | None) -> float:
-    """A logarithm that `finite_or_none` wrote."""
-    return -math.inf if value is None else value
