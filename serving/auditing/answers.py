@@ -38,18 +38,9 @@ class Answers(NamedTuple):
     @classmethod
     def of(cls, raw: Mapping[str, np.ndarray]) -> Answers:
         """Answers from outputs by name, which `checked` has seen."""
-        radius, neighbours, availability = (raw[name].astype(np.float64) if name in raw else None for name in _RADII)
-        return cls(
-            raw["label"].astype(np.int64),
-            raw["rejected"].astype(bool),
-            raw.get("scores"),
-            radius,
-            neighbours,
-            availability,
-            raw.get("samples_used"),
-            raw.get("reason"),
-            raw,
-        )
+        label, rejected = raw["label"].astype(np.int64), raw["rejected"].astype(bool)
+        radii = (raw[name].astype(np.float64) if name in raw else None for name in _RADII)
+        return cls(label, rejected, raw.get("scores"), *radii, raw.get("samples_used"), raw.get("reason"), raw)
 
     @property
     def reach(self) -> np.ndarray | None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from defended.arguments import whole_number
+from defended.arguments import number_in, whole_number
 from defended.serving.artefacts.artefact import Artefact
+from defended.serving.artefacts.inputs import require_float32
 from defended.serving.auditing.answers import Answers, infer_epsilon
 from defended.serving.auditing.black_box import BlackBox, attack_endpoint
 from defended.serving.auditing.clean import clean_figures, facts_of
@@ -21,7 +22,6 @@ from defended.serving.auditing.log import is_request_log, read_log
 from defended.serving.auditing.record import AuditRecord, read_record
 from defended.serving.auditing.replay import Attacked, attack_model, read_attacked, replay
 from defended.serving.auditing.report import AuditReport
-from defended.serving.auditing.subject import require_radius
 from defended.serving.auditing.targets import Endpoint, Target, open_target
 
 if TYPE_CHECKING:
@@ -93,8 +93,7 @@ def audit(
         ConditionsError, RecordError: `conditions` or `baseline` cannot be used.
         TypeError, ValueError: `x`, `y` or another argument does not fit.
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"`confidence` must lie between 0 and 1. Received: {confidence!r}.")
+    number_in("confidence", confidence, "(0, 1)")
     whole_number("batch_size", batch_size, 1)
     limits = parse_conditions(conditions or {})
     earlier = baseline if baseline is None or isinstance(baseline, AuditRecord) else read_record(baseline)
@@ -121,12 +120,12 @@ def audit(
         subject, facts = opened.subject, facts_of(opened.subject, answers, y)
         clean = clean_figures(subject, answers, facts, x, y, confidence, data_name)
         findings = asked = None
-        if attacked is not None or model is not None:
-            require_radius(subject, "replaying attacked inputs")
-            made = _attacked(attacked, model, attack, x, answers)
+        if attacked is None and model is not None:
+            attacked = attack_model(model, attack, x, answers.label)
+        if attacked is not None:
+            made = attacked if isinstance(attacked, Attacked) else read_attacked(attacked)
             findings = replay(opened, made, x, answers, facts, confidence, pairs)
         if black_box is not None:
-            require_radius(subject, "an attack on the endpoint")
             asked = attack_endpoint(opened, black_box, x, answers, confidence, pairs)
         if subject.kind == "endpoint":
             opened.require_same_version()
@@ -165,20 +164,6 @@ def _ask(target: Target, x: np.ndarray, model: DefendedModel | None, batch_size:
     return answers, assumptions
 
 
-def _attacked(
-    given: Attacked | str | os.PathLike[str] | None,
-    model: DefendedModel | None,
-    attack: Perturb | None,
-    x: np.ndarray,
-    answers: Answers,
-) -> Attacked:
-    """The attacked inputs: those given, or made on the Keras model."""
-    if given is None:
-        assert model is not None  # noqa: S101  (one of the two)
-        return attack_model(model, attack, x, answers.label)
-    return given if isinstance(given, Attacked) else read_attacked(given)
-
-
 def check_data(subject: Subject, x: np.ndarray | None, y: np.ndarray | None) -> np.ndarray | None:
     """The labels as an array, after inputs and labels were found to fit the subject."""
     labels = None if y is None else np.asarray(y)
@@ -195,11 +180,7 @@ def check_data(subject: Subject, x: np.ndarray | None, y: np.ndarray | None) -> 
             f"`y` must hold classes 0 to {'m - 1' if classes is None else classes - 1}. "
             f"Received: {labels.min()} to {labels.max()}."
         )
-    if x.dtype != np.float32:
-        raise TypeError(
-            f"`x` must be float32, scaled as in training. Received: {x.dtype}. Convert it yourself: a silent "
-            "conversion would answer for pixels in 0…255 as if they were in 0…1."
-        )
+    require_float32(x)
     finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
     if not finite.all():
         raise ValueError(

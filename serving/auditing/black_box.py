@@ -11,8 +11,9 @@ from defended.attacks.black_box.decision_attack import DecisionAttack
 from defended.attacks.black_box.score_descent import Asked, ScoreDescent
 from defended.attacks.core.balls import distances
 from defended.serving.auditing.answers import DEFAULT, Answers
-from defended.serving.auditing.replay import DegradedPair
+from defended.serving.auditing.replay import DegradedPair, smallest
 from defended.serving.auditing.strata import margins
+from defended.serving.auditing.subject import require_radius
 from defended.serving.auditing.targets import Target
 from defended.statistics.intervals import Rate
 
@@ -71,17 +72,18 @@ def attack_endpoint(
     """Force answered inputs into rejections by `serving_default` alone: by scores where it gives them, else by labels.
 
     Args:
-        target: what is audited; its epsilon and norm must be known.
+        target: what is audited.
         settings: the budget.
         x: all inputs.
         clean: the target's answers to `x`.
         confidence: of the interval.
         pairs: keep at most so many for pictures.
+
+    Raises:
+        ValueError: the target's epsilon or norm is not known.
     """
     subject = target.subject
-    radius, norm = subject.epsilon, subject.norm
-    assert radius is not None  # noqa: S101  (the caller sees to it)
-    assert norm is not None  # noqa: S101
+    radius, norm = require_radius(subject, "an attack on the endpoint")
     rows = np.flatnonzero(~clean.rejected)
     if clean.scores is not None:
         rows = rows[np.argsort(margins(clean.scores[rows]), kind="stable")]
@@ -127,8 +129,6 @@ def attack_endpoint(
         # What chance does to the same inputs, each asked once more as it is.
         spontaneous = int(ask(x[rows[used > 0]][: settings.budget - spent]).rejected.sum())
     size = distances(x[rows], inputs, norm)
-    order = np.argsort(size, kind="stable")
-    shown = [i for i in order if found[i]][:pairs]
     return BlackBoxFindings(
         name=name,
         attacked=int((used > 0).sum()),
@@ -138,6 +138,7 @@ def attack_endpoint(
         spontaneous=spontaneous,
         fpr_lower=Rate(int(found.sum()), int((~clean.rejected).sum()), confidence),
         pairs=tuple(
-            DegradedPair(int(rows[i]), int(clean.label[rows[i]]), x[rows[i]], inputs[i], float(size[i])) for i in shown
+            DegradedPair(int(rows[i]), int(clean.label[rows[i]]), x[rows[i]], inputs[i], float(size[i]))
+            for i in smallest(found, size, pairs)
         ),
     )

@@ -14,7 +14,7 @@ from defended.provenance import data_digest, is_among
 from defended.serving.auditing import strata
 from defended.serving.auditing.advice import Advice, advise
 from defended.serving.auditing.answers import Answers
-from defended.serving.auditing.contradictions import settled
+from defended.serving.auditing.contradictions import settled_reach
 from defended.serving.auditing.profile import Profile, near_answered, profile
 from defended.serving.auditing.sampling_cost import QUANTILES, Draws, draws
 from defended.serving.auditing.subject import Subject
@@ -71,8 +71,8 @@ def facts_of(subject: Subject, answers: Answers, y: np.ndarray | None) -> InputF
     """What is known of each clean input; an answer counts as certified only where its radius says so."""
     answered, predicted, epsilon = ~answers.rejected, answers.predicted, subject.epsilon
     certified, safe = answered, None
-    if answers.reach is not None and epsilon is not None:
-        radius = settled(answers.reach, answers.rejected, subject)
+    radius = settled_reach(answers, subject)
+    if radius is not None and epsilon is not None:
         certified, safe = answered & exceeds(radius, epsilon), answered & exceeds(radius, 2 * epsilon)
     return InputFacts(
         answers.rejected,
@@ -110,9 +110,7 @@ def clean_figures(
         kinds["class"] = strata.by_class(facts, classes, confidence, alpha)
     if scores is not None:
         kinds["confidence"] = strata.by_confidence(facts, strata.confidences(scores), confidence, alpha)
-    radius = None
-    if answers.reach is not None and epsilon is not None:
-        radius = settled(answers.reach, answers.rejected, subject)
+    radius = settled_reach(answers, subject)
     data = _data(subject, x, y, len(answers.label), data_name)
     return CleanFigures(
         subject=subject,

@@ -68,12 +68,11 @@ class Condition(BaseModel):
     def _one_side(self) -> Condition:
         if (self.max is None) == (self.min is None):
             raise ValueError("give one of `max` and `min`, such as { max = 0.05, warn = 0.03 }")
-        if self.warn is not None and self.max is not None and self.warn > self.max:
-            raise ValueError(f"`warn` must be stricter than `max` = {self.max:g}, so at most that; it is {self.warn:g}")
-        if self.warn is not None and self.min is not None and self.warn < self.min:
-            raise ValueError(
-                f"`warn` must be stricter than `min` = {self.min:g}, so at least that; it is {self.warn:g}"
-            )
+        for side, limit, sign, how in (("max", self.max, 1, "most"), ("min", self.min, -1, "least")):
+            if self.warn is not None and limit is not None and sign * (self.warn - limit) > 0:
+                raise ValueError(
+                    f"`warn` must be stricter than `{side}` = {limit:g}, so at {how} that; it is {self.warn:g}"
+                )
         return self
 
 
@@ -144,7 +143,11 @@ def parse_conditions(table: Mapping[str, Any], where: str = "`conditions`") -> d
         else:
             try:
                 # TOML tells 1 from 1.0, which nobody who writes a limit means.
-                floats = {k: float(v) if type(v) is int else v for k, v in value.items()} if _is_table(value) else value
+                floats = (
+                    {k: float(v) if type(v) is int else v for k, v in value.items()}
+                    if isinstance(value, dict)
+                    else value
+                )
                 condition = Condition.model_validate(floats)
             except ValidationError as error:
                 faults += [_fault(metric, detail) for detail in error.errors()]
@@ -206,10 +209,6 @@ def _compared(value: float, sense: Sense, upper: bool) -> float:
 
 def _number(metric: str, value: float) -> str:
     return f"{100 * value:.2f} %" if metric in SHARES else f"{value:.4g}"
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, dict)
 
 
 def _fault(metric: str, detail: Any) -> str:

@@ -30,8 +30,9 @@ def contradictions(answers: Answers, subject: Subject) -> Counter[str]:
     found: dict[str, np.ndarray] = {"label-out-of-range": label < -1}
     if subject.num_classes is not None:
         found["label-out-of-range"] = found["label-out-of-range"] | (label >= subject.num_classes)
-    if radius is not None and epsilon is not None:
-        above = exceeds(settled(radius, answers.rejected, subject), epsilon)
+    settled = settled_reach(answers, subject)
+    if settled is not None and epsilon is not None:
+        above = exceeds(settled, epsilon)
         found["answer-without-certificate"] = answered & ~above
         found["rejection-with-certificate"] = ~answered & above
     if radius is not None and availability is not None:
@@ -48,19 +49,24 @@ def contradictions(answers: Answers, subject: Subject) -> Counter[str]:
     return Counter({name: count for name, count in counts.items() if count})
 
 
-def settled(radius: np.ndarray, rejected: np.ndarray, subject: Subject) -> np.ndarray:
-    """Radii `[n]` float32; those that a rounding of epsilon explains lie on the verdict's side of it.
+def settled_reach(answers: Answers, subject: Subject) -> np.ndarray | None:
+    """The answers' `reach` `[n]` float32; what a rounding of epsilon explains lies on the verdict's side of it.
+
+    None where the radii or epsilon are not known.
 
     An epsilon of a manifest or a model is exact, and nothing is moved. One that was typed, or read off radii, is known
     up to `ROUNDING`: the verdict decides what lies within that of it. What lies farther off stays a contradiction.
     """
-    radius, epsilon = radius.astype(np.float32), subject.epsilon
-    if epsilon is None or subject.epsilon_from in ("manifest", "model"):
+    epsilon = subject.epsilon
+    if answers.reach is None or epsilon is None:
+        return None
+    radius = answers.reach.astype(np.float32)
+    if subject.epsilon_from in ("manifest", "model"):
         return radius
     # A radius of exactly the epsilon that was given is none of its roundings.
     known = exceeds(radius, epsilon * (1 - ROUNDING)) & ~exceeds(radius, epsilon * (1 + ROUNDING))
     if subject.epsilon_from == "given":
         known &= radius != np.float32(epsilon)
     above = np.nextafter(np.float32(epsilon), np.float32(np.inf))
-    moved = np.where(rejected, np.minimum(radius, np.float32(epsilon)), np.maximum(radius, above))
+    moved = np.where(answers.rejected, np.minimum(radius, np.float32(epsilon)), np.maximum(radius, above))
     return np.where(known, moved, radius)

@@ -23,21 +23,18 @@ def to_junit(report: AuditFigures) -> str:
     sound = ET.SubElement(suite, "testcase", classname="defended.audit", name="the certificate holds", time="0")
     for alarm in report.alarms:
         ET.SubElement(sound, "failure", type="alarm", message=_text(alarm)).text = _text(alarm)
-    failures = int(bool(report.alarms))
     for decision in report.decisions:
         case = ET.SubElement(
             suite, "testcase", classname="defended.audit.conditions", time="0",
             name=f"{decision.metric} {decision.limit} ({decision.sense})",
         )  # fmt: skip
         if decision.status == "FAIL":
-            failures += 1
             ET.SubElement(case, "failure", type="condition", message=_text(decision.message)).text = decision.message
         else:
             ET.SubElement(case, "system-out").text = _text(f"{decision.status}: {decision.message}")
-    suite.set("tests", str(1 + len(report.decisions)))
-    suite.set("failures", str(failures))
-    suite.set("errors", "0")
-    suite.set("skipped", "0")
+    failures = bool(report.alarms) + sum(decision.status == "FAIL" for decision in report.decisions)
+    for name, count in (("tests", 1 + len(report.decisions)), ("failures", failures), ("errors", 0), ("skipped", 0)):
+        suite.set(name, str(count))
     root = ET.Element("testsuites")
     root.append(suite)
     ET.indent(root)

@@ -6,17 +6,15 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from defended.serving.auditing.answers import AUDIT, DEFAULT, Answers, checked
 from defended.serving.auditing.strata import Stratum, stratum
 from defended.serving.auditing.subject import Subject
+from defended.serving.clients.logged_answers import LoggedAnswer, read_request_log
 from defended.statistics.rates import InputFacts
-
-if TYPE_CHECKING:
-    from defended.serving.clients.logged_answers import LoggedAnswer
 
 _PATTERN = "*.tfrecord"
 
@@ -52,19 +50,16 @@ def read_log(
         RequestLogError: a record is damaged.
     """
     parts: list[dict[str, np.ndarray]] = []
-    versions: list[np.ndarray] = []
-    periods: list[np.ndarray] = []
     found: set[str] = set()
     files = sorted(Path(path).glob(_PATTERN)) if Path(path).is_dir() else [Path(path)]
     for number, file in enumerate(files):
-        for answer in _answers(file):
+        for answer in read_request_log(file):
             found.add(answer.model)
             if name is not None and answer.model != name:
                 continue
             outputs = verdicts_of(answer)
-            parts.append(outputs)
-            versions.append(np.full(len(outputs["label"]), answer.version))
-            periods.append(np.full(len(outputs["label"]), number))
+            of_each = {"version": answer.version, "period": number}
+            parts.append(outputs | {key: np.full(len(outputs["label"]), value) for key, value in of_each.items()})
     if len(found) > 1 and name is None:
         raise ValueError(f"{path} holds several models: {', '.join(sorted(found))}. Say which by `name`.")
     if not parts or not sum(len(part["label"]) for part in parts):
@@ -72,10 +67,10 @@ def read_log(
         raise ValueError(f"{path} holds no answers{whose}.")
     columns = {
         column: np.concatenate([part[column] for part in parts])
-        for column in _OUTPUTS
+        for column in (*_OUTPUTS, "version", "period")
         if all(column in part for part in parts) and len({part[column].shape[1:] for part in parts}) == 1
     }
-    version, period = np.concatenate(versions), np.concatenate(periods)
+    version, period = columns.pop("version"), columns.pop("period")
     seen = np.unique(version)
     subject = Subject(
         kind="log",
@@ -103,12 +98,6 @@ def verdicts_of(answer: LoggedAnswer) -> dict[str, np.ndarray]:
         )
     outputs = checked(answer.outputs, len(answer.outputs["label"]), signature)
     return {name: outputs[name] for name in _OUTPUTS if name in outputs}
-
-
-def _answers(file: Path) -> Iterator[LoggedAnswer]:
-    from defended.serving.clients.logged_answers import read_request_log
-
-    return iter(read_request_log(file))
 
 
 def _periods(files: list[Path], period: np.ndarray, facts: InputFacts, confidence: float) -> Iterator[Stratum]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -66,21 +67,17 @@ def profile(
         edges = _edges(margin, rejected)
     bins = np.searchsorted(edges, margin, side="right")
     sure = confidence_bins(confidences(scores))
-
-    def counts(where: np.ndarray, values: np.ndarray, size: int) -> tuple[int, ...]:
-        return tuple(np.bincount(values[where], minlength=size).tolist())
-
-    m, c, k = len(edges) + 1, scores.shape[1], len(CONFIDENCE_EDGES) - 1
-    return Profile(
-        margin_edges=tuple(edges),
-        answered_margins=counts(~rejected, bins, m),
-        rejected_margins=counts(rejected, bins, m),
-        answered_classes=counts(~rejected, classes, c),
-        rejected_classes=counts(rejected, classes, c),
-        answered_confidence=counts(~rejected, sure, k),
-        rejected_confidence=counts(rejected, sure, k),
-        not_finite=not_finite,
-    )
+    kinds = {
+        "margins": (bins, len(edges) + 1),
+        "classes": (classes, scores.shape[1]),
+        "confidence": (sure, len(CONFIDENCE_EDGES) - 1),
+    }
+    counts: dict[str, Any] = {
+        f"{verdict}_{kind}": tuple(np.bincount(values[where], minlength=size).tolist())
+        for kind, (values, size) in kinds.items()
+        for verdict, where in (("answered", ~rejected), ("rejected", rejected))
+    }
+    return Profile(tuple(edges), **counts, not_finite=not_finite)
 
 
 def near_answered(

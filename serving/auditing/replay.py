@@ -14,7 +14,7 @@ import numpy as np
 from defended.attacks.core.balls import distances, place_inside
 from defended.serving.auditing.answers import Answers
 from defended.serving.auditing.sampling_cost import Draws, draws
-from defended.serving.auditing.subject import ROUNDING
+from defended.serving.auditing.subject import ROUNDING, require_radius
 from defended.serving.auditing.targets import Target
 from defended.statistics.intervals import Rate
 from defended.statistics.rates import InputFacts
@@ -145,18 +145,19 @@ def replay(
     Inputs that were rejected from the start are not sent again, and do not count as degraded.
 
     Args:
-        target: what is audited; its epsilon and norm must be known.
+        target: what is audited.
         attacked: the inputs.
         x: the inputs that they were made from.
         clean: the target's answers to `x`.
         facts: what is known of each clean input.
         confidence: of the intervals.
         pairs: keep at most so many for pictures.
+
+    Raises:
+        ValueError: the target's epsilon or norm is not known, or the attacked inputs do not fit `x`.
     """
     subject = target.subject
-    epsilon, norm = subject.epsilon, subject.norm
-    assert epsilon is not None  # noqa: S101  (the caller sees to it)
-    assert norm is not None  # noqa: S101
+    epsilon, norm = require_radius(subject, "replaying attacked inputs")
     rows, inputs = _check(attacked, x)
     answered = ~clean.rejected
     full = x.copy()
@@ -181,8 +182,6 @@ def replay(
     if clean.radius is not None:
         vouched = np.maximum(vouched, clean.radius)
     available = None if subject.sampling is not None else clean.reach
-    smallest_first = np.argsort(size, kind="stable")
-    shown = smallest_first[degraded[smallest_first]][:pairs]
     rates = replace(facts, degraded=degraded, changed=changed).rates(RATES, confidence, subject.alpha)
     return AttackFindings(
         name=attacked.name,
@@ -193,9 +192,18 @@ def replay(
         broken_availability=0
         if available is None
         else int((degraded & ((size + epsilon) * (1 + ROUNDING) < available)).sum()),
-        pairs=tuple(DegradedPair(int(i), int(clean.label[i]), x[i], full[i], float(size[i])) for i in shown),
+        pairs=tuple(
+            DegradedPair(int(i), int(clean.label[i]), x[i], full[i], float(size[i]))
+            for i in smallest(degraded, size, pairs)
+        ),
         draws=None if judged is None else draws(judged.samples, subject.cap),
     )
+
+
+def smallest(degraded: np.ndarray, size: np.ndarray, most: int) -> np.ndarray:
+    """The numbers of at most `most` degraded inputs (`[n]` bool), those of the smallest perturbations `[n]` first."""
+    rows = np.flatnonzero(degraded)
+    return rows[np.argsort(size[rows], kind="stable")][:most]
 
 
 def _check(attacked: Attacked, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -72,34 +72,25 @@ def agreed(
     manifest: Manifest | None, model: DefendedModel | None, epsilon: float | None, norm: str | None
 ) -> dict[str, Any]:
     """Epsilon, where it is from, and norm; an error where the sources differ."""
-    told: list[tuple[str, float | None, str | None]] = []
-    if manifest is not None:
-        told.append(("manifest", manifest.epsilon, manifest.norm))
-    if model is not None:
-        told.append(("model", float(model.epsilon), model.norm))
-    told.append(("given", epsilon, norm))
-    radii = [(source, value) for source, value, _ in told if value is not None]
-    norms = [(source, value) for source, _, value in told if value is not None]
-    for source, value in radii[1:]:
-        if abs(value - radii[0][1]) > ROUNDING * radii[0][1]:
-            raise ValueError(
-                f"`epsilon` must be one: the {radii[0][0]} says {radii[0][1]:.6g}, the {source} {value:.6g}."
-            )
-    for source, other in norms[1:]:
-        if other != norms[0][1]:
-            raise ValueError(f"`norm` must be one: the {norms[0][0]} says {norms[0][1]}, the {source} {other}.")
-    return {
-        "epsilon": radii[0][1] if radii else None,
-        "epsilon_from": radii[0][0] if radii else None,
-        "norm": norms[0][1] if norms else None,
-    }
+    sources = {"manifest": manifest, "model": model}
+    known = [(name, float(of.epsilon), of.norm) for name, of in sources.items() if of is not None]
+    told: list[tuple[str, float | None, str | None]] = [*known, ("given", epsilon, norm)]
+    first, radius = next(((source, value) for source, value, _ in told if value is not None), (None, None))
+    who, kind = next(((source, value) for source, _, value in told if value is not None), (None, None))
+    for source, value, other in told:
+        if value is not None and radius is not None and abs(value - radius) > ROUNDING * abs(radius):
+            raise ValueError(f"`epsilon` must be one: the {first} says {radius:.6g}, the {source} {value:.6g}.")
+        if other is not None and other != kind:
+            raise ValueError(f"`norm` must be one: the {who} says {kind}, the {source} {other}.")
+    return {"epsilon": radius, "epsilon_from": first, "norm": kind}
 
 
-def require_radius(subject: Subject, what: str) -> None:
-    """Refuse what needs epsilon and the norm, named by `what`, where they are not known."""
+def require_radius(subject: Subject, what: str) -> tuple[float, str]:
+    """Epsilon and the norm; refuses what needs them, named by `what`, where they are not known."""
+    if subject.epsilon is not None and subject.norm is not None:
+        return subject.epsilon, subject.norm
     missing = [name for name in ("epsilon", "norm") if getattr(subject, name) is None]
-    if missing:
-        raise ValueError(
-            f"`{'` and `'.join(missing)}` must be given for {what}: the endpoint does not tell. Give the Keras model, "
-            "the artefact's manifest, or the values."
-        )
+    raise ValueError(
+        f"`{'` and `'.join(missing)}` must be given for {what}: the endpoint does not tell. Give the Keras model, "
+        "the artefact's manifest, or the values."
+    )

@@ -15,6 +15,7 @@ import numpy as np
 
 from defended.exceptions import EndpointError
 from defended.serving.artefacts.artefact import Artefact, load
+from defended.serving.artefacts.inputs import run_in_batches
 from defended.serving.auditing.answers import AUDIT, DEFAULT, Answers, checked
 from defended.serving.auditing.contradictions import contradictions
 from defended.serving.auditing.subject import Subject, agreed, sampling_of
@@ -66,14 +67,13 @@ class Target:
         Raises:
             EndpointError: an answer is missing, of another shape, or nothing of which anything can be counted.
         """
-        signature = signature or self.richest
-        parts = []
-        for start in range(0, max(len(x), 1), self.batch_size):
-            batch = x[start : start + self.batch_size]
-            parts.append(checked(self.endpoint.predict(batch, signature), len(batch), signature))
+        asked = signature or self.richest
+
+        def judge(batch: np.ndarray) -> dict[str, np.ndarray]:
+            return checked(self.endpoint.predict(batch, asked), len(batch), asked)
+
+        answers = Answers.of(run_in_batches(judge, x, self.batch_size))
         self.points += len(x)
-        raw = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        answers = Answers.of(raw)
         self.contradictions += contradictions(answers, self.subject)
         return answers
 
@@ -141,13 +141,11 @@ def artefact_target(artefact: Artefact, batch_size: int) -> Target:
         location=os.fspath(artefact.path),
         name=m.name,
         version=m.version,
-        norm=m.norm,
-        epsilon=m.epsilon,
-        epsilon_from="manifest",
         num_classes=m.num_classes,
         signatures=tuple(sorted(m.signatures)),
         manifest=m,
-        sampling=None if m.sampling is None else m.sampling.model_dump(),
+        sampling=sampling_of(m, None),
+        **agreed(m, None, None, None),
     )
     return Target(_OfArtefact(artefact, 1 if subject.shares_noise else batch_size), subject, WHOLE)
 
@@ -161,10 +159,7 @@ class _OfArtefact:
     def predict(self, x: np.ndarray, signature: str = DEFAULT) -> Mapping[str, np.ndarray]:
         if signature == AUDIT:
             return self._artefact.audit(x, self._batch_size)
-        parts = [
-            self._artefact(x[start : start + self._batch_size]) for start in range(0, max(len(x), 1), self._batch_size)
-        ]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return run_in_batches(self._artefact, x, self._batch_size)
 
 
 def endpoint_target(

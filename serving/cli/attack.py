@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -78,12 +79,11 @@ def attack(
     from defended._io import atomic_write_text, canonical_json
     from defended.attacks.measurement.susceptibility import susceptibility
 
-    box = (0.0, 1.0) if clip else None
-    targets = min(3, defended_model.num_classes - 1)
-    chosen = make_attack(attack, steps=steps, restarts=restarts, targets=targets, queries=queries, clip=box, seed=seed)
+    gradient = {"steps": steps, "restarts": restarts, "clip": (0.0, 1.0) if clip else None, "seed": seed}
+    chosen = make_attack(attack, gradient, min(3, defended_model.num_classes - 1), queries)
     if engine is not None and resume is None:
         raise ValueError("--engine keeps its pieces in a directory: name one with --resume DIR.")
-    with opened(engine, defended_model, workers, threads, ray_address) as opened_engine:
+    with opened(engine, defended_model, workers=workers, threads=threads, address=ray_address) as opened_engine:
         if opened_engine is None or resume is None:
             result = susceptibility(defended_model, x, y, chosen, resume=resume, time_budget=time_budget)
         else:
@@ -98,31 +98,17 @@ def attack(
         typer.echo(f"Records: {result.records.to_parquet(records, result.summary())}")
 
 
-def make_attack(
-    name: str,
-    *,
-    steps: int,
-    restarts: int,
-    targets: int,
-    queries: int,
-    clip: tuple[float, float] | None,
-    seed: int,
-) -> Attack:
-    """Return the attack of a name, with those of the options that it has."""
+def make_attack(name: str, gradient: dict[str, Any], targets: int, queries: int) -> Attack:
+    """Return the attack of a name; `gradient` are the options of those that follow a gradient."""
     from defended import attacks
 
-    gradient: dict[str, Any] = {"steps": steps, "restarts": restarts, "clip": clip, "seed": seed}
+    steps, restarts, clip, seed = (gradient[option] for option in ("steps", "restarts", "clip", "seed"))
+    longer = gradient | {"steps": 2 * steps, "restarts": restarts + 2, "targets": targets}
     black_box: dict[str, Any] = {"queries": queries, "clip": clip, "seed": seed}
+    descent = functools.partial(attacks.CertificateDescent, early_stop=True)
     makers: dict[str, Callable[[], Attack]] = {
-        "certificate-descent": lambda: attacks.CertificateDescent(**gradient, early_stop=True),
-        "ensemble": lambda: attacks.Ensemble(
-            [
-                attacks.CertificateDescent(**gradient, early_stop=True),
-                attacks.CertificateDescent(
-                    steps=2 * steps, restarts=restarts + 2, targets=targets, clip=clip, seed=seed, early_stop=True
-                ),
-            ]
-        ),
+        "certificate-descent": lambda: descent(**gradient),
+        "ensemble": lambda: attacks.Ensemble([descent(**gradient), descent(**longer)]),
         "smoothed-pgd": lambda: attacks.DegradationAttack(attacks.SmoothedPGD(**gradient)),
         "degradation": lambda: attacks.DegradationAttack(attacks.PGD(**gradient)),
         "epsilon-pgd": lambda: attacks.EpsilonPGD(**gradient),

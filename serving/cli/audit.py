@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from defended_cli.app import EXIT_ALARM
-from defended_cli.common import TOKEN, Data, Limit, open_model, test_points
+from defended_cli.common import TOKEN, Data, Limit, open_model, print_rate, test_points
 from defended_cli.config import Config
 from defended_cli.engine import Address, EngineName, Threads, Workers, audited, start
 
@@ -114,7 +114,8 @@ def audit(
             limits[metric] = Condition.model_validate({side: float(value), "sense": "measured"})
             options[metric] = option
     known: dict[str, Any] = {"conditions": limits, "baseline": baseline, "confidence": confidence, "name": name}
-    if not is_request_log(target):
+    of_log = is_request_log(target)
+    if not of_log:
         x, y = test_points(data, limit)
         known |= {
             "x": x,
@@ -128,12 +129,13 @@ def audit(
             "black_box": serving.BlackBox(black_box, clip=(0.0, 1.0) if clip else None) if black_box else None,
         }
     place: Any = target
-    if engine is not None and (is_request_log(target) or "://" in target):
+    if engine is not None and (of_log or "://" in target):
         raise ValueError("--engine runs an artefact; a server and a log answer for themselves.")
     if target.startswith(("http://", "https://", "grpc://", "grpcs://")):
         place = serving.Client(target, model=name, token=os.environ.get(TOKEN), ca=ca, batch_size=batch_size)
-    with audited(engine, target, known.get("model"), out / "pieces", workers, threads, ray_address) as pieces:
-        known = {"target": place, "data_name": "" if is_request_log(target) else data} | known | pieces
+    cluster = {"workers": workers, "threads": threads, "address": ray_address}
+    with audited(engine, target, known.get("model"), out / "pieces", **cluster) as pieces:
+        known = {"target": place, "data_name": "" if of_log else data} | known | pieces
         report = serving.audit(**known)
     files = report.write(out)
     show(report, options)
@@ -146,10 +148,7 @@ def show(report: AuditReport, options: dict[str, str]) -> None:
     """Print the rates, and on stderr what warns and fails."""
     for name, rate in report.rates().items():
         if rate is not None:
-            low, high = rate.interval
-            typer.echo(
-                f"{name.replace('_', ' '):22} {rate:7.2%}   {rate.confidence:.0%} interval [{low:.2%}, {high:.2%}]"
-            )
+            print_rate(name, rate, rate.interval, rate.confidence)
     if report.black_box is not None:
         typer.echo(f"{'queries of black box':22} {report.black_box.queries:,} of {report.black_box.budget:,}")
     for alarm in report.alarms:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from defended_cli.common import Data, Limit, test_points
+from defended_cli.common import Data, Limit, print_rate, test_points
 from defended_cli.config import Config
 from defended_cli.engine import Address, EngineName, Threads, Workers, opened, start
 
@@ -41,13 +41,10 @@ def certify(
 
     from defended.serving import cluster
 
-    with opened(engine, model, workers, threads, ray_address) as opened_engine:
+    with opened(engine, model, workers=workers, threads=threads, address=ray_address) as opened_engine:
         found = cluster.certify(opened_engine, x, y, out=out, batch_size=batch_size, shard_size=shard_size)
     figures = found.summary()
     for name in ("rejection_rate", "vra", "vra_2eps", "fpr_upper"):
         rate = figures[name]
-        value, interval = rate["value"], rate["interval"]
-        if value is not None:
-            low, high = interval
-            typer.echo(f"{name.replace('_', ' '):22} {value:7.2%}   95% interval [{low:.2%}, {high:.2%}]")
+        print_rate(name, rate["value"], rate["interval"], rate["confidence"])
     typer.echo(f"Certificates: {out / 'shards'}")

@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -56,6 +56,12 @@ def test_points(data: str, limit: int) -> tuple[np.ndarray, np.ndarray]:
     dataset = datasets.load(data)
     end = limit or None
     return dataset.x_test[:end], dataset.y_test[:end]
+
+
+def print_rate(name: str, rate: float, interval: Sequence[float], confidence: float) -> None:
+    """Print a rate and its interval in a line of their own."""
+    low, high = interval
+    typer.echo(f"{name.replace('_', ' '):22} {rate:7.2%}   {confidence:.0%} interval [{low:.2%}, {high:.2%}]")
 
 
 @contextlib.contextmanager

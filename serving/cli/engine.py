@@ -37,29 +37,21 @@ def start(name: str | None, threads: int | None) -> None:
 
 
 @contextlib.contextmanager
-def opened(name: str | None, what: Any, workers: int | None, threads: int | None, address: str | None) -> Iterator[Any]:
-    """The engine of that name for a model or an artefact; None for no name, which allows no other option."""
+def opened(name: str | None, what: Any, **options: Any) -> Iterator[Any]:
+    """The engine of that name for a model or an artefact; None for no name, which allows no options."""
     if name is None:
-        if workers is not None or threads is not None or address is not None:
+        if any(value is not None for value in options.values()):
             raise ValueError("--workers, --threads and --ray-address belong to an engine: name one with --engine.")
         yield None
         return
     from defended.serving.cluster.engines import open_engine
 
-    with open_engine(name, what, workers=workers, threads=threads, address=address) as engine:  # type: ignore[arg-type]
+    with open_engine(name, what, **options) as engine:  # type: ignore[arg-type]
         yield engine
 
 
 @contextlib.contextmanager
-def audited(
-    name: str | None,
-    artefact: Path | str,
-    model: Any,
-    keep: Path,
-    workers: int | None,
-    threads: int | None,
-    address: str | None,
-) -> Iterator[dict[str, Any]]:
+def audited(name: str | None, artefact: Path | str, model: Any, keep: Path, **options: Any) -> Iterator[dict[str, Any]]:
     """Arguments of `defended.serving.audit` that have an engine do its work; none without an engine.
 
     Pieces are kept in `keep`: the same command again goes on where a killed one was.
@@ -68,8 +60,8 @@ def audited(
         if name == "ray":
             from defended.serving.cluster.engines import connected
 
-            stack.enter_context(connected(address))
-        first = stack.enter_context(opened(name, artefact, workers, threads, address))
+            stack.enter_context(connected(options["address"]))
+        first = stack.enter_context(opened(name, artefact, **options))
         if first is None:
             yield {}
             return
@@ -78,6 +70,6 @@ def audited(
 
         arguments: dict[str, Any] = {"target": DistributedArtefact(first, artefact, keep)}
         if model is not None:
-            second = stack.enter_context(opened(name, model, workers, threads, address))
+            second = stack.enter_context(opened(name, model, **options))
             arguments["attack"] = RemoteAttack(second, CertificateDescent(steps=50), keep=keep)
         yield arguments

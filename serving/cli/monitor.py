@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from defended_cli.app import EXIT_ALARM
-from defended_cli.common import TOKEN
+from defended_cli.common import TOKEN, load_tensorflow
 from defended_cli.config import Config
 
 if TYPE_CHECKING:
@@ -58,8 +58,6 @@ def monitor(
     defended monitor logs --baseline audit/audit.json --raised 0.05 --raised 0.1
     ```
     """
-    from defended_cli.common import load_tensorflow
-
     load_tensorflow()
     from defended.serving.monitoring.rejection_monitor import RejectionMonitor
 
@@ -91,13 +89,13 @@ def _look_at_log(
     watching: RejectionMonitor, source: str, position: dict[str, Any], name: str | None, version: int | None
 ) -> dict[str, Any]:
     from defended.serving.auditing.log import verdicts_of
-    from defended.serving.monitoring.sources import LogPosition, new_answers
+    from defended.serving.monitoring.sources import new_answers
 
-    where = LogPosition({str(file): int(count) for file, count in position.get("records", {}).items()})
-    for answer in new_answers(Path(source), where, name):
+    records = {str(file): int(count) for file, count in position.get("records", {}).items()}
+    for answer in new_answers(Path(source), records, name):
         if version is None or answer.version == version:
             watching.watch(verdicts_of(answer), answer.inputs)
-    return {"records": where.records}
+    return {"records": records}
 
 
 def _look_at_counters(
