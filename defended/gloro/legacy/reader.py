@@ -10,9 +10,8 @@ import keras
 import numpy as np
 
 from defended.gloro.legacy.archive import parsed_object, read_archive
-from defended.gloro.legacy.h5 import read_h5
 from defended.gloro.legacy.network import MAX_NESTING, NETWORKS, from_known_source, rebuilt_network
-from defended.gloro.legacy.weights import StoredWeight, StoredWeights
+from defended.gloro.legacy.weights import StoredWeights, Weights
 from defended.networks.checks import checked_radius
 
 M = TypeVar("M")
@@ -35,8 +34,8 @@ def read_gloronet(path: str | os.PathLike[str], epsilon: float | None, defend: C
         radius = _saved_radius(archive.config, epsilon, f"member {f'{archive.folder}/config.json'!r}")
         member = f"member {f'{archive.folder}/f.h5'!r}"
         try:
-            text, weights = read_h5(archive.weights)
-            return defend(rebuilt_network(parsed_object(text, "its attribute 'model_config'"), weights), radius)
+            description = parsed_object(archive.architecture, "its attribute 'model_config'")
+            return defend(rebuilt_network(description, StoredWeights(archive.weights)), radius)
         except ValueError as error:
             raise ValueError(f"{member}: {error}") from None
     except ValueError as error:
@@ -51,9 +50,7 @@ def read_live(live_model: Any, epsilon: float | None, defend: Callable[[keras.Mo
             f"Received: {type(live_model).__name__}. A Keras 3 network is wrapped by `GloroNet(network, epsilon=...)`."
         )
     try:
-        for name in _RELAXED:
-            if getattr(live_model, name, None) is not None:
-                raise ValueError(_relaxed(name))
+        _refuse_relaxed({name: getattr(live_model, name, None) for name in _RELAXED}, "")
         radius = checked_radius(np.asarray(live_model.epsilon).item() if epsilon is None else epsilon)
         live = live_model.f
         if type(live).__name__ not in NETWORKS or not from_known_source(type(live).__module__):
@@ -66,9 +63,7 @@ def read_live(live_model: Any, epsilon: float | None, defend: Callable[[keras.Mo
 
 
 def _saved_radius(config: dict[str, Any], epsilon: float | None, member: str) -> float:
-    for name in _RELAXED:
-        if config.get(name) is not None:
-            raise ValueError(f"{member}: {_relaxed(name)}")
+    _refuse_relaxed(config, f"{member}: ")
     unknown = sorted(set(config) - _SETTINGS - set(_RELAXED))
     if unknown:
         raise ValueError(f"{member} has settings that gloro does not write: {', '.join(map(repr, unknown))[:200]}.")
@@ -83,16 +78,16 @@ def _saved_radius(config: dict[str, Any], epsilon: float | None, member: str) ->
     return checked_radius(saved)
 
 
-def _relaxed(name: str) -> str:
-    return (
-        f"{name!r} is set: this is a relaxed GloRo net (top-k or affinity sets), whose guarantee is another one. Load "
-        f"the network alone from its `f` and wrap it."
-    )
+def _refuse_relaxed(settings: dict[str, Any], where: str) -> None:
+    for name in _RELAXED:
+        if settings.get(name) is not None:
+            raise ValueError(
+                f"{where}{name!r} is set: this is a relaxed GloRo net (top-k or affinity sets), whose guarantee is "
+                f"another one. Load the network alone from its `f` and wrap it."
+            )
 
 
 # A live model, described as its own file would.
-
-_Found = dict[str, dict[tuple[str, ...], StoredWeight]]
 
 
 def _described(network: Any, depth: int = 0) -> dict[str, Any]:
@@ -132,29 +127,22 @@ def _described(network: Any, depth: int = 0) -> dict[str, Any]:
 
 
 def _described_layer(layer: Any, depth: int) -> dict[str, Any]:
-    name = type(layer).__name__
-    if name in NETWORKS:
+    if type(layer).__name__ in NETWORKS:
         return {**_described(layer, depth + 1), "inbound_nodes": []}
-    config = layer.get_config()
-    return {
-        "class_name": name, "module": type(layer).__module__, "name": layer.name, "config": config, "inbound_nodes": []
-    }  # fmt: skip
+    source = {"class_name": type(layer).__name__, "module": type(layer).__module__}
+    return {**source, "name": layer.name, "config": layer.get_config(), "inbound_nodes": []}
 
 
-def _live_weights(network: Any) -> _Found:
+def _live_weights(network: Any) -> Weights:
     """The weights of every layer of a live network, by the parts of their names, as its file would hold them."""
-    found: _Found = {}
+    found: Weights = {}
     for layer in network.layers:
         below = found.setdefault(layer.name, {})
         for variable, value in zip(layer.weights, layer.get_weights(), strict=True):
             parts = tuple(variable.name.split("/"))
             if parts in below:
                 raise ValueError(f"layer {layer.name!r} has two weights of the name {variable.name!r}.")
-            below[parts] = _stored(np.asarray(value))
+            below[parts] = np.asarray(value)
+            if below[parts].dtype != np.float32:
+                raise ValueError(f"its weights must be float32. Received: {below[parts].dtype}")
     return found
-
-
-def _stored(value: np.ndarray[Any, Any]) -> StoredWeight:
-    if value.dtype != np.float32:
-        raise ValueError(f"its weights must be float32. Received: {value.dtype}")
-    return StoredWeight(value.shape, lambda: value)

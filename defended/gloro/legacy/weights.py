@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Shape = tuple[int, ...]
-
-
-@dataclass
-class StoredWeight:
-    """A weight that was found, not yet read: its shape, and how to read it as float32."""
-
-    shape: Shape
-    read: Callable[[], Array]
+Weights = dict[str, dict[tuple[str, ...], Array]]
+"""Float32 values: under each top-level layer's name, by the parts of their own names."""
 
 
 class StoredWeights:
-    """The weights that were found: under each top-level layer's name, by the parts of their own names."""
+    """The weights that were found, and were not taken yet."""
 
-    def __init__(self, found: dict[str, dict[tuple[str, ...], StoredWeight]]):
+    def __init__(self, found: Weights):
         self._left = {layer: dict(weights) for layer, weights in found.items()}
 
     def take(self, path: tuple[str, ...], role: str, shape: Shape) -> Array:
@@ -37,11 +29,10 @@ class StoredWeights:
         if len(names) != 1:
             what = "is missing" if not names else f"is there {len(names)} times"
             raise ValueError(f"its weight {role!r} {what}. Save the model again with gloro's `GloroNet.save`.")
-        weight = below.pop(names[0])
+        value = below.pop(names[0])
         label = "/".join(names[0])
-        if tuple(weight.shape) != shape:
-            raise ValueError(f"its weight {label!r} must have shape {shape}. Received: shape {tuple(weight.shape)}")
-        value = weight.read()
+        if value.shape != shape:
+            raise ValueError(f"its weight {label!r} must have shape {shape}. Received: shape {value.shape}")
         if not np.all(np.isfinite(value)):
             raise ValueError(f"its weight {label!r} holds NaN or infinite numbers. Restore it from a checkpoint.")
         return value
