@@ -17,7 +17,7 @@ from defended.gloro.legacy.weights import Weights
 MAX_FILE = 2**30
 """Bytes of the file, and of what it unpacks to."""
 CPU_SECONDS = 30
-"""Processor time for reading one file, about ten times that of the largest."""
+"""Processor time for reading one file; one of 16 MiB takes half a second."""
 WALL_SECONDS = 600
 """Time for reading one file on a machine that has other things to do."""
 
