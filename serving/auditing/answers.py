@@ -39,8 +39,9 @@ class Answers(NamedTuple):
     def of(cls, raw: Mapping[str, np.ndarray]) -> Answers:
         """Answers from outputs by name, which `checked` has seen."""
         label, rejected = raw["label"].astype(np.int64), raw["rejected"].astype(bool)
-        radii = (raw[name].astype(np.float64) if name in raw else None for name in _RADII)
-        return cls(label, rejected, raw.get("scores"), *radii, raw.get("samples_used"), raw.get("reason"), raw)
+        radius, neighbours, left = (raw[name].astype(np.float64) if name in raw else None for name in _RADII)
+        further = raw.get("samples_used"), raw.get("reason"), raw
+        return cls(label, rejected, raw.get("scores"), radius, neighbours, left, *further)
 
     @property
     def reach(self) -> np.ndarray | None:

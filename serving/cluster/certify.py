@@ -102,7 +102,7 @@ def certify(
     }
     folder = Path(out)
     store = engine.store(folder / "shards", plan)
-    jobs = pieces("certify", x, shard_size, name="certified", index=np.arange(len(x)))
+    jobs = pieces("certify", x, shard_size, {"index": np.arange(len(x))}, "certified")
     missing = (job for job in jobs if store.get(job.name) is None)
     settings = Settings(None, float(source.facts["epsilon"]), batch_size)
     for job, found in engine.run(missing, None, settings):

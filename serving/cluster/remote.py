@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,7 +52,7 @@ class DistributedArtefact(Artefact):
         # Random verdicts are drawn anew; what was drawn before is no answer to this call.
         keep = self._keep if self.manifest.sampling is None else None
         store = open_store(self._engine, keep, "audit", self._checked(x), {"batch_size": batch_size})
-        return in_order(self._engine, pieces("audit", x, size), settings, store)
+        return in_order(self._engine, pieces("audit", x, size, {}), settings, store)
 
     def close(self) -> None:
         """Do nothing: the engine is closed by whoever opened it."""
@@ -81,8 +81,8 @@ class RemoteAttack(Attack):
             raise ValueError("`epsilon` is set when the attack is made: workers have it from there.")
         x = np.asarray(x, dtype=np.float32)
         numbers = np.arange(len(x)) if index is None else np.asarray(index)
-        extra = {} if y is None else {"labels": np.asarray(y)}
-        jobs = pieces("perturb", x, self._piece, index=numbers, **extra)
+        arrays = {"index": numbers} if y is None else {"index": numbers, "labels": np.asarray(y)}
+        jobs = pieces("perturb", x, self._piece, arrays)
         settings = Settings(self._attack, float(self._engine.source.facts["epsilon"]), self._piece)
         labels = None if y is None else data_digest(np.asarray(y, dtype=np.int64))
         plan = {"attack": self.config(), "piece": self._piece, "index": data_digest(numbers), "labels": labels}
@@ -100,7 +100,7 @@ class RemoteAttack(Attack):
         return repr(self._attack)
 
 
-def pieces(kind: str, x: Array, size: int, name: str = "", **arrays: Array) -> Iterator[Job]:
+def pieces(kind: str, x: Array, size: int, arrays: Mapping[str, Array], name: str = "") -> Iterator[Job]:
     """Inputs, and what belongs to each, cut into jobs, which are named after `name` or their kind."""
     for first in range(0, max(len(x), 1), size):
         cut = {key: value[first : first + size] for key, value in arrays.items()}
