@@ -20,6 +20,7 @@
     └── WorkerLostError (RuntimeError)
 
     BFloat16Warning (UserWarning)
+
     EditedFileWarning (UserWarning)
 
 In brackets stands the builtin exception that each one is too. An argument that does not fit raises a plain ValueError

@@ -49,7 +49,7 @@ def is_among(x: Array, y: Array | None, digests: Collection[str]) -> bool:
 def _add(digest: Any, array: Array) -> None:
     digest.update(f"{array.dtype.str}{array.shape}".encode())
     for first in range(0, len(array), _PIECE):
-        digest.update(np.ascontiguousarray(array[first : first + _PIECE]).tobytes())
+        digest.update(np.ascontiguousarray(array[first : first + _PIECE]).data)
 
 
 def _class_numbers(y: Any) -> Array:

@@ -172,6 +172,7 @@ class SmoothedNet(DefendedModel):
     def radius_from_scores(self, scores: Any) -> Any:
         """Certified radius `[batch]` from scores `[batch, m + 1]`: of mode `"fixed"` that of the leader's votes.
 
+        Of a rejection it is no more than the leader's votes show: whether the leader was the candidate is not told.
         In mode `"sequential"` scores do not tell how many draws there were: just above epsilon where answered, else 0.
         """
         answered = ops.not_equal(leader(scores).predicted, self.num_classes)
