@@ -52,7 +52,7 @@ class DistributedArtefact(Artefact):
         # Random verdicts are drawn anew; what was drawn before is no answer to this call.
         keep = self._keep if self.manifest.sampling is None else None
         store = open_store(self._engine, keep, "audit", self._checked(x), {"batch_size": batch_size})
-        return in_order(self._engine, pieces("audit", x, size, {}), settings, store)
+        return in_order(self._engine, pieces("audit", x, size), settings, store)
 
     def close(self) -> None:
         """Do nothing: the engine is closed by whoever opened it."""
@@ -100,10 +100,10 @@ class RemoteAttack(Attack):
         return repr(self._attack)
 
 
-def pieces(kind: str, x: Array, size: int, arrays: Mapping[str, Array], name: str = "") -> Iterator[Job]:
+def pieces(kind: str, x: Array, size: int, arrays: Mapping[str, Array] | None = None, name: str = "") -> Iterator[Job]:
     """Inputs, and what belongs to each, cut into jobs, which are named after `name` or their kind."""
     for first in range(0, max(len(x), 1), size):
-        cut = {key: value[first : first + size] for key, value in arrays.items()}
+        cut = {key: value[first : first + size] for key, value in (arrays or {}).items()}
         yield Job(f"{name or kind}_{first:012d}", kind, {"x": np.asarray(x[first : first + size]), **cut})
 
 
