@@ -11,7 +11,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from defended.margins import FLOAT_MAX, finite_rows
+from defended.margins import finite_rows
+from defended.numerics.float32 import FLOAT_MAX
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Claims = Mapping[str, Array]

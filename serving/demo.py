@@ -17,7 +17,8 @@ from defended.attacks.gradient.certificate_descent import CertificateDescent
 from defended.attacks.measurement.susceptibility import susceptibility
 from defended.serving.auditing.audit import audit
 from defended.serving.exporting.export import export, next_version
-from defended.training.training_run import MODEL, TrainingRun, TrainingSettings, train
+from defended.training.training_run import MODEL, TrainingRun, train
+from defended_settings.training import TrainingSettings
 
 if TYPE_CHECKING:
     from defended.attacks.measurement.result import Susceptibility

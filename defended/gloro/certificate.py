@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from defended.gloro.graph import LayerBound, LipschitzGraph, Proof
+from defended.gloro.graph import LipschitzGraph
+from defended.gloro.proof import LayerBound, Proof
 from defended.numerics.float32 import FLOAT_MAX, SMALLEST_NORMAL, UNIT_ROUNDOFF, gamma
 from defended.numerics.matrix_norms import round_up_to_float32
 

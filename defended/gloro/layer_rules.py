@@ -12,11 +12,12 @@ from keras import layers, ops
 
 from defended.gloro import rounding
 from defended.gloro.operators import Conv2DOperator, DenseOperator, Kernel, LinearOperator, in_float64, without_overflow
-from defended.gloro.rules import LipschitzRule, Shape, exact_rule, lipschitz_rule, rule_for
+from defended.gloro.rules import LipschitzRule, exact_rule, lipschitz_rule, rule_for
 from defended.layers.liresnet_block import LiResNetBlock
 from defended.layers.minmax import MinMax
 from defended.networks.checks import check_channels_last
 from defended.networks.layer_kinds import FRAMING, INERT, MOVING
+from defended.networks.tracing import Shape
 from defended.numerics.matrix_norms import average_pooling_norm, bound_norm, max_pooling_overlap
 
 _EXP: dict[str, Any] = {"roundings": rounding.ELEMENTARY, "absolute": 1.0}

@@ -11,7 +11,8 @@ from keras import ops
 
 from defended.certificate import Array, Certificate, Claims, Finding, Judge
 from defended.gloro.certificate import rounding_budget
-from defended.gloro.graph import LipschitzGraph, Proof
+from defended.gloro.graph import LipschitzGraph
+from defended.gloro.proof import Proof
 from defended.gloro.rounding import BLOCK
 from defended.gloro.self_check import Subject, check_evaluation
 from defended.margins import (

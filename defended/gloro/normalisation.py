@@ -20,7 +20,8 @@ from defended.gloro.operators import (
     in_float64,
     without_overflow,
 )
-from defended.gloro.rules import LipschitzRule, Shape, exact_rule, lipschitz_rule
+from defended.gloro.rules import LipschitzRule, exact_rule, lipschitz_rule
+from defended.networks.tracing import Shape
 from defended.numerics.matrix_norms import bound_norm
 
 

@@ -20,7 +20,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from defended.gloro.graph import LipschitzGraph, Proof
+from defended.gloro.graph import LipschitzGraph
 from defended.gloro.layer_comparison import (
     REMEDY,
     UNBUDGETED,
@@ -31,6 +31,7 @@ from defended.gloro.layer_comparison import (
     run_by_layers,
     without_warnings,
 )
+from defended.gloro.proof import Proof
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from defended.margins import FLOAT_MAX
 from defended.membership.oracle import Nearest
+from defended.numerics.float32 import FLOAT_MAX
 
 # Outweighs the roundings of two subtractions, a sum, and of the bounds themselves where the input has moved.
 _DOWN = 1.0 - 2.0**-18

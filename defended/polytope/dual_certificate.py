@@ -11,7 +11,8 @@ import numpy as np
 from keras import ops
 
 from defended.certificate import Array, Certificate, Claims, Finding, Judge
-from defended.margins import FLOAT_MAX, Leader, finite_rows, leader
+from defended.margins import Leader, finite_rows, leader
+from defended.numerics.float32 import FLOAT_MAX
 from defended.numerics.float32 import SMALLEST_NORMAL as _TINY
 from defended.polytope.dual_bounds import DualBounds, Margins
 from defended.polytope.graph import PolytopeGraph

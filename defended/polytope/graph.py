@@ -13,8 +13,9 @@ from keras import ops
 
 from defended.networks.checks import check_plain_weights
 from defended.networks.tracing import Step, trace
-from defended.polytope.affine_maps import AffineMap, ConvMap, ReshapeMap, Shape
+from defended.polytope.affine_maps import AffineMap, ConvMap, ReshapeMap
 from defended.polytope.layer_rules import pieces_of
+from defended.polytope.reductions import Shape
 
 
 @dataclass(frozen=True)

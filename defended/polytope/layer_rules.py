@@ -10,7 +10,8 @@ from keras import layers
 
 from defended.networks.checks import check_channels_last, check_plain_weights
 from defended.networks.layer_kinds import LINEAR
-from defended.polytope.affine_maps import AffineMap, ConvMap, DenseMap, GlobalPoolMap, PoolMap, ReshapeMap, Shape
+from defended.polytope.affine_maps import AffineMap, ConvMap, DenseMap, GlobalPoolMap, PoolMap, ReshapeMap
+from defended.polytope.reductions import Shape
 
 Pieces = list[AffineMap | None]
 """Affine maps in the order in which they run; None stands for a ReLU."""

@@ -11,8 +11,9 @@ from keras import ops
 from defended.arguments import one_of, whole_number
 from defended.certificate import of_certificate
 from defended.defended_model import DefendedModel
-from defended.margins import FLOAT_MAX, leader
+from defended.margins import leader
 from defended.networks.inputs import float32_tensor
+from defended.numerics.float32 import FLOAT_MAX
 from defended.polytope.dual_bounds import SLOPES
 from defended.polytope.dual_certificate import DualCertificate
 from defended.polytope.graph import PolytopeGraph

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from defended.margins import FLOAT_MAX, leader
+from defended.margins import leader
+from defended.numerics.float32 import FLOAT_MAX
 from defended.smoothing.sampler import tensorflow_probability
 
 # Nothing that is certified depends on it.

@@ -22,7 +22,7 @@ from defended.serving.artefacts.manifest import MANIFEST, FileRecord, Manifest, 
 from defended.serving.artefacts.signing import verify_signature
 
 if TYPE_CHECKING:
-    from defended.defended_model import Verdicts
+    from defended.answering import Verdicts
 
 
 def load(
@@ -155,7 +155,7 @@ class Artefact(Closing):
 
     def verdicts(self, x: np.ndarray, batch_size: int = 256) -> Verdicts:
         """Return `Verdicts(label, rejected, radius)` as the model's own `verdicts` does, errors as for `audit`."""
-        from defended.defended_model import Verdicts
+        from defended.answering import Verdicts
 
         outputs = self.audit(x, batch_size)
         return Verdicts(outputs["label"], outputs["rejected"], outputs["certified_radius"])

@@ -15,7 +15,7 @@ from defended.arguments import whole_number
 from defended.serving.artefacts.inputs import require_float32, run_in_batches
 
 if TYPE_CHECKING:
-    from defended.defended_model import Verdicts
+    from defended.answering import Verdicts
 
 METADATA = "defended"
 
@@ -85,7 +85,7 @@ class OnnxModel:
 
     def verdicts(self, x: np.ndarray, batch_size: int = 256) -> Verdicts:
         """Return `Verdicts(label, rejected, radius)`, of a file written with `audit=True` or of a smoothed model."""
-        from defended.defended_model import Verdicts
+        from defended.answering import Verdicts
 
         outputs = self.run(x, batch_size)
         if "certified_radius" not in outputs:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from defended.exceptions import AgreementError
 from defended.serving.auditing.answers import Answers
 from defended.serving.auditing.subject import ROUNDING, Subject
-from defended.serving.exporting.agreement import AgreementError, require_agreement
+from defended.serving.exporting.agreement import require_agreement
 
 if TYPE_CHECKING:
     from defended.defended_model import DefendedModel

@@ -25,7 +25,7 @@ from defended.serving.clients.transports import GrpcTransport, RestTransport, Tr
 from defended_settings.addresses import is_loopback
 
 if TYPE_CHECKING:
-    from defended.defended_model import Verdicts
+    from defended.answering import Verdicts
 
 T = TypeVar("T")
 
@@ -129,7 +129,7 @@ class Client(Closing):
         A server that offers the signature `audit` gives the certified radii. For one that does not, `radius` is 0
         throughout: nothing is known to be certified beyond the answer itself.
         """
-        from defended.defended_model import Verdicts
+        from defended.answering import Verdicts
 
         has_radii = "audit" in self.metadata()
         outputs = self.predict(x, "audit" if has_radii else "serving_default")
