@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +22,24 @@ def data_digest(x: Array, y: Array | None = None) -> str:
 
     Whole numbers as targets count as int64: how a file stores class numbers says nothing of the data.
     """
-    digest = hashlib.sha256()
-    _add(digest, np.asarray(x))
-    if y is not None:
-        _add(digest, _class_numbers(y))
-    return digest.hexdigest()
+    return next(possible_digests(x, y))
 
 
-def is_among(x: Array, y: Array | None, digests: Collection[str]) -> bool:
-    """Whether a data set is one of those with these digests, of inputs alone or with targets.
+def possible_digests(x: Array, y: Array | None = None) -> Iterator[str]:
+    """What `data_digest` gives for a data set, and after it what it may have given: by other types of class numbers, or
+    of inputs alone.
 
     Args:
         x: `[n, ...]`, as float32 where training took it so.
-        y: `[n]` class numbers; None where they are not known.
-        digests: of `data_digest`, those of earlier versions too, which told types of class numbers apart.
+        y: targets `[n, ...]`; None where they are not known. Earlier versions told types of class numbers apart.
     """
     inputs = hashlib.sha256()
     _add(inputs, np.asarray(x))
-    found = {inputs.hexdigest()}
-    for target in [] if y is None else _as_stored(np.asarray(y)):
+    for target in () if y is None else chain([_class_numbers(y)], _as_stored(np.asarray(y))):
         both = inputs.copy()
         _add(both, target)
-        found.add(both.hexdigest())
-    return not found.isdisjoint(digests)
+        yield both.hexdigest()
+    yield inputs.hexdigest()
 
 
 def _add(digest: Any, array: Array) -> None:

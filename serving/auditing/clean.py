@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from defended.provenance import data_digest, is_among
+from defended.provenance import data_digest, possible_digests
 from defended.serving.auditing import strata
 from defended.serving.auditing.advice import Advice, advise
 from defended.serving.auditing.answers import Answers
@@ -131,13 +131,13 @@ def clean_figures(
 
 def _data(subject: Subject, x: np.ndarray | None, y: np.ndarray | None, points: int, data_name: str) -> dict[str, Any]:
     """The name, number and digest of the data, and whether they are those that the model was trained on."""
+    if x is None:
+        return {"name": data_name, "points": points, "sha256": None, "training_data": None}
     recorded = [] if subject.manifest is None else [record.sha256 for record in subject.manifest.training_data]
-    return {
-        "name": data_name,
-        "points": points,
-        "sha256": None if x is None else data_digest(x, y),
-        "training_data": None if x is None or not recorded else is_among(x, y, recorded),
-    }
+    digests = possible_digests(x, y)
+    own = next(digests)
+    known = own in recorded or any(other in recorded for other in digests) if recorded else None
+    return {"name": data_name, "points": points, "sha256": own, "training_data": known}
 
 
 def _unknown(subject: Subject, answers: Answers, y: np.ndarray | None, trained_on: bool | None) -> list[str]:
