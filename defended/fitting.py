@@ -74,8 +74,7 @@ class Fitting(VisibleSteps, Gate, keras.Model):
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.optimizer is not None:
-            self.optimizer.build(self.trainable_variables)
+        make_variables(self)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """`keras.Model.evaluate`, of proven bounds; as the validation of `fit`, of estimates that are refined first."""
