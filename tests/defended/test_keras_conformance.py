@@ -1,15 +1,11 @@
 """A defended model is a Keras model: it trains, saves, loads, resumes and distributes as Keras users expect."""
 
-import os
-import subprocess
-import sys
-import textwrap
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, ops
+from scripts import TWO_DEVICES, run_script
 
 from defended import GloroNet, callbacks, datasets, losses, metrics
 from defended.layers import InvertibleDownsampling, LiResNetBlock, MinMax
@@ -277,15 +273,6 @@ def test_inference_is_the_same_compiled_and_eager(jit, digits):
     )  # fmt: skip
 
 
-def run_script(script, **environment):
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        capture_output=True, text=True, timeout=300, env={**os.environ, **environment}, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
-
-
 TRAIN = """
     import keras, numpy as np, defended
     from keras import layers
@@ -310,13 +297,7 @@ TRAIN = """
 
 def test_mirrored_strategy_on_two_logical_devices():
     run_script(
-        """
-    import tensorflow as tf
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    assert strategy.num_replicas_in_sync == 2
-    """
+        TWO_DEVICES
         + TRAIN
         + """
     with strategy.scope():

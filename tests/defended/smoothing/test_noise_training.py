@@ -1,10 +1,6 @@
 """Training under noise: what the noise is, what the losses are by hand, and what Keras's `fit` does with them."""
 
 import math
-import os
-import subprocess
-import sys
-import textwrap
 
 import keras
 import numpy as np
@@ -12,6 +8,7 @@ import pytest
 import tensorflow as tf
 from keras import layers, ops
 from scipy.stats import norm
+from scripts import TWO_DEVICES, run_script
 
 import defended
 from defended.layers import GaussianNoiseAugmentation
@@ -397,14 +394,6 @@ SCRIPT = """
 """
 
 
-def run_script(script, **environment):
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        capture_output=True, text=True, timeout=300, env={**os.environ, **environment}, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
-
-
 def test_training_on_the_jax_backend():
     pytest.importorskip("jax", reason="JAX is not installed; the `dev` extra has it")
     run_script(
@@ -425,13 +414,7 @@ def test_training_on_the_jax_backend():
 
 def test_training_under_a_distribution_strategy():
     run_script(
-        """
-    import tensorflow as tf
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    assert strategy.num_replicas_in_sync == 2
-    """
+        TWO_DEVICES
         + SCRIPT
         + """
     with strategy.scope():

@@ -1,16 +1,12 @@
 """SmoothedNet against closed forms: for a linear network everything about the smoothed classifier is known."""
 
-import os
-import subprocess
-import sys
-import textwrap
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
 from scipy import stats
+from scripts import TWO_DEVICES, run_script
 
 import defended
 from defended import SmoothedNet
@@ -508,39 +504,27 @@ class TestBudget:
             fastest_rows(self.out_of_memory(0))
 
 
-def run_script(script):
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        capture_output=True, text=True, timeout=300, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
-
-
 def test_two_devices_judge_a_batch_together():
     run_script(
-        """
-        import keras, numpy as np, tensorflow as tf
-        from defended import SmoothedNet
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-        assert strategy.num_replicas_in_sync == 2
-        with strategy.scope():
-            network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
-            network.set_weights([np.array([[1.0, -1.0]], "float32"), np.zeros(2, "float32")])
-            models = [SmoothedNet(network, 0.25, 0.5, samples=2000, mode=mode) for mode in ("fixed", "sequential")]
-        x = np.array([[-1], [0.6], [0.01], [np.nan], [2], [-0.7], [0.9]], "float32")
-        for model in models:
-            for size in (7, 3, 1):
-                verdicts = model.verdicts(x, batch_size=size)
-                assert verdicts.label.tolist() == [1, 0, -1, -1, 0, 1, 0], verdicts
-            network.layers[0].kernel.assign([[-1.0, 1.0]])
-            assert model.verdicts(x).label.tolist() == [0, 1, -1, -1, 1, 0, 1], "both copies of the weights are read"
-            network.layers[0].kernel.assign([[1.0, -1.0]])
-            same = np.full((2, 1), 0.3, "float32")
-            assert any(len(set(model.verdicts(same).radius)) == 2 for _ in range(3)), "the devices draw other noise"
-        """
+        TWO_DEVICES
+        + """
+    import keras, numpy as np
+    from defended import SmoothedNet
+    with strategy.scope():
+        network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
+        network.set_weights([np.array([[1.0, -1.0]], "float32"), np.zeros(2, "float32")])
+        models = [SmoothedNet(network, 0.25, 0.5, samples=2000, mode=mode) for mode in ("fixed", "sequential")]
+    x = np.array([[-1], [0.6], [0.01], [np.nan], [2], [-0.7], [0.9]], "float32")
+    for model in models:
+        for size in (7, 3, 1):
+            verdicts = model.verdicts(x, batch_size=size)
+            assert verdicts.label.tolist() == [1, 0, -1, -1, 0, 1, 0], verdicts
+        network.layers[0].kernel.assign([[-1.0, 1.0]])
+        assert model.verdicts(x).label.tolist() == [0, 1, -1, -1, 1, 0, 1], "both copies of the weights are read"
+        network.layers[0].kernel.assign([[1.0, -1.0]])
+        same = np.full((2, 1), 0.3, "float32")
+        assert any(len(set(model.verdicts(same).radius)) == 2 for _ in range(3)), "the devices draw other noise"
+    """
     )
 
 
