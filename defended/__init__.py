@@ -5,8 +5,9 @@ from typing import Any
 
 from defended import _moved, datasets, exceptions, gloro, layers, membership, polytope, smoothing, zoo
 from defended._version import __version__
+from defended.answering import Verdicts
 from defended.calibration import calibrate_epsilon
-from defended.defended_model import DefendedModel, Verdicts
+from defended.defended_model import DefendedModel
 from defended.gloro import GloroNet, load_gloronet
 from defended.loading import load_model
 from defended.membership import MembershipGuard

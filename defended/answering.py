@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from defended.certificate import Array, Finding, finite_radius
+from defended.certificate import Array, Finding, available_radius, finite_radius
 from defended.gate import Gate
 from defended.margins import predicted_class
 from defended.networks.inputs import float32_array, float32_tensor, whole_batch_size
@@ -29,6 +29,12 @@ class Verdicts(NamedTuple):
     """`[n]` float32, certified radius in the model's norm; 0 where nothing is certified."""
 
 
+_OUTPUTS = (
+    "label", "rejected", "scores", "scores_with_bottom", "certified_radius", "availability_radius", "epsilon",
+)  # fmt: skip
+"""Of every deployed model; a kind's `details` come after them."""
+
+
 class Judgement(NamedTuple):
     """What a defence found about a batch in one evaluation; tensors."""
 
@@ -36,6 +42,8 @@ class Judgement(NamedTuple):
     """`[batch, m + 1]`, ⊥ last."""
     radius: Any
     """`[batch]` float32, finite, 0 where nothing is certified."""
+    availability: Any
+    """`[batch]` float32, finite: within which distance the input is still answered; 0 where it is not."""
     details: Mapping[str, Any] = MappingProxyType({})
     """Further outputs of the deployed model, `[batch, ...]` each, by their names in `DefendedModel.details`."""
 
@@ -58,22 +66,24 @@ class Answering(Gate, keras.Model):
         """Scores and radius of one evaluation, so that they agree; `frozen` takes it for granted that all is proven."""
         found = self._finding(float32_tensor(inputs), frozen)
         radius = self._if_proven(finite_radius(found), 0.0, frozen)
+        # Nothing is promised where somebody made epsilon something else than a positive number.
+        epsilon = ops.convert_to_tensor(self._settings.epsilon)
+        available = ops.where(epsilon > 0, available_radius(found, epsilon), 0.0)
         details = {name: self._if_proven(value, 0, frozen) for name, value in found.details.items()}
-        return Judgement(self._scores(found, frozen), radius, details)
+        return Judgement(self._scores(found, frozen), radius, self._if_proven(available, 0.0, frozen), details)
 
     def _outputs(self, inputs: Any, frozen: bool = False) -> dict[str, Any]:
-        scores, radius, details = self._judgement(inputs, frozen)
+        scores, radius, available, details = self._judgement(inputs, frozen)
         choice = predicted_class(scores)  # `ops.argmax` reads bits, which ONNX cannot
         rejected = ops.equal(choice, self.num_classes)
-        epsilon = ops.convert_to_tensor(self._settings.epsilon)
         return {
             "label": ops.where(rejected, ops.cast(-1, "int64"), ops.cast(choice, "int64")),
             "rejected": rejected,
             "scores": scores[:, : self.num_classes],
             "scores_with_bottom": scores,
             "certified_radius": radius,
-            # 0 where somebody made epsilon something else than a positive number.
-            "availability_radius": ops.where(epsilon > 0, ops.maximum(radius - epsilon, 0.0), 0.0),
+            "availability_radius": available,
+            "epsilon": ops.zeros_like(radius) + ops.convert_to_tensor(self._settings.epsilon),
             **details,
         }
 
@@ -135,6 +145,54 @@ class Answering(Gate, keras.Model):
             raise ValueError(
                 f"{what} must have shape [n, {', '.join(map(str, expected))}]. Received: shape {tuple(shape)}"
             )
+
+    def verdicts(self, x: Any, batch_size: int | None = None) -> Verdicts:
+        """Judge inputs `[n, ...]`, in batches, and return NumPy arrays.
+
+        Args:
+            x: `[n, *input shape]`.
+            batch_size: at most what the certificate evaluates at a time, where it minds its memory; by default that,
+                or 256.
+
+        Raises:
+            TypeError: when `x` holds no real numbers, or `batch_size` is no whole number.
+            ValueError: when the shape of `x` is not `[n, *input shape]`, or `batch_size` is below 1; whatever
+                `finalize` raises, where bounds must be proven first.
+        """
+        label, rejected, radius = self._in_batches(self._judge, x, batch_size)
+        return Verdicts(label.astype(np.int64), rejected, radius)
+
+    def audit(self, x: Any, batch_size: int | None = None) -> dict[str, Array]:
+        """Return all outputs of `deployed` by name, as an artefact's `audit` does: `[n, ...]` NumPy arrays.
+
+        Arguments and errors as for `verdicts`.
+        """
+        names = (*_OUTPUTS, *self.details)
+
+        def judge(batch: Any) -> list[Any]:
+            outputs = self._outputs(batch)
+            return [outputs[name] for name in names]
+
+        def made() -> Any:
+            with self._entered():
+                return self._compiled("audit", judge, of_inputs=True)
+
+        return dict(zip(names, self._in_batches(made, x, batch_size), strict=True))
+
+    def _in_batches(self, made: Callable[[], Any], x: Any, batch_size: int | None) -> list[Array]:
+        """What a function of a batch gives for `x`; `made` makes it, once the bounds are proven."""
+        size = self._batch_size(batch_size)
+        x = self._checked_inputs(x)
+        self.ensure_proven()
+        function, parts = made(), []
+        for start in range(0, max(len(x), 1), size):
+            batch = float32_array(x[start : start + size])
+            # A constant batch shape keeps a compiled function compiled; NaN is rejected, whatever else a defence does.
+            missing = max(min(size, len(x)), 1) - len(batch)
+            filling = np.full((missing, *batch.shape[1:]), np.nan, "float32")
+            padded = ops.convert_to_tensor(np.concatenate([batch, filling]) if missing else batch)
+            parts.append([ops.convert_to_numpy(part)[: len(batch)] for part in function(padded)])
+        return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """`keras.Model.predict`: scores `[n, m + 1]`, of proven bounds."""

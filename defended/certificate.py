@@ -36,6 +36,12 @@ class Finding(NamedTuple):
     """`[batch]` bool, False where the input is rejected anyway; None where slack and radius see to it."""
     details: Mapping[str, Any] = MappingProxyType({})
     """Further outputs of the deployed model, `[batch, ...]` each, by their names in `DefendedModel.details`."""
+    lasting: Callable[[Any], Any] | None = None
+    """From a level makes `[batch]`, within which distance of the input the certified radius stays above that level, as
+    it is computed there; not positive where it does not. None for the radius less the level: an exact certificate's
+    radius falls no faster than a point moves."""
+    availability: Any = None
+    """`[batch]`, within which distance of the input it is still answered; None where the certified radius decides."""
 
 
 class Certificate(ABC):
@@ -140,6 +146,18 @@ def finite_radius(found: Finding) -> Any:
     # NaN > 0 is false, so a NaN radius becomes 0.
     held = ops.logical_and(proven, from_bounds > 0)
     return ops.where(held, ops.minimum(from_bounds, FLOAT_MAX), ops.zeros_like(from_bounds))
+
+
+def lasting_radius(found: Finding, level: Any) -> Any:
+    """Within which distance the certified radius stays above `level`, `[batch]`, finite: 0 where it is not above it."""
+    radius = finite_radius(found)
+    distance = radius - level if found.lasting is None else found.lasting(level)
+    return ops.where(radius > level, ops.minimum(ops.maximum(distance, 0.0), FLOAT_MAX), ops.zeros_like(radius))
+
+
+def available_radius(found: Finding, epsilon: Any) -> Any:
+    """Within which distance the input is still answered, `[batch]`, finite: 0 where it is not."""
+    return lasting_radius(found, epsilon) if found.availability is None else found.availability
 
 
 def of_certificate(name: str) -> Any:

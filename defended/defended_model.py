@@ -11,13 +11,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from defended.answering import Answering, Verdicts
+from defended.answering import Answering
+from defended.answering import Verdicts as Verdicts  # its earlier place
 from defended.certificate import Array, Certificate
 from defended.claims import ClaimsInFiles
 from defended.fitting import Fitting
 from defended.hooked_certificate import HookedCertificate
 from defended.networks.checks import checked_network, checked_radius, require_float32_policy
-from defended.networks.inputs import float32_array, float32_tensor
+from defended.networks.inputs import float32_tensor
 from defended.rejection_head import RejectionHead
 from defended.settings import ProvenConstants, Settings
 from defended.tracing import CompiledFunctions, is_at_hand
@@ -187,44 +188,13 @@ class DefendedModel(Fitting, Answering, ClaimsInFiles):
         return self._at_entry("radius", lambda part: self._judgement(part, frozen=False).radius, inputs)
 
     def availability_radius(self, inputs: Any) -> Any:
-        """`[batch]` float32 `max(r - eps, 0)`: no perturbation of smaller norm can force ⊥.
+        """`[batch]` float32: no perturbation of smaller norm can force ⊥; 0 where the input is rejected.
 
-        In real arithmetic: the certified radius is 1-Lipschitz while the class holds, so r > 2 eps makes every point
-        within eps certified at eps. The float32 radius may fall faster by what rounding costs; a wrong *answer* stays
-        impossible.
+        An exact certificate's radius falls by at most t while the input moves by t, which leaves `r - eps`. As float32
+        computes it, a radius may fall faster, by what rounding costs at both ends: a certificate that pays for rounding
+        subtracts that, too, so that what it promises is what is computed (`gloro.certificate.lasting`).
         """
         return self._at_entry("availability", lambda part: self._outputs(part)["availability_radius"], inputs)
-
-    def verdicts(self, x: Any, batch_size: int | None = None) -> Verdicts:
-        """Judge inputs `[n, ...]`, in batches, and return NumPy arrays.
-
-        Args:
-            x: `[n, *input shape]`.
-            batch_size: at most what the certificate evaluates at a time, where it minds its memory; by default that,
-                or 256.
-
-        Raises:
-            TypeError: when `x` holds no real numbers, or `batch_size` is no whole number.
-            ValueError: when the shape of `x` is not `[n, *input shape]`, or `batch_size` is below 1; whatever
-                `finalize` raises, where bounds must be proven first.
-        """
-        batch_size = self._batch_size(batch_size)
-        x = self._checked_inputs(x)
-        self.ensure_proven()
-        if not len(x):
-            empty = np.zeros(0)
-            return Verdicts(empty.astype(np.int64), empty.astype(bool), empty.astype(np.float32))
-        judge = self._judge()
-        parts = []
-        for start in range(0, len(x), batch_size):
-            batch = float32_array(x[start : start + batch_size])
-            # A constant batch shape keeps a compiled function compiled; NaN is rejected, whatever else a defence does.
-            missing = min(batch_size, len(x)) - len(batch)
-            filling = np.full((missing, *batch.shape[1:]), np.nan, "float32")
-            padded = ops.convert_to_tensor(np.concatenate([batch, filling]) if missing else batch)
-            parts.append([ops.convert_to_numpy(part)[: len(batch)] for part in judge(padded)])
-        label, rejected, radius = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return Verdicts(label.astype(np.int64), rejected, radius)
 
     def undefended_logits(self, inputs: Any) -> Any:
         """`[batch, m]`: the network's logits at the inputs themselves, in inference mode."""
@@ -248,7 +218,8 @@ class DefendedModel(Fitting, Answering, ClaimsInFiles):
 
         Returns:
             `label` int64 (-1 = rejected), `rejected` bool, `scores` `[batch, m]`, `scores_with_bottom`
-            `[batch, m + 1]`, `certified_radius` and `availability_radius` `[batch]`, and what `details` names.
+            `[batch, m + 1]`, `certified_radius`, `availability_radius` and `epsilon` `[batch]`, and what `details`
+            names.
 
         Raises:
             ValueError: whatever `finalize` raises, where bounds must be proven first.

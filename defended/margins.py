@@ -53,12 +53,10 @@ def competitor_margins(logits: Any, top: Any) -> Any:
 class Budget(NamedTuple):
     """What float32 evaluation may cost, in units of the radius: tensors `[batch, 1]`, or numbers.
 
-    The error of a difference of logits, at the input and anywhere within r of it, is at most
-    `K_ij * (paid + (growth - 1) * r)`.
+    The error of a difference of logits at the input is at most `K_ij * paid`.
     """
 
     paid: Any = 0.0
-    growth: Any = 1.0
     limit: Any = FLOAT_MAX
     """The largest radius within which nothing overflows, the logits included; negative where nothing is safe."""
 
@@ -73,8 +71,8 @@ def competitor_radii(logits: Any, lipschitz: Any, budget: Budget | None = None, 
         first: `leader(logits)`, where it is known.
 
     Returns:
-        `[batch, m]`: `((y_j - y_i) / K_ij - paid) / growth`, rounded down; `FLOAT_MAX` for i = j and, without a budget,
-        for competitors that keep a positive distance everywhere (K_ij = 0); 0 or less for ties.
+        `[batch, m]`: `(y_j - y_i) / K_ij - paid`, rounded down; `FLOAT_MAX` for i = j and, without a budget, for
+        competitors that keep a positive distance everywhere (K_ij = 0); 0 or less for ties.
     """
     first = first or leader(logits)
     radii = _radii(logits, _constants(lipschitz), budget, first)
@@ -111,7 +109,7 @@ def _radii(logits: Any, constants: Any, budget: Budget | None, first: Leader) ->
     """
     if budget is None:
         return ops.minimum(competitor_margins(logits, first.top) / constants, FLOAT_MAX)
-    return ops.minimum((competitor_margins(logits, first.top) / constants - budget.paid) / budget.growth, budget.limit)
+    return ops.minimum(competitor_margins(logits, first.top) / constants - budget.paid, budget.limit)
 
 
 def take_rows(matrix: Any, classes: Any) -> Any:

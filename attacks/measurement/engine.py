@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from keras import ops
 
 from defended.attacks.core import checks
 from defended.attacks.core.attack import Attack
@@ -84,25 +83,29 @@ def compute(model: Any, settings: Settings, job: Job) -> dict[str, Array]:
 
 
 def judge(model: Any, x: Array, batch_size: int) -> dict[str, Array]:
-    """Verdicts on clean inputs, and the classes of the largest scores: verdicts name none where they reject."""
-    found = verdicts(model, x, batch_size)
-    radius = found.radius
-    if "neighbour_radius" in model.details:
+    """Verdicts on clean inputs with both radii, and the classes of the largest scores, where they reject, too."""
+    found = model.audit(x, batch_size=_company(model, batch_size))
+    radius = found["certified_radius"]
+    if "neighbour_radius" in found:
         # Neighbours answer inputs that the certificate does not: what counts is how far an input stays answered.
-        parts = [model.neighbour_radius(x[first : first + batch_size]) for first in range(0, len(x), batch_size)]
-        radius = np.maximum(radius, np.concatenate([ops.convert_to_numpy(part) for part in parts]))
-    predicted = found.label.copy()
-    rest = np.flatnonzero(found.rejected)
-    if len(rest):
-        scores = model(x[rest], training=False)[:, : model.num_classes]
-        predicted[rest] = ops.convert_to_numpy(ops.argmax(scores, axis=-1))
-    return {"predicted": predicted, "rejected": found.rejected, "radius": radius}
+        radius = np.maximum(radius, found["neighbour_radius"])
+    return {
+        "predicted": found["scores"].argmax(axis=1),
+        "rejected": found["rejected"],
+        "radius": radius,
+        "availability": found["availability_radius"],
+    }
 
 
 def verdicts(model: Any, x: Array, batch_size: int = 256) -> Any:
     """Verdicts; of a smoothed model such as do not depend on the company of an input."""
+    return model.verdicts(x, batch_size=_company(model, batch_size))
+
+
+def _company(model: Any, batch_size: int) -> int:
+    """How many inputs to judge together."""
     # The noise of a seeded model is a function of the batch: alone, an input's does not depend on how work is cut.
-    return model.verdicts(x, batch_size=1 if model.sampling else batch_size)
+    return 1 if model.sampling else batch_size
 
 
 def redrawn(model: Any, x: Array) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 from defended.attacks.measurement.records import DegradedInputs, Records
 from defended.attacks.measurement.tables import RATES, compare, text_table
 from defended.statistics.intervals import Rate
-from defended.statistics.rates import DEFINITIONS, InputFacts
+from defended.statistics.rates import DEFINITIONS, InputFacts, exceeds
 
 
 class _Figure:
@@ -31,7 +31,8 @@ class Susceptibility:
     """How far a defended model can be degraded: a bracket, and what it means for accuracy (Leino et al. 2022).
 
     The false positive rate is the share of the answered inputs that an attacker can turn into ⊥ within eps. The
-    attack's finds bound it from below, the certificate at 2 eps from above. Rates are those of
+    attack's finds bound it from below, the availability radius from above: in real arithmetic, what is not certified at
+    2 eps. Rates are those of
     `defended.statistics.rates`, and `Rate`s: floats with a Clopper-Pearson `interval` for the sampling of the inputs.
     The intervals speak of the two bounds one by one.
 
@@ -86,7 +87,7 @@ class Susceptibility:
     vra = _Figure()
     """Verified-robust accuracy: share of inputs answered correctly and certified at eps."""
     vra_2eps = _Figure()
-    """Share of inputs correct and certified at 2 eps: no perturbation within eps takes their answer away."""
+    """Share of inputs correct and certified at 2 eps, as if the model were deployed there."""
     vra_under_attack = _Figure()
     """Share of inputs that the attack leaves correct and certified."""
     utility_reduction = _Figure()
@@ -94,11 +95,11 @@ class Susceptibility:
     fpr_lower = _Figure()
     """Lower bound on the false positive rate: degraded / certified, the paper's denominator."""
     fpr_upper = _Figure()
-    """Upper bound on the false positive rate: 1 - certified at 2 eps / certified, the paper's denominator."""
+    """Upper bound on the false positive rate: not proven to stay answered / certified, the paper's denominator."""
     fpr_lower_correct = _Figure()
     """Degraded among the certified and correct, the denominator of the paper's code."""
     fpr_upper_correct = _Figure()
-    """1 - certified at 2 eps among the certified and correct, the denominator of the paper's code."""
+    """Not proven to stay answered among the certified and correct, the denominator of the paper's code."""
 
     @property
     def spontaneous(self) -> Rate:
@@ -177,7 +178,14 @@ class Susceptibility:
         records = self.records
         answered, correct = ~records.rejected, np.equal(records.predicted, records.label)
         return InputFacts(
-            records.rejected, correct, correct & answered, answered, answered & ~records.contested, records.degraded
+            records.rejected,
+            correct,
+            right=correct & answered,
+            certified=answered,
+            safe=answered & ~records.contested,
+            degraded=records.degraded,
+            # Doubling is exact in float32, so this is the comparison that the deployed check would make at 2 eps.
+            certified_twice=answered & exceeds(records.radius, 2 * self.epsilon),
         )
 
 

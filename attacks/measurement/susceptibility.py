@@ -29,7 +29,7 @@ from defended.statistics.rates import exceeds
 
 # With a smaller probability, answers with another label are no longer chance.
 _UNEXPLAINED = 1e-6
-_CLEAN = ("predicted", "rejected", "radius")
+_CLEAN = ("predicted", "rejected", "radius", "availability")
 
 
 def susceptibility(
@@ -47,10 +47,11 @@ def susceptibility(
 ) -> Susceptibility:
     """Measure how far a defended model can be degraded: from below by an attack, from above by proof.
 
-    Only *contested* inputs are attacked: answered ones with `r <= 2 eps`. A certified radius is 1-Lipschitz while the
-    prediction holds, and within eps of an answered input it does hold; so an input with `r > 2 eps` keeps `r > eps`
-    in its whole eps-ball and is answered there. (At exactly `r = 2 eps` a slack of 0 is possible, which is a
-    rejection.)
+    Only *contested* inputs are attacked: answered ones whose availability radius is at most eps. A certified radius is
+    1-Lipschitz while the prediction holds, and within eps of an answered input it does hold; so an input with
+    `r > 2 eps` keeps `r > eps` in its whole eps-ball and is answered there. (At exactly `r = 2 eps` a slack of 0 is
+    possible, which is a rejection.) Where rounding is paid for, somewhat more than 2 eps is needed, since what is
+    computed at the attacked point counts.
 
     Attacked points count as degraded when `model.verdicts` rejects them, whatever the attack believes; inputs that were
     rejected from the start do not count. The result does not depend on how the work is cut, nor on interruptions.
@@ -103,8 +104,7 @@ def susceptibility(
     jobs = (Job(f"clean_{rows[0]:09d}", "clean", {"index": rows, "x": x[rows[0] : rows[-1] + 1]}) for rows in cuts)
     judged = {name: done for name, _, done in _pieces(store, computing, model, settings, jobs)}
     clean = {key: np.concatenate([judged[name][key] for name in sorted(judged)]) for key in _CLEAN}
-    # Doubling is exact in float32, so this is the comparison that the deployed check would make at 2 eps.
-    contested = ~clean["rejected"] & ~exceeds(clean["radius"], 2 * epsilon)
+    contested = ~clean["rejected"] & ~exceeds(clean["availability"], epsilon)
     rows = np.flatnonzero(contested)
     attacked, degraded, distance = np.zeros(len(x), bool), np.zeros(len(x), bool), np.zeros(len(x))
     found: dict[str, tuple[Array, Any]] = {}

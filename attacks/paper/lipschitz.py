@@ -106,14 +106,14 @@ def figure2(settings: Settings) -> Reproduction:
 
     The authors' curves come from the radii that they published; ours from the zoo's nets on the same test set.
     """
-    series: dict[str, tuple[float, Any, Any]] = {}
+    series: dict[str, tuple[float, Any, Any, Any]] = {}
     left_out: list[str] = []
     findings: list[Finding] = []
     for name, epsilon in (("mnist_0.3", 0.3), ("mnist_1.58", 1.58), ("cifar10_0.14", 0.141)):
         for suffix, trained in (("N", "trained at eps"), ("Y", "at 2 eps")):
             with noted(left_out):
                 path = settings.reference_file("gloro", "radii", f"{name}_{suffix}.csv")
-                series[f"{name.replace('_', ' ')}, authors', {trained}"] = epsilon, *_published_radii(path)
+                series[f"{name.replace('_', ' ')}, authors', {trained}"] = epsilon, *_published_radii(path), None
     for case in CASES:
         for published, trained in zip(case.zoo, ("trained at eps", "at 2 eps"), strict=bool(case.zoo)):
             name = f"{case.name.replace('-', ' ')}, ours, {trained}"
@@ -122,8 +122,9 @@ def figure2(settings: Settings) -> Reproduction:
                 model = settings.net(case.name, published, case.epsilon)
                 # A rejected input that is certified for less than eps still has its place in the curves.
                 right = _predicted(model, x) == y
-                radius = model.verdicts(x, batch_size=1000).radius
-                series[name] = case.epsilon, radius.astype(np.float64), right
+                found = model.audit(x, batch_size=1000)
+                radius, available = found["certified_radius"], found["availability_radius"]
+                series[name] = case.epsilon, radius.astype(np.float64), right, available
     for name, values in series.items():
         theirs = series.get(name.replace("ours", "authors'")) if ", ours, " in name else None
         known = _at(*theirs) if theirs else {}
@@ -148,14 +149,14 @@ def _published_radii(path: Path) -> tuple[Any, Any]:
     return np.array([float(row["radius"]) for row in rows]), np.array([row["correct"] == "True" for row in rows])
 
 
-def _at(epsilon: float, radius: Any, right: Any) -> dict[str, Rate]:
-    facts = InputFacts.at(radius, right, epsilon)
+def _at(epsilon: float, radius: Any, right: Any, available: Any) -> dict[str, Rate]:
+    facts = InputFacts.at(radius, right, epsilon, available=available)
     names = {"vra": f"VRA at {epsilon:g}", "vra_2eps": f"VRA at {2 * epsilon:g}",
              "fpr_upper": f"FPR at {epsilon:g}, at most"}  # fmt: skip
     return {title: facts.rate(name) for name, title in names.items()}
 
 
-def _draw(series: dict[str, tuple[float, Any, Any]]) -> tuple[bytes | None, dict[str, tuple[float | None, ...]]]:
+def _draw(series: dict[str, tuple[float, Any, Any, Any]]) -> tuple[bytes | None, dict[str, tuple[float | None, ...]]]:
     if not series:
         return None, {}
     from matplotlib.figure import Figure
@@ -169,7 +170,7 @@ def _draw(series: dict[str, tuple[float, Any, Any]]) -> tuple[bytes | None, dict
         epsilon = next(iter(chosen.values()))[0]
         radii = np.linspace(0, 3 * epsilon, 121)
         curves[f"{panel}: radius"] = tuple(radii.tolist())
-        for name, (_, radius, right) in chosen.items():
+        for name, (_, radius, right, _) in chosen.items():
             label = name.split(", ", 1)[1]
             style: dict[str, Any] = {
                 "ls": "-" if "ours" in name else "--", "color": COLOURS[0] if "2 eps" in name else COLOURS[1],

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from keras import ops
 
 from defended.gloro.graph import LipschitzGraph
 from defended.gloro.proof import LayerBound, Proof
@@ -14,17 +15,19 @@ from defended.numerics.matrix_norms import round_up_to_float32
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-NO_BUDGET = np.array([0.0, 0.0, 1.0, 2.0**62], "float32")
+NO_BUDGET = np.array([0.0, 0.0, 2.0**62], "float32")
 """The budget of a model that counts its logits as exact: only the input's norm must be found without overflow."""
 
 
 def rounding_budget(proof: Proof, input_size: int, counted: bool = True) -> tuple[Array, Array]:
-    """Return K `[m, m]` and the rounding budget `[4]` in float32, rounded so that they keep what was proven.
+    """Return K `[m, m]` and the rounding budget `[3]` in float32, rounded so that they keep what was proven.
 
-    Within r of x, `y_j - y_i` is computed within `c0 + c1 * (|x| + r)`, and at x itself within `c0 + c1 * |x|`. Both
-    together are at most `K_ij * (t0 + t1 * |x| + (growth - 1) * r)` for `t0 = 2 c0 / K_ij`, `t1 = 2 c1 / K_ij` and
-    `growth = 1 + t1 / 2`, with the largest quotients among the pairs. Pairs whose K_ij is far below the others' would
-    spoil the quotient for all; their K_ij is enlarged until it covers their error.
+    `y_j - y_i` is computed at x within `c0 + c1 * |x|`, which is at most `K_ij * (t0 + t1 * |x|)` for
+    `t0 = c0 / K_ij` and `t1 = c1 / K_ij`, with the largest quotients among the pairs. Pairs whose K_ij is far below the
+    others' would spoil the quotient for all; their K_ij is enlarged until it covers their error.
+
+    The error at x is all that an answer's radius pays. It leaves j as the *exact* class within r; and whatever point
+    in the ball is answered has paid for its own error, so that it is answered by its exact class, which is j.
 
     Args:
         proof: what was proven of the network.
@@ -32,7 +35,7 @@ def rounding_budget(proof: Proof, input_size: int, counted: bool = True) -> tupl
         counted: False returns K and `NO_BUDGET`.
 
     Returns:
-        K and `(t0, t1, growth, limit)`; `|x| + r` must not exceed the limit.
+        K and `(t0, t1, limit)`; `|x| + r` must not exceed the limit.
     """
     m = len(proof.margins)
     others = ~np.eye(m, dtype=bool)
@@ -41,16 +44,15 @@ def rounding_budget(proof: Proof, input_size: int, counted: bool = True) -> tupl
     constants = np.where(others, np.maximum(proof.margins, SMALLEST_NORMAL), 0.0)
     typical = others & (constants >= 2.0**-10 * constants.max())
     with np.errstate(over="ignore", invalid="ignore"):
-        t0, t1 = (float(np.max(2 * part[typical] / constants[typical])) for part in proof.errors)
-        needed = np.maximum(
-            *(2 * part / max(t, SMALLEST_NORMAL) for part, t in zip(proof.errors, (t0, t1), strict=True))
-        )
+        t0, t1 = (float(np.max(part[typical] / constants[typical])) for part in proof.errors)
+        needed = np.maximum(*(part / max(t, SMALLEST_NORMAL) for part, t in zip(proof.errors, (t0, t1), strict=True)))
         # The norm is computed in float32: n roundings, halved by the root, which is rounded itself, make it low by
-        # gamma(n / 2 + 1) at most. At most 2 n squares and sums may be flushed to zero: |x| loses sqrt(2 n 2^-126). A
-        # graph rounds `t0 + t1 |x|` twice, float64 all that is here less than once.
-        flushed = 2.0 * (input_size * SMALLEST_NORMAL) ** 0.5
+        # gamma(n / 2 + 1) at most. At most 2 n squares and sums may be flushed to zero: |x| loses sqrt(2 n 2^-126),
+        # here counted twice, since `lasting` meets it twice. A graph rounds `t0 + t1 |x|` twice, float64 all that is
+        # here less than once.
+        flushed = 2.0 * (2 * input_size * SMALLEST_NORMAL) ** 0.5
         t1 *= 1 + gamma(input_size + 16)
-        budget = np.array([t0 + t1 * flushed, t1, 1 + t1 / 2]) * (1 + 16 * UNIT_ROUNDOFF)
+        budget = np.array([t0 + t1 * flushed, t1]) * (1 + 16 * UNIT_ROUNDOFF)
     constants = np.where(others, np.maximum(constants, needed), 0.0)
     values = round_up_to_float32(budget)
     # Within the limit the input's norm, too, is found without overflow: its square stays below 2^125. It may be found
@@ -62,7 +64,42 @@ def rounding_budget(proof: Proof, input_size: int, counted: bool = True) -> tupl
     return round_up_to_float32(constants), np.array([*values, limit], "float32")
 
 
-_NOTHING = np.array([0.0, 1.0, 1.0, -1.0], "float32")
+_NOTHING = np.array([0.0, 1.0, -1.0], "float32")
+
+
+def lasting(radius: Any, level: Any, budget: Any, norm: Any, input_size: int) -> Any:
+    """Return within which distance of an input the radius, as float32 computes it, stays above `level`.
+
+    Let r be the radius at x, and P(x) = t0 + t1 |x|, so that K_ij P bounds the error of `y_j - y_i`. At x' with
+    |x' - x| = d the exact difference is at least K_ij (r - d), the computed one at least K_ij (r - d - P(x')), and the
+    radius pays P(x') once more: it is at least `r - d - 2 P(x')`, where P(x') <= P(x) + t1 d. So it stays above the
+    level within
+
+        d = (r - level - 2 P(x)) / (1 + 2 t1).
+
+    In float32 the norm at x' may be found too large, and that at x too small, by gamma(n / 2 + 2) each: so the two
+    is a little more. `_DOWN` of `defended.margins` and the roundings around it take at most 21 u off the quotient at
+    x', and the formula here is off by at most 8 u of its terms. All are made up for by a level, a price and a result
+    that are 64 u on the safe side. A level of 0 is lifted above what is flushed to zero.
+
+    Args:
+        radius: `[batch]`, the certified radius.
+        level: a positive number or 0.
+        budget: `(t0, t1, limit)` of `rounding_budget`, as a tensor.
+        norm: `[batch]`, |x| as float32 computes it.
+        input_size: entries of an input.
+
+    Returns:
+        `[batch]`; what is not positive promises nothing.
+    """
+    t0, t1, limit = ops.unstack(budget)
+    apart = gamma(input_size + 32)
+    twice = 2 * (1 + apart) * (1 + 64 * UNIT_ROUNDOFF)
+    level = ops.maximum(level * (1 + 64 * UNIT_ROUNDOFF), 2.0**-120)
+    distance = (radius - level - twice * (t0 + t1 * norm)) / (1 + twice * t1)
+    # The point must be within the limit, too, by more than the level.
+    room = limit / ((1 + apart) * (1 + 64 * UNIT_ROUNDOFF)) - norm - level
+    return ops.minimum(distance, room) * (1 - 64 * UNIT_ROUNDOFF)
 
 
 @dataclass(frozen=True)
@@ -74,8 +111,8 @@ class CertificateReport:
     """Proven Lipschitz constant of the hidden layers."""
     at_norm: float
     """The l2 norm of an input for which errors and `radius_spent` are stated."""
-    budget: tuple[float, float, float, float]
-    """`(t0, t1, growth, limit)`: a radius is `((y_j - y_i) / K_ij - t0 - t1 * |x|) / growth`, with `|x| <= limit`."""
+    budget: tuple[float, float, float]
+    """`(t0, t1, limit)`: a radius is `(y_j - y_i) / K_ij - t0 - t1 * |x|`, with `|x| <= limit`."""
 
     @property
     def radius_spent(self) -> float:
@@ -85,11 +122,11 @@ class CertificateReport:
 
     @staticmethod
     def of(graph: LipschitzGraph, at_norm: float, budget: Array) -> CertificateReport:
-        """Make the report on a graph with the budget `[4]` that was deployed."""
+        """Make the report on a graph with the budget `[3]` that was deployed."""
         lines: list[LayerBound] = []
         proof = graph.prove(lines, at_norm)
-        t0, t1, growth, limit = (float(value) for value in budget)
-        return CertificateReport(tuple(lines), proof.constant, at_norm, (t0, t1, growth, limit))
+        t0, t1, limit = (float(value) for value in budget)
+        return CertificateReport(tuple(lines), proof.constant, at_norm, (t0, t1, limit))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain data, for JSON."""

@@ -33,9 +33,10 @@ class GloroNet(DefendedModel):
 
     While training, norms are *estimates*: one power-iteration step per batch on a persistent vector. `finalize()`,
     which the end of `fit` calls, replaces them by proven float64 upper bounds, rounded upwards and frozen. From then on
-    the certificate also pays for rounding: a point is answered when
-    `y_j(x) - y_i(x) > eps * K_ij + E`, with E a proven bound on the error of both logits' float32 evaluation at x and
-    anywhere in the ball. `finalize()` also compares what evaluates with what was proven (`gloro.self_check`).
+    the certificate also pays for rounding: a point is answered when `y_j(x) - y_i(x) > eps * K_ij + E`, with E a proven
+    bound on the error of that difference as float32 evaluates it at x. So the exact network's class is j in the whole
+    ball, and whatever is answered in it is answered j. `finalize()` also compares what evaluates with what was proven
+    (`gloro.self_check`).
 
     Args:
         network: a built Sequential or functional model with logits out; or, together with `outputs`, the input tensor

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from defended.certificate import Array, Certificate, Claims, Finding, Judge
-from defended.gloro.certificate import rounding_budget
+from defended.gloro.certificate import lasting, rounding_budget
 from defended.gloro.graph import LipschitzGraph
 from defended.gloro.proof import Proof
 from defended.gloro.rounding import BLOCK
@@ -56,8 +56,8 @@ class LipschitzCertificate(Certificate):
         self._compiled, self._rounding, self._constants = compiled, rounding, proof.named
         m = self.graph.num_classes
         proof.add("margin_lipschitz", (m, m))
-        # (t0, t1, growth, limit): rounding costs t0 + t1 * |x| of the radius, and no input may be longer than limit.
-        proof.add("rounding_budget", (4,))
+        # (t0, t1, limit): rounding costs t0 + t1 * |x| of the radius, and no input may be longer than limit.
+        proof.add("rounding_budget", (3,))
         self._norms: Array = np.zeros(0)
         self._proof: Proof | None = None
         self.iterates = []
@@ -74,11 +74,15 @@ class LipschitzCertificate(Certificate):
     def find(self, inputs: Any, logits: Any, epsilon: Any) -> Finding:
         """`judge`, of inputs whose logits are known."""
         first, rows, budget = self._terms(inputs, logits)
-        return Finding(
-            logits,
-            radius_slack(logits, rows, epsilon, budget, first),
-            lambda: ops.min(competitor_radii(logits, rows, budget, first), axis=-1),
-        )
+
+        def radius() -> Any:
+            return ops.min(competitor_radii(logits, rows, budget, first), axis=-1)
+
+        def lasting_above(level: Any) -> Any:
+            spent = ops.convert_to_tensor(self._constants.rounding_budget)
+            return lasting(radius(), level, spent, self._norm(inputs)[:, 0], self.graph.input_size)
+
+        return Finding(logits, radius_slack(logits, rows, epsilon, budget, first), radius, lasting=lasting_above)
 
     def competitor_radii(self, inputs: Any, epsilon: Any) -> Any:
         logits = self.logits(inputs, training=False)
@@ -103,29 +107,32 @@ class LipschitzCertificate(Certificate):
         return take_rows(ops.convert_to_tensor(self._constants.margin_lipschitz), classes)
 
     def _rounding_of(self, inputs: Any) -> Budget:
-        t0, t1, growth, limit = ops.unstack(ops.convert_to_tensor(self._constants.rounding_budget))
+        t0, t1, limit = ops.unstack(ops.convert_to_tensor(self._constants.rounding_budget))
+        norm = self._norm(inputs)
+        return Budget(t0 + t1 * norm, limit - norm)
+
+    def _norm(self, inputs: Any) -> Any:
+        """|x|, `[batch, 1]`."""
         x = ops.reshape(ops.stop_gradient(inputs), (-1, self.graph.input_size))
-        norm = ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True))
-        return Budget(t0 + t1 * norm, growth, limit - norm)
+        return ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True))
 
     def covered_drift(self, inputs: Any) -> Array | None:
-        """`[n, m]`: `K_ij * (t0 + t1 * |x|)`, twice what one float32 evaluation of `y_j - y_i` at x may err by.
+        """`[n, m]`: `2 K_ij * (t0 + t1 * |x|)`, what two float32 evaluations of `y_j - y_i` at x may differ by.
 
         None where the certificate does not pay for rounding.
         """
         if not self._rounding:
             return None
         allowed = self.rows(predicted_class(self.logits(inputs, training=False))) * self._rounding_of(inputs).paid
-        return np.asarray(ops.convert_to_numpy(allowed), dtype=np.float64)
+        return 2 * np.asarray(ops.convert_to_numpy(allowed), dtype=np.float64)
 
     def radius_from_scores(self, scores: Any, epsilon: Any) -> Any:
         """`[batch]`, not negative, from scores `[batch, m + 1]`: what rounding costs is read off the score of ⊥."""
         logits = scores[:, :-1]
         rows = self.rows(predicted_class(logits))
-        _, _, growth, _ = ops.unstack(ops.convert_to_tensor(self._constants.rounding_budget))
         slack = ops.max(logits, axis=-1) - scores[:, -1]
-        paid = ops.maximum(spent_radius(logits, rows, slack * growth) - growth * epsilon, 0.0)
-        return ops.maximum((ops.min(competitor_radii(logits, rows), axis=-1) - paid) / growth, 0.0)
+        paid = ops.maximum(spent_radius(logits, rows, slack) - epsilon, 0.0)
+        return ops.maximum(ops.min(competitor_radii(logits, rows), axis=-1) - paid, 0.0)
 
     # Training.
 

@@ -67,6 +67,20 @@ def answered_by_neighbours(radius: Any, near: Nearest, reach: Reach) -> Any:
     return ops.where(room > 0, reach.epsilon + room, ops.zeros_like(room))
 
 
+def still_answered(above_epsilon: Any, positive: Any, near: Nearest, reach: Reach) -> Any:
+    """Return within which distance an input stays answered, `[batch]`, at least 0; by the check or by neighbours.
+
+    Args:
+        above_epsilon: `[batch]`, within which distance the model's radius stays above epsilon, as float32 computes it.
+        positive: `[batch]`, within which it stays positive.
+        near: distances to valid inputs, each of which falls by at most t when the input moves by t.
+        reach: the radii of the decision.
+    """
+    by_check = ops.minimum(above_epsilon, (near.other - reach.epsilon) * _DOWN - reach.epsilon * 2.0**-18)
+    by_neighbours = answered_by_neighbours(positive, near, reach) - reach.epsilon
+    return ops.minimum(ops.maximum(ops.maximum(by_check, by_neighbours), 0.0), FLOAT_MAX)
+
+
 def guarded_radii(radii: Any, near: Nearest, reach: Reach) -> Any:
     """`decide` for each competitor: radii `[batch, m]`, of which the smallest is the input's, differentiable.
 

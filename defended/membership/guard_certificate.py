@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from defended.certificate import Array, Certificate, Claims, Finding, Judge, finite_radius
+from defended.certificate import Array, Certificate, Claims, Finding, Judge, finite_radius, lasting_radius
 from defended.defended_model import DefendedModel
 from defended.margins import finite_rows, leader
-from defended.membership.decision import Reach, decide, guarded_radii
+from defended.membership.decision import Reach, decide, guarded_radii, still_answered
 from defended.membership.oracle import MembershipOracle, Nearest
 from defended.settings import ProvenConstants
 
@@ -100,10 +100,16 @@ class GuardCertificate(Certificate):
         reason = ops.where(finite & (slack > 0), 0, why)
         details = {**found.details, "reason": ops.cast(reason, "int32")}
         if self._accepting:
-            neighbourly = ops.where(finite, guarded.neighbour_radius, 0.0)
-            answering = ops.maximum(ops.where(finite, guarded.radius, 0.0), neighbourly) - epsilon
-            details |= {"neighbour_radius": neighbourly, "availability_radius": ops.maximum(answering, 0.0)}
-        return Finding(found.logits, slack, lambda: guarded.radius, finite, details)
+            details["neighbour_radius"] = ops.where(finite, guarded.neighbour_radius, 0.0)
+        available = still_answered(lasting_radius(found, epsilon), lasting_radius(found, 0.0), near, reach)
+        return Finding(
+            found.logits,
+            slack,
+            lambda: guarded.radius,
+            finite,
+            details,
+            availability=ops.where(finite & (slack > 0), available, 0.0),
+        )
 
     def competitor_radii(self, inputs: Any, epsilon: Any) -> Any:
         return self._guarded_radii(inputs, epsilon, accepting=False)

@@ -95,7 +95,8 @@ class FalsePositiveBound(_Rate):
     """Upper bound on the false positive rate: `1 - |r > 2 s| / |r > s|` at `s = radius_scale * epsilon`.
 
     Of the inputs that are answered, the share that some perturbation within s *might* push into ⊥: where r > 2 s none
-    can (Leino et al. 2022, section 3.2). 1 where no input is answered, since then nothing is proven.
+    can (Leino et al. 2022, section 3.2), in real arithmetic; a measurement of the final model counts rounding, too. 1
+    where no input is answered, since then nothing is proven.
     """
 
     rate, default_name = "fpr_upper", "false_positive_bound"

@@ -135,9 +135,10 @@ class Artefact(Closing):
         """Run the signature `audit` on any number of inputs, `batch_size` at a time.
 
         Returns:
-            What `serving_default` returns, and `certified_radius` `[batch]`, `availability_radius` `[batch]`, both in
-            input units, and `scores_with_bottom` `[batch, m + 1]`; of a smoothed model also `samples_used` `[batch]`,
-            the draws that each input took, and the network's `logits` `[batch, m]` without noise.
+            What `serving_default` returns, and `certified_radius`, `availability_radius` and `epsilon`, `[batch]` each
+            and in input units, and `scores_with_bottom` `[batch, m + 1]`; of a smoothed model also `samples_used`
+            `[batch]`, the draws that each input took, and the network's `logits` `[batch, m]` without noise. Artefacts
+            of earlier versions do not tell `epsilon` here.
 
         Raises:
             TypeError, ValueError: as for `serving_default`, or `batch_size` is not positive.

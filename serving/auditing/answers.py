@@ -11,7 +11,7 @@ from defended.exceptions import EndpointError
 
 DEFAULT, AUDIT = "serving_default", "audit"
 
-_RADII = ("certified_radius", "neighbour_radius", "availability_radius")
+RADII = ("certified_radius", "neighbour_radius", "availability_radius")
 
 
 class Answers(NamedTuple):
@@ -39,7 +39,7 @@ class Answers(NamedTuple):
     def of(cls, raw: Mapping[str, np.ndarray]) -> Answers:
         """Answers from outputs by name, which `checked` has seen."""
         label, rejected = raw["label"].astype(np.int64), raw["rejected"].astype(bool)
-        radius, neighbours, left = (raw[name].astype(np.float64) if name in raw else None for name in _RADII)
+        radius, neighbours, left = (raw[name].astype(np.float64) if name in raw else None for name in RADII)
         further = raw.get("samples_used"), raw.get("reason"), raw
         return cls(label, rejected, raw.get("scores"), radius, neighbours, left, *further)
 
@@ -49,6 +49,12 @@ class Answers(NamedTuple):
         if self.radius is None or self.neighbours is None:
             return self.radius
         return np.maximum(self.radius, self.neighbours)
+
+    @property
+    def epsilon(self) -> float | None:
+        """The radius defended, as the endpoint names it; None where it does not."""
+        named = self.raw.get("epsilon")
+        return None if named is None or not len(named) else float(named[0])
 
     @property
     def predicted(self) -> np.ndarray | None:
@@ -79,15 +85,20 @@ def checked(answer: Mapping[str, Any], n: int, signature: str) -> dict[str, np.n
         raise EndpointError(f"`scores` must have the shape [{n}, m], m >= 2. Received: {list(scores.shape)}.")
     if scores is not None and n and int(label.max()) >= scores.shape[1]:
         raise EndpointError(f"`label` names class {int(label.max())}, and there are {scores.shape[1]} scores.")
-    for name in (*_RADII, "samples_used", "reason"):
+    for name in (*RADII, "samples_used", "reason"):
         value = arrays.get(name)
         if value is not None and (value.shape != (n,) or not np.isfinite(value).all() or (n and value.min() < 0)):
             raise EndpointError(f"`{name}` must hold {n} finite numbers of at least 0. Received: {value!r}.")
+    epsilon = arrays.get("epsilon")
+    if epsilon is not None and (epsilon.shape != (n,) or (n and not 0 < epsilon.min() == epsilon.max() < np.inf)):
+        raise EndpointError(f"`epsilon` must hold one positive number {n} times. Received: {epsilon!r}.")
     return arrays
 
 
 def infer_epsilon(answers: Answers) -> float | None:
-    """The epsilon behind an endpoint's two radii, `r - max(r - epsilon, 0)`, up to rounding; None where none is."""
+    """The epsilon behind two radii of an earlier version, `r - max(r - epsilon, 0)`, up to rounding; None where none
+    is.
+    """
     if answers.radius is None or answers.reach is None or answers.availability is None:
         return None
     above = answers.availability > 0

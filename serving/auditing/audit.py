@@ -22,6 +22,7 @@ from defended.serving.auditing.log import is_request_log, read_log
 from defended.serving.auditing.record import AuditRecord, read_record
 from defended.serving.auditing.replay import Attacked, attack_model, read_attacked, replay
 from defended.serving.auditing.report import AuditReport
+from defended.serving.auditing.subject import ROUNDING
 from defended.serving.auditing.targets import Endpoint, Target, open_target
 
 if TYPE_CHECKING:
@@ -58,9 +59,9 @@ def audit(
 ) -> AuditReport:
     """Measure what guarantees hold on given data, and what an attacker can do to availability.
 
-    Radii, where they are told, give the false positive rate's upper bound: an answer whose certified radius is at most
-    2 epsilon *may* be forced into a rejection. Attacks give the lower bound: attacked inputs that were made on a local
-    Keras copy are replayed, and `black_box` asks the endpoint alone. The true rate lies between.
+    Radii, where they are told, give the false positive rate's upper bound: an answer whose availability radius is at
+    most epsilon *may* be forced into a rejection. Attacks give the lower bound: attacked inputs that were made on a
+    local Keras copy are replayed, and `black_box` asks the endpoint alone. The true rate lies between.
 
     Args:
         target: an open artefact; the path of one, which is then verified and loaded; the address of a served model
@@ -153,7 +154,16 @@ def _ask(target: Target, x: np.ndarray, model: DefendedModel | None, batch_size:
             f"The radii are the Keras model's, since the endpoint tells none; on these {len(x):,} inputs its "
             "labels are equal to the endpoint's, and its scores up to rounding."
         )
-    if target.subject.epsilon is None and (inferred := infer_epsilon(answers)) is not None:
+    subject = target.subject
+    if (named := answers.epsilon) is not None:
+        if subject.epsilon is not None and abs(named - subject.epsilon) > ROUNDING * subject.epsilon:
+            raise ValueError(
+                f"`epsilon` must be one: the {subject.epsilon_from} says {subject.epsilon:.6g}, the endpoint "
+                f"{named:.6g}."
+            )
+        if subject.epsilon_from in (None, "given"):
+            known |= {"epsilon": named, "epsilon_from": "answers"}
+    elif subject.epsilon is None and (inferred := infer_epsilon(answers)) is not None:
         known |= {"epsilon": inferred, "epsilon_from": "radii"}
         assumptions.append(f"Epsilon, {inferred:.6g}, was read off the endpoint's two radii; nothing else told it.")
     if answers.scores is not None and target.subject.num_classes is None:

@@ -14,7 +14,7 @@ from defended.provenance import data_digest, possible_digests
 from defended.serving.auditing import strata
 from defended.serving.auditing.advice import Advice, advise
 from defended.serving.auditing.answers import Answers
-from defended.serving.auditing.contradictions import settled_reach
+from defended.serving.auditing.contradictions import settled_availability, settled_reach
 from defended.serving.auditing.profile import Profile, near_answered, profile
 from defended.serving.auditing.sampling_cost import QUANTILES, Draws, draws
 from defended.serving.auditing.subject import Subject
@@ -70,16 +70,18 @@ class CleanFigures:
 def facts_of(subject: Subject, answers: Answers, y: np.ndarray | None) -> InputFacts:
     """What is known of each clean input; an answer counts as certified only where its radius says so."""
     answered, predicted, epsilon = ~answers.rejected, answers.predicted, subject.epsilon
-    certified, safe = answered, None
-    radius = settled_reach(answers, subject)
-    if radius is not None and epsilon is not None:
-        certified, safe = answered & exceeds(radius, epsilon), answered & exceeds(radius, 2 * epsilon)
+    certified, safe, twice = answered, None, None
+    radius, available = settled_reach(answers, subject), settled_availability(answers, subject)
+    if radius is not None and available is not None and epsilon is not None:
+        certified, safe = answered & exceeds(radius, epsilon), answered & exceeds(available, epsilon)
+        twice = answered & exceeds(radius, 2 * epsilon)
     return InputFacts(
         answers.rejected,
         correct=None if y is None or predicted is None else predicted == y,
         right=None if y is None else answered & (answers.label == y),
         certified=certified,
         safe=safe,
+        certified_twice=twice,
     )
 
 
@@ -110,7 +112,7 @@ def clean_figures(
         kinds["class"] = strata.by_class(facts, classes, confidence, alpha)
     if scores is not None:
         kinds["confidence"] = strata.by_confidence(facts, strata.confidences(scores), confidence, alpha)
-    radius = settled_reach(answers, subject)
+    radius, available = settled_reach(answers, subject), settled_availability(answers, subject)
     data = _data(subject, x, y, len(answers.label), data_name)
     return CleanFigures(
         subject=subject,
@@ -118,7 +120,7 @@ def clean_figures(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         confidence=confidence,
         **facts.rates(RATES, confidence, alpha),  # type: ignore[arg-type]  # the rejection rate is always known
-        availability=None if radius is None else _availability(radius, epsilon),
+        availability=None if available is None else _quantiles(available),
         curves=None if radius is None or facts.correct is None else _curves(radius, facts.correct, epsilon),
         strata=kinds,
         advice=None if radius is None or epsilon is None else advise(radius, facts.correct, epsilon, confidence, alpha),
@@ -187,10 +189,9 @@ def _profile(subject: Subject, answers: Answers, scores: np.ndarray, x: np.ndarr
     return replace(found, rejected_near_answered=near)
 
 
-def _availability(radius: np.ndarray, epsilon: Any) -> dict[float, float]:
-    """Quantiles of what is left of the radii above epsilon."""
-    left = np.maximum(radius.astype(np.float64) - epsilon, 0)
-    return {p: float(np.quantile(left, p, method="inverted_cdf")) for p in QUANTILES}
+def _quantiles(available: np.ndarray) -> dict[float, float]:
+    """Quantiles of the availability radii."""
+    return {p: float(np.quantile(available, p, method="inverted_cdf")) for p in QUANTILES}
 
 
 def _curves(radius: np.ndarray, correct: np.ndarray, epsilon: Any) -> Curves:

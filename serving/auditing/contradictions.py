@@ -54,14 +54,15 @@ def settled_reach(answers: Answers, subject: Subject) -> np.ndarray | None:
 
     None where the radii or epsilon are not known.
 
-    An epsilon of a manifest or a model is exact, and nothing is moved. One that was typed, or read off radii, is known
-    up to `ROUNDING`: the verdict decides what lies within that of it. What lies farther off stays a contradiction.
+    An epsilon of a manifest, a model or answers is exact, and nothing is moved. One that was typed, or read off radii,
+    is known up to `ROUNDING`: the verdict decides what lies within that of it. What lies farther off stays a
+    contradiction.
     """
     epsilon = subject.epsilon
     if answers.reach is None or epsilon is None:
         return None
     radius = answers.reach.astype(np.float32)
-    if subject.epsilon_from in ("manifest", "model"):
+    if subject.epsilon_from in ("manifest", "model", "answers"):
         return radius
     # A radius of exactly the epsilon that was given is none of its roundings.
     known = exceeds(radius, epsilon * (1 - ROUNDING)) & ~exceeds(radius, epsilon * (1 + ROUNDING))
@@ -70,3 +71,16 @@ def settled_reach(answers: Answers, subject: Subject) -> np.ndarray | None:
     above = np.nextafter(np.float32(epsilon), np.float32(np.inf))
     moved = np.where(answers.rejected, np.minimum(radius, np.float32(epsilon)), np.maximum(radius, above))
     return np.where(known, moved, radius)
+
+
+def settled_availability(answers: Answers, subject: Subject) -> np.ndarray | None:
+    """Within which distance each input stays answered, `[n]` float32; None where the radii or epsilon are not known.
+
+    What the answers tell; otherwise, as in real arithmetic, what `settled_reach` leaves beyond epsilon.
+    """
+    reach = settled_reach(answers, subject)
+    if reach is None or subject.epsilon is None:
+        return None
+    if answers.availability is not None:
+        return answers.availability.astype(np.float32)
+    return np.where(answers.rejected, 0, np.maximum(reach - np.float32(subject.epsilon), 0))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from defended.exceptions import AgreementError
-from defended.serving.auditing.answers import Answers
+from defended.serving.auditing.answers import RADII, Answers
 from defended.serving.auditing.subject import ROUNDING, Subject
 from defended.serving.exporting.agreement import require_agreement
 
@@ -36,7 +36,14 @@ def compare_with_copy(
     _agree(model, x, answers, batch_size)
     if answers.radius is not None or model.sampling is not None:
         return answers
-    return answers._replace(radius=model.verdicts(x, batch_size=batch_size).radius.astype(np.float64))
+    found = model.audit(x, batch_size=batch_size)
+    radii = (found.get(name) for name in RADII)
+    return answers._replace(
+        **{
+            field: None if radius is None else radius.astype(np.float64)
+            for field, radius in zip(("radius", "neighbours", "availability"), radii, strict=True)
+        }
+    )
 
 
 def _require_same(subject: Subject, model: DefendedModel) -> None:

@@ -69,7 +69,7 @@ class SubjectRecord(_Record):
     defence: str | None
     norm: Literal["l2", "linf"] | None
     epsilon: Annotated[float, Field(gt=0)] | None
-    epsilon_from: Literal["manifest", "model", "given", "radii"] | None
+    epsilon_from: Literal["manifest", "model", "given", "answers", "radii"] | None
     num_classes: int | None
     signatures: list[str]
     certificate_method: str | None

@@ -13,6 +13,7 @@ import numpy as np
 
 from defended.attacks.core.balls import distances, place_inside
 from defended.serving.auditing.answers import Answers
+from defended.serving.auditing.contradictions import settled_availability
 from defended.serving.auditing.sampling_cost import Draws, draws
 from defended.serving.auditing.subject import ROUNDING, require_radius
 from defended.serving.auditing.targets import Target
@@ -181,7 +182,7 @@ def replay(
     vouched = np.where(by_check, epsilon * (1 + 3 * ROUNDING), 0.0)
     if clean.radius is not None:
         vouched = np.maximum(vouched, clean.radius)
-    available = None if subject.sampling is not None else clean.reach
+    available = None if subject.sampling is not None else settled_availability(clean, subject)
     rates = replace(facts, degraded=degraded, changed=changed).rates(RATES, confidence, subject.alpha)
     return AttackFindings(
         name=attacked.name,
@@ -191,7 +192,7 @@ def replay(
         broken_answers=int((changed & (size * (1 + ROUNDING) < vouched)).sum()),
         broken_availability=0
         if available is None
-        else int((degraded & ((size + epsilon) * (1 + ROUNDING) < available)).sum()),
+        else int((degraded & (size + epsilon * ROUNDING < available * (1 - ROUNDING))).sum()),
         pairs=tuple(
             DegradedPair(int(i), int(clean.label[i]), x[i], full[i], float(size[i]))
             for i in smallest(degraded, size, pairs)

@@ -33,11 +33,11 @@ class AuditReport(AuditFigures):
         clean_accuracy: inputs whose largest score is the right class, rejected or not.
         accuracy_on_answered: right answers among the answers.
         vra: inputs answered rightly, certified at epsilon.
-        vra_2eps: the same at 2 epsilon, so that no perturbation within epsilon can make them wrong or rejected.
-        always_answered: inputs with r > 2 epsilon, right or wrong.
+        vra_2eps: the same at 2 epsilon, as if the model were deployed there.
+        always_answered: inputs whose availability radius exceeds epsilon, right or wrong.
         fpr_upper: answered inputs that are not always answered: at most so many answers can be forced into rejections.
         fpr_upper_correct: the same among the rightly answered inputs, as the paper's code counts.
-        availability: quantiles of the availability radius max(r - epsilon, 0), by probability.
+        availability: quantiles of the availability radius, within which an input stays answered, by probability.
         curves: VRA and FPR bound over the radius.
         strata: rejection by kind of stratum (`class`, `confidence`, of a log also `version` and `time`).
         advice: what other radii would give.

@@ -21,11 +21,11 @@ _ROWS = (
     ("rejection_rate", "Rejection rate", "inputs rejected with nobody attacking"),
     ("accuracy_on_answered", "Accuracy on answered inputs", "answers that are right"),
     ("vra", "VRA at ε", "inputs answered rightly, where no change within ε gets another answer"),
-    ("vra_2eps", "VRA at 2ε", "inputs answered rightly, where no change within ε gets another answer or a rejection"),
+    ("vra_2eps", "VRA at 2ε", "inputs answered rightly that a deployment at 2ε would answer too"),
     ("always_answered", "Always answered", "inputs, right or wrong, where no change within ε gets a rejection"),
     ("fpr_lower", "FPR, at least: replayed", "answers that the replayed attack forced into rejections"),
     ("black_box_fpr", "FPR, at least: from outside", "answers that an attack on the endpoint alone forced"),
-    ("fpr_upper", "FPR, at most", "answers not proven to hold out: certified radius at most 2ε"),
+    ("fpr_upper", "FPR, at most", "answers not proven to hold out: availability radius at most ε"),
     ("fpr_lower_correct", "FPR of right answers, at least", "right answers that the replayed attack forced"),
     ("fpr_upper_correct", "FPR of right answers, at most", "right answers not proven to hold out"),
     ("vra_under_attack", "VRA under attack", "inputs still answered rightly after the attack"),
@@ -43,6 +43,7 @@ _SOURCES = {
     "manifest": "the manifest",
     "model": "the Keras model",
     "given": "whoever audited",
+    "answers": "the endpoint’s answers",
     "radii": "the radii of the answers",
 }
 _RADII = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
@@ -166,7 +167,7 @@ def _cards(report: AuditFigures) -> list[tuple[str, str, str, str]]:
         bracket = f"{100 * lower:.1f}–{percent(upper)}"
     cards = [
         ("vra", "VRA at ε", report.vra, "answered rightly, proven within ε"),
-        ("vra", "VRA at 2ε", report.vra_2eps, "right, and cannot be forced to reject"),
+        ("vra", "VRA at 2ε", report.vra_2eps, "right, and certified at 2ε"),
         ("", "Rejection rate", report.rejection_rate, "of the inputs as they came in"),
     ]
     shown = [(kind, name, percent(rate), what) for kind, name, rate, what in cards if rate is not None]
@@ -208,7 +209,7 @@ def _bracket(report: AuditFigures) -> dict[str, Any] | None:
         "open_text": f"{percent(max(high - low, 0))} open",
         "open_note": "No radii are known: nothing is excluded."
         if upper is None
-        else "Neither done nor excluded: the certified radius is at most 2ε.",
+        else "Neither done nor excluded: the availability radius is at most ε.",
         "safe_text": f"{percent(1 - high)} safe",
         "safe_note": "Proven: no change within ε forces a rejection.",
         "text": f"Of {total:,} answers, {low_text} were forced into rejections, {percent(1 - high)} provably cannot "

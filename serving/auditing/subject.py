@@ -25,7 +25,8 @@ class Subject:
         version: the model's.
         norm: in which epsilon is measured.
         epsilon: the radius defended.
-        epsilon_from: where epsilon is known from: `"manifest"`, `"model"`, `"given"` or `"radii"`.
+        epsilon_from: where epsilon is known from: `"manifest"`, `"model"`, `"given"`, `"answers"`, which name it, or
+            `"radii"`, of an artefact of an earlier version.
         num_classes: m.
         signatures: those offered.
         manifest: the artefact's, where it was read.

@@ -42,10 +42,11 @@ class Certificates:
         """Rates with Clopper–Pearson intervals, ready for JSON."""
         answered, radius = ~self.columns["rejected"], self.columns["radius"]
         # What neighbours answer holds out as far as their radius says.
-        safe = answered & exceeds(np.maximum(radius, self.columns.get("neighbour_radius", 0)), 2 * self.epsilon)
+        twice = answered & exceeds(np.maximum(radius, self.columns.get("neighbour_radius", 0)), 2 * self.epsilon)
+        safe = answered & exceeds(self.columns["availability_radius"], self.epsilon)
         target = self.columns.get("target")
         right = None if target is None else answered & (self.columns["label"] == target)
-        facts = InputFacts(~answered, right=right, certified=answered, safe=safe)
+        facts = InputFacts(~answered, right=right, certified=answered, safe=safe, certified_twice=twice)
         rates = facts.rates(("rejection_rate", "fpr_upper", "vra", "vra_2eps"), confidence, self.alpha)
         known = {name: rate.to_dict() for name, rate in rates.items() if rate is not None}
         return {"epsilon": self.epsilon, "norm": self.norm, "inputs": len(radius), **known}

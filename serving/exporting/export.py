@@ -70,9 +70,9 @@ def export(
 
     The artefact is `directory/name/version`. `serving_default` takes `image` (float32 `[batch, *input_shape]`), gives
     `label` (int64, -1 where rejected), `rejected` (bool), `scores` (`[batch, m]`) and, where the defence says why it
-    rejects, `reason`; `audit` adds `certified_radius`, `availability_radius` and `scores_with_bottom`, which help
-    attackers and so are not in the default answer, and the defence's other details of a verdict (`model.details`): a
-    smoothed model's `samples_used`, for one. `classify` takes `inputs`, serialized `tf.Example` records with the
+    rejects, `reason`; `audit` adds `certified_radius`, `availability_radius`, `epsilon` and `scores_with_bottom`, which
+    help attackers and so are not in the default answer, and the defence's other details of a verdict (`model.details`):
+    a smoothed model's `samples_used`, for one. `classify` takes `inputs`, serialized `tf.Example` records with the
     feature `image`, and gives `classes` `[batch, 1]`, the answer's name or ⊥, and `scores` `[batch, 1]`, the largest
     score. A smoothed model draws its noise in the graph, from the system's entropy at every run, whatever its `seed`.
 

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 SIGNATURES = {
     "serving_default": ("label", "rejected", "scores"),
-    "audit": ("label", "rejected", "scores", "certified_radius", "availability_radius", "scores_with_bottom"),
-}
+    "audit": (
+        "label", "rejected", "scores", "certified_radius", "availability_radius", "epsilon", "scores_with_bottom",
+    ),
+}  # fmt: skip
 
 # This detail helps no attacker, and explains to a client why there is no answer.
 _REASON = "reason"

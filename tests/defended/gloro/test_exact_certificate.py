@@ -105,7 +105,7 @@ def test_radii_are_rounded_down_whatever_the_numbers(wide, compiled):
         constants = power(-3, 3, n, 3)
         margin = logits.max(axis=1, keepdims=True) - logits
         paid = np.where(margin > 0, margin / constants, 1e9).min(axis=1) * (1 - power(-7.5, -0.1, n))
-    budget = Budget(paid.astype("float32")[:, None], np.float32(1.001), power(0, 38, n, 1))
+    budget = Budget(paid.astype("float32")[:, None], power(0, 38, n, 1))
     function = tf.function(lambda *x: competitor_radii(*x, budget), autograph=False, jit_compile=compiled)
     radii = np.asarray(function(logits, constants))
     answer = logits.argmax(axis=1)
@@ -113,7 +113,7 @@ def test_radii_are_rounded_down_whatever_the_numbers(wide, compiled):
     assert certified.sum() > n
     values = exactly(logits)
     margin = np.take_along_axis(values, answer[:, None], axis=1) - values
-    spent = exactly(budget.paid) + (exactly(budget.growth) * exactly(np.where(certified, radii, 0)) >> BITS)
+    spent = exactly(budget.paid) + exactly(np.where(certified, radii, 0))
     assert np.all((margin >= exactly(constants) * spent >> BITS)[certified])
 
 

@@ -16,7 +16,7 @@ from scipy import special
 
 from defended import GloroNet
 from defended.gloro import layer_rules, rounding
-from defended.gloro.certificate import rounding_budget
+from defended.gloro.certificate import lasting, rounding_budget
 from defended.gloro.graph import Proof
 from defended.layers import LiResNetBlock, MinMax
 from defended.serving import export
@@ -244,19 +244,59 @@ def test_a_variance_that_float32_flushes_is_refused():
 
 
 def test_the_budget_covers_every_pair_on_every_norm():
-    """`K (t0 + t1 |x|) >= 2 (c0 + c1 |x|)` for the norm as float32 computes it, far smaller constants included."""
+    """`K (t0 + t1 |x|) >= c0 + c1 |x|` for the norm as float32 computes it, far smaller constants included."""
     rng = np.random.default_rng(2)
     off = ~np.eye(6, dtype=bool)
     for size in (1, 784, 150528):
         margins, c0, c1 = (10.0 ** rng.uniform(low, 0, (6, 6)) * off for low in (-8, -12, -12))
         proof = Proof(1.0, margins, (c0, c1), 1e30)
-        constants, (t0, t1, growth, _) = (part.astype("float64") for part in rounding_budget(proof, size))
+        constants, (t0, t1, _) = (part.astype("float64") for part in rounding_budget(proof, size))
         for norm in (0.0, 1e-10, 1.0, 1e10):
             # The computed norm may be low by this much.
             computed = norm / (1 + rounding.gamma(size + 2)) ** 0.5
-            assert np.all((constants * (t0 + t1 * computed))[off] >= (2 * (c0 + c1 * norm))[off])
-        assert np.all((constants * (growth - 1))[off] >= c1[off])
+            assert np.all((constants * (t0 + t1 * computed))[off] >= (c0 + c1 * norm)[off])
         assert np.all(constants[off] >= margins[off])
+
+
+def test_an_input_stays_answered_within_its_availability_radius():
+    """A linear net, whose radius falls as fast as it may, moved to where rounding costs more than at the input."""
+    rng = np.random.default_rng(8)
+    network = sequential((64,), layers.Dense(2))
+    kernel = rng.normal(size=64)
+    set_weights(network.layers[0], np.stack([kernel, -kernel], axis=1), [900.0 * np.linalg.norm(kernel), 0])
+    model = GloroNet(network, epsilon=0.5)
+    model.finalize()
+    away = -kernel / np.linalg.norm(kernel)
+    # The margin is 2 (x . kernel) + 900 |kernel|: the first class' up to 450 units in this direction.
+    x = (np.linspace(447, 449.4, 200)[:, None] * away).astype("float32")
+    found = model.audit(x)
+    radius, room = (found[name].astype("float64") for name in ("certified_radius", "availability_radius"))
+    assert (room > 0).sum() > 100
+    assert (room < radius - 0.5).all()
+    moved = [(x + distance[:, None] * away).astype("float32") for distance in (room, radius - 0.5)]
+    apart = np.linalg.norm(moved[0].astype("float64") - x, axis=1)
+    held = (apart < room) & (room > 0)
+    assert held.sum() > 20
+    assert not model.verdicts(moved[0]).rejected[held].any()
+    assert model.verdicts(moved[1]).rejected[radius > 0.5].any()
+
+
+def test_the_availability_radius_counts_rounding_at_both_ends():
+    """By exact rational arithmetic: the radius at any point within it, with all errors as large as proven."""
+    rng = np.random.default_rng(9)
+    for size in (3, 784, 150528):
+        t0, t1 = (10.0 ** rng.uniform(-9, -2, 2)).astype("float32")
+        norm, level = (rng.uniform(0, high, 500).astype("float32") for high in (30, 0.5))
+        radius = (level + 10.0 ** rng.uniform(-6, 1, 500)).astype("float32")
+        budget = np.array([t0, t1, 1e9], "float32")
+        room = np.asarray(lasting(radius, level, budget, norm, size)).astype("float64")
+        assert (room > 0).any()
+        # Norms that were computed low at x, and too high at the point.
+        off = 1 + rounding.gamma(size / 2 + 2)
+        price = t0.astype("float64") + t1.astype("float64") * (norm.astype("float64") * off + room)
+        computed = (radius - room - price) * (1 - 21 * U) - price * off * (1 + 3 * U)
+        assert (computed > level)[room > 0].all()
+        assert (room < (radius.astype("float64") - level) / (1 + 2 * t1))[room > 0].all()
 
 
 # The functions behind the assumption, in float64; the other activations are exact by their integers above.

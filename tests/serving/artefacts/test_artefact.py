@@ -108,11 +108,14 @@ class TestAnswers:
         x = inputs(5)
         outputs = artefact.audit(x)
         assert set(outputs) == {
-            "label", "rejected", "scores", "certified_radius", "availability_radius", "scores_with_bottom",
+            "label", "rejected", "scores", "certified_radius", "availability_radius", "epsilon", "scores_with_bottom",
         }  # fmt: skip
+        np.testing.assert_array_equal(outputs["epsilon"], np.full(5, artefact.epsilon, "float32"))
         np.testing.assert_allclose(outputs["scores_with_bottom"], np.asarray(model(x)), rtol=1e-4, atol=1e-5)
         radius = outputs["certified_radius"]
-        np.testing.assert_allclose(outputs["availability_radius"], np.maximum(radius - artefact.epsilon, 0), atol=1e-7)
+        left = np.maximum(radius - artefact.epsilon, 0)
+        np.testing.assert_allclose(outputs["availability_radius"], left, atol=1e-5)
+        assert (outputs["availability_radius"] <= left).all()
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     def test_one_value_that_is_not_finite_rejects_its_row_only(self, artefact, value):

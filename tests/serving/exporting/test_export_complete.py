@@ -128,7 +128,7 @@ class TestEvaluators:
         t0, t1, *_ = model.certificate_report().budget
         norm = np.linalg.norm(x.reshape(3, -1).astype("float64"), axis=1)
         label = np.asarray(model(x))[:, :3].argmax(axis=1)
-        expected = model.margin_lipschitz[label] * (t0 + t1 * norm)[:, None]
+        expected = 2 * model.margin_lipschitz[label] * (t0 + t1 * norm)[:, None]
         np.testing.assert_allclose(model.covered_drift(x), expected, rtol=1e-5)
 
     def test_a_drift_outside_the_budget_is_refused(self, model):
