@@ -43,7 +43,7 @@ _moved.register()
 
 
 def __getattr__(name: str) -> Any:
-    """Give `defended.attacks` and `defended.serving`, which are imported on first use."""
+    """Return `defended.attacks` or `defended.serving`, imported on first use, or a module by its earlier name."""
     if name in ("attacks", "serving"):
         return importlib.import_module(f"defended.{name}")
     return _moved.earlier_modules("defended")(name)

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, written beside their place and renamed into it; JSON with one spelling."""
+"""Files that are either whole or absent, written beside their place and renamed into it; JSON in one spelling."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """`atomic_write_bytes` of `text` in UTF-8."""
+    """Write `text` to `path` in UTF-8, as `atomic_write_bytes` does."""
     return atomic_write_bytes(path, text.encode())
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """Hexadecimal SHA-256 of a file's content."""
+    """Return the hexadecimal SHA-256 of a file's content."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -44,14 +44,14 @@ def lock_file(path: str | os.PathLike[str], *, create: bool = True, wait: bool =
     """Lock a file and return its descriptor; the system drops the lock when that is closed, or with the process.
 
     Args:
-        path: the file, made where it is missing; a link is not followed.
-        create: False leaves a missing file missing.
+        path: the file, created where it is missing; a link is not followed.
+        create: False does not create a missing file.
         wait: whether to wait for another process's lock.
-        mode: of a new file.
+        mode: the mode of a new file.
 
     Raises:
         BlockingIOError: another process holds the lock.
-        OSError: the file cannot be opened for writing, which network file systems ask for.
+        OSError: the file cannot be opened for writing, which network file systems require.
     """
     import fcntl
 
@@ -71,12 +71,12 @@ def _umask() -> int:
 
 
 def canonical_json(value: Any) -> str:
-    """A value as JSON with one spelling for one content, so that its digest and its diffs mean something.
+    """Return a value as JSON, one spelling for each content, so that its digest and its diffs mean something.
 
-    Keys are sorted, indents are two spaces, UTF-8 is left as it is, and a newline ends it.
+    Keys are sorted, indents are two spaces, characters beyond ASCII are not escaped, and a newline ends it.
 
     Raises:
-        ValueError: a NaN or an infinity, which JSON has no word for; write `None` where a figure is undefined.
+        ValueError: a NaN or an infinity, which JSON cannot express; write `None` where a figure is undefined.
         TypeError: something that is not JSON, such as a NumPy scalar.
     """
     return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -11,14 +11,14 @@ from types import ModuleType
 from typing import Any
 
 MOVED: dict[str, str] = json.loads(Path(__file__).with_name("moved_modules.json").read_text(encoding="utf-8"))
-"""Modules by their earlier name."""
+"""Today's modules by their earlier names."""
 
 
 class MovedModule(ModuleType):
     """A module under its earlier name; its public and private names are those of the module that took its place."""
 
     def __getattr__(self, name: str) -> Any:
-        # What looks through all modules asks for such names, and would import everything.
+        # Tools that look through all modules ask for such names, which would import everything.
         if name.startswith("__") and name != "__all__":
             raise AttributeError(name)
         return getattr(importlib.import_module(MOVED[self.__name__]), name)

@@ -1,4 +1,4 @@
-"""How a defended model answers: one formula for all ways to an answer, behind an entry that sees to the proof."""
+"""How a defended model answers: one formula for every path to an answer, behind an entry that ensures the proof."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 from keras import ops
+from numpy.typing import ArrayLike
 
 from defended.certificate import Array, Finding, available_radius, finite_radius
 from defended.gate import Gate
@@ -19,7 +20,7 @@ from defended.tracing import in_stateless_scope, is_at_hand
 
 
 class Verdicts(NamedTuple):
-    """What a defended model says of each input, all of it proven of the network as it is."""
+    """What a defended model says about each input, all of it proven for the network as it is."""
 
     label: Array
     """`[n]` int64, the answer, or -1 where the input was rejected."""
@@ -32,7 +33,7 @@ class Verdicts(NamedTuple):
 _OUTPUTS = (
     "label", "rejected", "scores", "scores_with_bottom", "certified_radius", "availability_radius", "epsilon",
 )  # fmt: skip
-"""Of every deployed model; a kind's `details` come after them."""
+"""The outputs of every deployed model; a kind's `details` come after them."""
 
 
 class Judgement(NamedTuple):
@@ -43,13 +44,13 @@ class Judgement(NamedTuple):
     radius: Any
     """`[batch]` float32, finite, 0 where nothing is certified."""
     availability: Any
-    """`[batch]` float32, finite: within which distance the input is still answered; 0 where it is not."""
+    """`[batch]` float32, finite: the distance within which the input is still answered; 0 where it is not."""
     details: Mapping[str, Any] = MappingProxyType({})
     """Further outputs of the deployed model, `[batch, ...]` each, by their names in `DefendedModel.details`."""
 
 
 class Answering(Gate, keras.Model):
-    """Of a defended model: what its certificate finds, as scores, verdicts and radii."""
+    """The part of a defended model that gives what its certificate finds as scores, verdicts and radii."""
 
     num_classes: int
     head: RejectionHead
@@ -63,10 +64,10 @@ class Answering(Gate, keras.Model):
         return self.head(found.logits, self._if_proven(found.slack, -1.0, frozen), found.valid)
 
     def _judgement(self, inputs: Any, frozen: bool = False) -> Judgement:
-        """Scores and radius of one evaluation, so that they agree; `frozen` takes it for granted that all is proven."""
+        """Return what one evaluation finds, so that scores and radii agree; `frozen` assumes that all is proven."""
         found = self._finding(float32_tensor(inputs), frozen)
         radius = self._if_proven(finite_radius(found), 0.0, frozen)
-        # Nothing is promised where somebody made epsilon something else than a positive number.
+        # Nothing is promised where epsilon was set to something other than a positive number.
         epsilon = ops.convert_to_tensor(self._settings.epsilon)
         available = ops.where(epsilon > 0, available_radius(found, epsilon), 0.0)
         details = {name: self._if_proven(value, 0, frozen) for name, value in found.details.items()}
@@ -88,7 +89,7 @@ class Answering(Gate, keras.Model):
         }
 
     def _logits(self, inputs: Any, training: bool = False) -> Any:
-        """The network's logits, `[batch, m]`, as verdicts have them evaluated."""
+        """Return the network's logits, `[batch, m]`, as they are evaluated for verdicts."""
         return self._certificate.logits(inputs, training)
 
     def _judge(self) -> Any:
@@ -102,15 +103,15 @@ class Answering(Gate, keras.Model):
     # Entries.
 
     def _pass_gate(self, inputs: Any) -> Any:
-        """The inputs, once the bounds are proven: at hand, that is seen to; in graphs the seal decides."""
+        """Return the inputs once the bounds are proven: done here for inputs at hand; in graphs, the seal decides."""
         if is_at_hand(inputs) and not in_stateless_scope():
             self._check_shape("Inputs", inputs.shape)
             self.ensure_proven()
         return inputs
 
     def _at_entry(self, name: str, function: Callable[..., Any], inputs: Any, *others: Any) -> Any:
-        """`function(inputs, *others)`, once the bounds are proven. Of inputs at hand it is compiled, if nothing else is
-        given: eagerly, thirty small operations take ten times as long as the network.
+        """Return `function(inputs, *others)`, once the bounds are proven. For inputs at hand it is compiled, if nothing
+        else is given: eagerly, thirty small operations take ten times as long as the network.
         """
         inputs = self._pass_gate(float32_tensor(inputs))
         if not is_at_hand(inputs) or in_stateless_scope():
@@ -121,7 +122,7 @@ class Answering(Gate, keras.Model):
             )
 
     def _in_parts(self, function: Callable[..., Any], inputs: Any, *others: Any) -> Any:
-        """`function(inputs, *others)`, of inputs at hand in parts of as many as the certificate takes at a time."""
+        """Return `function(inputs, *others)`, of inputs at hand in parts of as many as the certificate takes."""
         rows, count = self._certificate.rows_at_once, int(inputs.shape[0])
         if rows is None or count <= rows:
             return function(inputs, *others)
@@ -131,9 +132,9 @@ class Answering(Gate, keras.Model):
         return ops.concatenate(parts, axis=0)
 
     def _checked_inputs(self, x: Any) -> Array:
-        """`x` as an array `[n, *input shape]`; otherwise `ValueError`."""
+        """Return `x` as an array `[n, *input shape]`, or raise `ValueError`."""
         x = ops.convert_to_numpy(x) if ops.is_tensor(x) else x
-        # Converted by batches: of a file that is mapped into memory, only a batch is ever there.
+        # Converted by batches: of a file that is mapped into memory, only one batch is ever loaded.
         x = x if isinstance(x, np.ndarray) else float32_array(x)
         float32_array(x[:0])
         self._check_shape("`x`", x.shape)
@@ -146,26 +147,26 @@ class Answering(Gate, keras.Model):
                 f"{what} must have shape [n, {', '.join(map(str, expected))}]. Received: shape {tuple(shape)}"
             )
 
-    def verdicts(self, x: Any, batch_size: int | None = None) -> Verdicts:
+    def verdicts(self, x: ArrayLike, batch_size: int | None = None) -> Verdicts:
         """Judge inputs `[n, ...]`, in batches, and return NumPy arrays.
 
         Args:
             x: `[n, *input shape]`.
-            batch_size: at most what the certificate evaluates at a time, where it minds its memory; by default that,
-                or 256.
+            batch_size: inputs judged at a time, at most as many as a certificate that limits its memory evaluates at
+                a time; by default that number, or 256.
 
         Raises:
-            TypeError: when `x` holds no real numbers, or `batch_size` is no whole number.
+            TypeError: when `x` does not hold real numbers, or `batch_size` is not a whole number.
             ValueError: when the shape of `x` is not `[n, *input shape]`, or `batch_size` is below 1; whatever
                 `finalize` raises, where bounds must be proven first.
         """
         label, rejected, radius = self._in_batches(self._judge, x, batch_size)
         return Verdicts(label.astype(np.int64), rejected, radius)
 
-    def audit(self, x: Any, batch_size: int | None = None) -> dict[str, Array]:
+    def audit(self, x: ArrayLike, batch_size: int | None = None) -> dict[str, Array]:
         """Return all outputs of `deployed` by name, as an artefact's `audit` does: `[n, ...]` NumPy arrays.
 
-        Arguments and errors as for `verdicts`.
+        Arguments and errors are those of `verdicts`.
         """
         names = (*_OUTPUTS, *self.details)
 
@@ -180,7 +181,7 @@ class Answering(Gate, keras.Model):
         return dict(zip(names, self._in_batches(made, x, batch_size), strict=True))
 
     def _in_batches(self, made: Callable[[], Any], x: Any, batch_size: int | None) -> list[Array]:
-        """What a function of a batch gives for `x`; `made` makes it, once the bounds are proven."""
+        """Return what a function of a batch gives for `x`; `made` makes it, once the bounds are proven."""
         size = self._batch_size(batch_size)
         x = self._checked_inputs(x)
         self.ensure_proven()
@@ -195,15 +196,15 @@ class Answering(Gate, keras.Model):
         return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """`keras.Model.predict`: scores `[n, m + 1]`, of proven bounds."""
+        """Return scores `[n, m + 1]` by proven bounds, as `keras.Model.predict`."""
         return self._proven_first(super().predict, *args, **kwargs)
 
     def predict_on_batch(self, x: Any) -> Any:
-        """`keras.Model.predict_on_batch`: scores `[batch, m + 1]`, of proven bounds."""
+        """Return scores `[batch, m + 1]` by proven bounds, as `keras.Model.predict_on_batch`."""
         return self._proven_first(super().predict_on_batch, x)
 
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """`keras.Model.test_on_batch`, of proven bounds."""
+        """Evaluate a batch by proven bounds, as `keras.Model.test_on_batch`."""
         return self._proven_first(super().test_on_batch, *args, **kwargs)
 
     def _proven_first(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

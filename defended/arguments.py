@@ -1,4 +1,4 @@
-"""Checks of arguments, with one wording: what is wrong is named, what would be right, and what was received.
+"""Checks of arguments, with one wording: an error says what is wrong, what would be right, and what was received.
 
 Each function takes the argument's name and its value, and returns the value in the type that is meant.
 """
@@ -14,7 +14,7 @@ from typing import Any
 def whole_number(
     name: str, value: Any, least: int | None = None, most: int | None = None, *, floats: bool = False
 ) -> int:
-    """Return `value` as an int from `least` to `most`; with `floats`, also of floats that are whole, such as 2.0.
+    """Return `value` as an int from `least` to `most`; `floats` also accepts floats that are whole, such as 2.0.
 
     Raises:
         TypeError: when it is not of an integer type; with `floats`, when it is not a number.
@@ -33,7 +33,7 @@ def whole_number(
 
 
 def positive_number(name: str, value: Any, unit: str = "") -> float:
-    """Return `value` as a finite float above 0; `unit` is said in the error, such as "in input units"."""
+    """Return `value` as a finite float above 0; the error states `unit`, such as "in input units"."""
     number = _number(name, value)
     if not 0 < number < math.inf:
         said = f", {unit}" if unit else ""
@@ -50,7 +50,7 @@ def number_not_negative(name: str, value: Any) -> float:
 
 
 def number_in(name: str, value: Any, interval: str) -> float:
-    """Return `value` as a float in the interval, which is written as in mathematics: `"[0, 1)"` holds 0 and not 1."""
+    """Return `value` as a float in the interval, which is written as in mathematics: `"[0, 1)"` contains 0, not 1."""
     number = _number(name, value)
     low, high = (float(end) for end in interval[1:-1].split(","))
     if not (low < number < high or (number == low and interval[0] == "[") or (number == high and interval[-1] == "]")):

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from defended.arguments import number_in
 from defended.defended_model import DefendedModel
 
 
-def calibrate_epsilon(model: DefendedModel, x: Any, max_rejection_rate: float, *, batch_size: int = 256) -> float:
-    """The largest radius at which the model rejects at most the given share of `x`.
+def calibrate_epsilon(model: DefendedModel, x: ArrayLike, max_rejection_rate: float, *, batch_size: int = 256) -> float:
+    """Return the largest radius at which the model rejects at most the given share of `x`.
 
     The model is left as it is; assign the result to `model.epsilon` to use it. The share holds exactly on `x`; on new
-    data it holds up to sampling error, so calibrate on a held-out sample that is large for the rate you ask.
+    data it holds up to sampling error, so calibrate on a held-out sample that is large for the rate you ask for.
 
     Args:
-        model: a defended model; its bounds are proven first where they are not.
+        model: a defended model; its bounds are proven first if they are not yet.
         x: inputs `[n, ...]`, not used for training.
         max_rejection_rate: in [0, 1).
         batch_size: inputs judged at a time.

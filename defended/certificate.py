@@ -16,10 +16,10 @@ from defended.numerics.float32 import FLOAT_MAX
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Claims = Mapping[str, Array]
-"""What a file says of a proof, by name; nothing of it is believed until it was verified, or its file is trusted."""
+"""What a file says about a proof, by name; none of it is believed until it is verified, or its file is trusted."""
 
 Judge = Callable[[Any], tuple[Any, Any, Any]]
-"""From inputs labels, rejections and radii, `[batch]` each, as verdicts give them."""
+"""Turns inputs into labels, rejections and radii, `[batch]` each, as verdicts give them."""
 
 
 class Finding(NamedTuple):
@@ -30,31 +30,31 @@ class Finding(NamedTuple):
     slack: Any
     """`[batch]`, in units of the scores; positive where the predicted class is certified at the radius asked for."""
     radius: Callable[[], Any]
-    """Makes `[batch]`, the certified radius; a function, since scores do without it. What is not positive counts as
+    """Returns the certified radius, `[batch]`; a function, since scores do not need it. What is not positive counts as
     0."""
     valid: Any = None
-    """`[batch]` bool, False where the input is rejected anyway; None where slack and radius see to it."""
+    """`[batch]` bool, False where the input is rejected anyway; None where slack and radius decide."""
     details: Mapping[str, Any] = MappingProxyType({})
     """Further outputs of the deployed model, `[batch, ...]` each, by their names in `DefendedModel.details`."""
     lasting: Callable[[Any], Any] | None = None
-    """From a level makes `[batch]`, within which distance of the input the certified radius stays above that level, as
-    it is computed there; not positive where it does not. None for the radius less the level: an exact certificate's
-    radius falls no faster than a point moves."""
+    """Turns a level into `[batch]`, the distance from the input within which the certified radius stays above that
+    level, as it is computed there; not positive where it does not. None stands for the radius less the level: an exact
+    certificate's radius falls no faster than a point moves."""
     availability: Any = None
-    """`[batch]`, within which distance of the input it is still answered; None where the certified radius decides."""
+    """`[batch]`, the distance within which the input is still answered; None where the certified radius decides."""
 
 
 class Certificate(ABC):
-    """The mathematics of a defence, for one network; a `DefendedModel` holds one, and asks nothing else of a kind.
+    """The mathematics of a defence, for one network; a `DefendedModel` holds one, and needs nothing else of a kind.
 
-    What it proves in advance lies in the model's `ProvenConstants`. The model sees to it that constants which are not
-    proven of the network as it is answer nothing: functions here take it for granted that they are.
+    What it proves in advance is kept in the model's `ProvenConstants`. The model ensures that constants which are not
+    proven for the network as it is answer nothing: functions here take it for granted that they are.
 
     Attributes:
         network: the undefended classifier.
-        drift: what is taken off every margin `y_j - y_i` at inference, see `DefendedModel.evaluation_drift`.
-        rows_at_once: inputs that are evaluated together at most, where a certificate minds its memory.
-        at_run_time: whether an answer is proven as it is given, of the weights as they are then, with no constants.
+        drift: what is subtracted from every margin `y_j - y_i` at inference, see `DefendedModel.evaluation_drift`.
+        rows_at_once: the most inputs that are evaluated together, where a certificate limits its memory.
+        at_run_time: whether an answer is proven as it is given, for the weights as they are then, without constants.
     """
 
     drift = 0.0
@@ -68,28 +68,28 @@ class Certificate(ABC):
 
     @abstractmethod
     def judge(self, inputs: Any, epsilon: Any, deployed: bool = False) -> Finding:
-        """What is found about inputs `[batch, ...]` in one evaluation, so that answers and radii agree.
+        """Return what is found about inputs `[batch, ...]` in one evaluation, so that answers and radii agree.
 
         `deployed`: for a graph that leaves this process, whose noise must be fresh in every copy.
         """
 
     @abstractmethod
     def competitor_radii(self, inputs: Any, epsilon: Any) -> Any:
-        """`[batch, m]`, see `DefendedModel.competitor_radii`."""
+        """Return `[batch, m]`, see `DefendedModel.competitor_radii`."""
 
     def logits(self, inputs: Any, training: bool) -> Any:
-        """The network's logits `[batch, m]`, as the certificate has them evaluated."""
+        """Return the network's logits `[batch, m]`, as the certificate evaluates them."""
         return self.network(inputs, training=training)
 
     def covered_drift(self, inputs: Any) -> Array | None:
-        """`[n, m]` or None, see `DefendedModel.covered_drift`."""
+        """Return `[n, m]` or None, see `DefendedModel.covered_drift`."""
         return None
 
     # Training.
 
     @abstractmethod
     def estimate(self, inputs: Any, epsilon: Any, training: bool) -> tuple[Any, Any]:
-        """Logits and slack `[batch]` by training-time estimates, differentiable; `training` moves them on."""
+        """Return logits and slack `[batch]` by training-time estimates, differentiable; `training` moves them on."""
 
     def refine(self) -> None:
         """Bring training-time estimates close to the constants that `prove` would find; cheap."""
@@ -99,7 +99,7 @@ class Certificate(ABC):
 
     @abstractmethod
     def prove(self, claims: Claims) -> None:
-        """Set the proven constants, for the weights as they are; claims are to be verified where they shorten that."""
+        """Set the proven constants for the weights as they are; verify claims where that shortens the proof."""
 
     def retrace(self, network: keras.Model) -> None:
         """Read the network's layers and their settings as they are now."""
@@ -107,16 +107,16 @@ class Certificate(ABC):
 
     @abstractmethod
     def check(self, name: str, judge: Callable[[], Judge], thorough: bool = True) -> None:
-        """Compare what evaluates with what was proven; `ValueError` where they differ.
+        """Compare what is evaluated with what was proven; raise `ValueError` where they differ.
 
         Args:
-            name: of the model, for messages.
-            judge: makes the model's compiled verdicts.
-            thorough: False for a cheaper look, before an export.
+            name: the model's name, for messages.
+            judge: returns the model's compiled verdicts.
+            thorough: False for a cheaper check, before an export.
         """
 
     def holds(self) -> bool:
-        """Whether what was proven covers verdicts at the radius that is set now."""
+        """Return whether what was proven covers verdicts at the radius that is set now."""
         return True
 
     @property
@@ -125,20 +125,20 @@ class Certificate(ABC):
         return ()
 
     def identity(self) -> list[Any]:
-        """Texts and arrays that the proof depends on besides the network and the constants."""
+        """Return texts and arrays that the proof depends on besides the network and the constants."""
         return []
 
     def claims(self) -> Claims:
-        """What a file is to hold of the proof, besides the constants, so that it can be verified faster."""
+        """Return what a file stores of the proof besides the constants, so that it can be verified faster."""
         return {}
 
     def believe(self, claims: Claims) -> None:
-        """Take over what a trusted file says besides the constants."""
+        """Adopt what a trusted file says besides the constants."""
         return
 
 
 def finite_radius(found: Finding) -> Any:
-    """The certified radius `[batch]` of a finding: finite, 0 where nothing is certified."""
+    """Return the certified radius `[batch]` of a finding: finite, 0 where nothing is certified."""
     from_bounds = found.radius()
     proven = finite_rows(found.logits)
     if found.valid is not None:
@@ -149,19 +149,22 @@ def finite_radius(found: Finding) -> Any:
 
 
 def lasting_radius(found: Finding, level: Any) -> Any:
-    """Within which distance the certified radius stays above `level`, `[batch]`, finite: 0 where it is not above it."""
+    """Return the distance within which the certified radius stays above `level`, `[batch]`.
+
+    Finite; 0 where the radius is not above the level.
+    """
     radius = finite_radius(found)
     distance = radius - level if found.lasting is None else found.lasting(level)
     return ops.where(radius > level, ops.minimum(ops.maximum(distance, 0.0), FLOAT_MAX), ops.zeros_like(radius))
 
 
 def available_radius(found: Finding, epsilon: Any) -> Any:
-    """Within which distance the input is still answered, `[batch]`, finite: 0 where it is not."""
+    """Return the distance within which the input is still answered, `[batch]`, finite: 0 where it is not."""
     return lasting_radius(found, epsilon) if found.availability is None else found.availability
 
 
 def of_certificate(name: str) -> Any:
-    """A setting of a model's certificate, as a property of the model."""
+    """Return a property of a model that reads and writes a setting of its certificate."""
     return property(
         lambda model: getattr(model._certificate, name), lambda model, value: setattr(model._certificate, name, value)
     )

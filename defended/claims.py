@@ -1,4 +1,4 @@
-"""What a file holds of a proof: claims, which are verified before the first answer, or believed of a trusted file."""
+"""What a file holds of a proof: claims, verified before the first answer, or believed if the file is trusted."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _PREFIX = "claimed "
 
 
 class ClaimsInFiles(Gate):
-    """Mixed into a defended model: its own variables and its proof, as files hold them."""
+    """Mixed into a defended model: its own variables and its proof, as files store them."""
 
     _trainable_variables: list[Any]
     _non_trainable_variables: list[Any]
 
     def save_own_variables(self, store: Any) -> None:
-        """Keras's hook: training state by name and, of a final model, what its proof found."""
+        """Store training state by name and, for a final model, what its proof found (Keras's hook)."""
         for variable in self._own_variables():
             store[variable.name] = variable
         if self._is_current():
@@ -28,7 +28,7 @@ class ClaimsInFiles(Gate):
             store[_PREFIX + "digest"] = np.frombuffer(self._identity(), np.uint8)
 
     def load_own_variables(self, store: Any) -> None:
-        """Keras's hook, the way back: settings stay as they are, and bounds become claims."""
+        """Read it back (Keras's hook): settings stay as they are, and bounds become claims."""
         self._proof.unseal()
         self._aside.certified = None
         keys = list(store.keys())
@@ -45,13 +45,13 @@ class ClaimsInFiles(Gate):
                 variable.assign(store[key])
 
     def _own_variables(self) -> list[Any]:
-        """The model's variables that are neither its network's nor any other layer's."""
+        """Return the model's variables that are neither its network's nor any other layer's."""
         return [*self._trainable_variables, *self._non_trainable_variables]
 
     def trust_file(self) -> bool:
-        """Take the constants that a file claims without a proof, where they are of this network; whether they were.
+        """Adopt the constants that a file claims, without a proof, if they are this network's; return whether they are.
 
-        For files whose hash is known: a zoo's, or one's own that nobody else can write.
+        For files whose hash is known: those of a zoo, or your own that nobody else can write.
         """
         if not all(model.trust_file() for model in self._inside()):
             return False

@@ -32,15 +32,15 @@ class Dataset(NamedTuple):
     x_test: Array
     y_test: Array
     track_train: Array | None = None
-    """`[n]`, where training images are frames of films: images of one class and one number show one and the same thing,
-    so a network that saw some of them knows the others."""
+    """`[n]`, where training images are frames of films: images of one class and one number show the same thing, so a
+    network that saw some of them knows the others."""
 
     @property
     def num_classes(self) -> int:
         return int(max(self.y_train.max(initial=0), self.y_test.max(initial=0))) + 1
 
     def split(self, share: float) -> tuple[Array, Array]:
-        """Indices of the training images to train on, and of about a `share` of them to hold out.
+        """Return the indices of the training images to train on, and of about a `share` of them to hold out.
 
         The last images are held out or, where images belong to tracks, whole tracks of each class, drawn by a fixed
         seed, so that no film is on both sides; a class with a single track stays on the training side.
@@ -49,7 +49,7 @@ class Dataset(NamedTuple):
             share: in [0, 1).
 
         Returns:
-            Two arrays `[n]` int64, each rising; together all indices.
+            Two arrays `[n]` int64, each increasing; together they hold all indices.
         """
         share = number_in("share", share, "[0, 1)")
         n = len(self.x_train)
@@ -76,11 +76,12 @@ def load(name: str | os.PathLike[str]) -> Dataset:
             Integer images are divided by 255.
 
     A file may also hold `track_train` (see `Dataset`), and `lossless_train` and `lossless_test`, `[n]` bool: images
-    that are False there are other images than the published ones, and are left out.
+    that are False there differ from the published ones and are left out.
 
     Raises:
-        FileNotFoundError: when the data cannot be had, saying where it was looked for.
-        ValueError: when a file lacks an array, holds values outside [0, 1], or shapes do not match.
+        FileNotFoundError: when the data cannot be obtained, saying where it was looked for.
+        ValueError: for an unknown name; when a file lacks an array or holds values outside [0, 1], or when shapes do
+            not match.
     """
     name = str(name)
     if name == "digits":
@@ -166,7 +167,7 @@ def _dataset(
 
 
 def _chosen(parts: list[Array], mask: Array | None, what: str) -> list[Array]:
-    """The rows of `parts` that a mask `[n]` does not leave out; `ValueError` where their numbers differ."""
+    """Return the rows of `parts` that a mask `[n]` keeps; raise `ValueError` where their numbers differ."""
     images, labels = len(parts[0]), len(parts[1])
     if labels != images:
         raise ValueError(f"{images} images but {labels} labels")
@@ -177,7 +178,7 @@ def _chosen(parts: list[Array], mask: Array | None, what: str) -> list[Array]:
 
 
 def _check_images(name: str, x: Array, y: Array) -> None:
-    """Refuse what cannot be the data set of a name whose file users make themselves."""
+    """Refuse data that cannot be the set of this name, where it is one whose file users make themselves."""
     if name not in _IMAGES:
         return
     classes, shape = _IMAGES[name]

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from numpy.typing import ArrayLike
 
 from defended.answering import Answering
 from defended.answering import Verdicts as Verdicts  # its earlier place
@@ -37,21 +38,21 @@ class DefendedModel(Fitting, Answering, ClaimsInFiles):
     `model(x)` is `[batch, m + 1]`: the network's logits and, last, the score of ⊥, `top score - certified slack`.
     `argmax == m` means rejected. Inputs or logits that are not finite, ties, and a slack of exactly 0 are rejected.
 
-    **An answer is a proven one.** Every way to an answer or a radius gives what is proven of the network as it is now:
-    where nothing is proven, or weights or settings of layers were changed since, the bounds are proven first
-    (`finalize`), and a line of log says so. Compiled graphs, which cannot do so, reject everything until then. Only
+    **Every answer is proven.** Every path to an answer or a radius gives what is proven for the network as it is now:
+    where nothing is proven, or weights or settings of layers have changed since, the bounds are proven first
+    (`finalize`), and a line in the log says so. Compiled graphs, which cannot do so, reject everything until then. Only
     training rests on estimates: calls with `training=True`, `fit` and its validation, and what is inside `with
     model.estimates()`.
 
     The mathematics of a defence is its `Certificate`. A kind sets `self._certificate` after this constructor has run,
-    or has the methods that `HookedCertificate` names. Training is in `Fitting`, the formula of the
-    answers in `Answering`, the state of the proof in `Gate`.
+    or has the methods that `HookedCertificate` names. Training is in `Fitting`, the formula of the answers in
+    `Answering`, the state of the proof in `Gate`.
 
-    Whatever the global dtype policy, it computes in float32; inputs of other real types are converted first.
+    The model computes in float32, whatever the global dtype policy; inputs of other real types are converted first.
 
     Args:
-        network: a built Keras model with one float32 input and logits `[batch, m]` out; or, together with `outputs`,
-            the input tensor of the functional API.
+        network: a built Keras model with one float32 input and logits `[batch, m]` as its output; or, together with
+            `outputs`, the input tensor of the functional API.
         outputs: the output tensor, where `network` is the input tensor.
         epsilon: radius defended at run time, in input units; positive.
         norm: `"l2"` or `"linf"`.
@@ -66,13 +67,13 @@ class DefendedModel(Fitting, Answering, ClaimsInFiles):
     details: tuple[str, ...] = ()
     """Names of further outputs of `deployed`, which the artefact's audit signature gives too."""
     sampling: Mapping[str, Any] | None = None
-    """Where verdicts are drawn at random, so that an input may be judged differently the next time: how (`alpha`, the
-    probability of a wrong one, among it). None where they are not."""
+    """How verdicts are drawn where they are random, so that an input may be judged differently the next time: among
+    others `alpha`, the probability of a wrong one. None where they are not random."""
 
     def __init__(
         self,
-        network: Any,
-        outputs: Any = None,
+        network: keras.Model | keras.KerasTensor,
+        outputs: keras.KerasTensor | None = None,
         *,
         epsilon: float | Settings,
         norm: str,
@@ -108,10 +109,10 @@ class DefendedModel(Fitting, Answering, ClaimsInFiles):
     # The radius.
 
     @property
-    def epsilon(self) -> Any:
+    def epsilon(self) -> keras.Variable:
         """The radius defended at run time, in input units: a scalar float32 variable; assign a number to change it.
 
-        It belongs to the model and not to its weights: no file of weights moves it.
+        It belongs to the model and not to its weights: no file of weights changes it.
         """
         return self._settings.epsilon
 
@@ -123,11 +124,11 @@ class DefendedModel(Fitting, Answering, ClaimsInFiles):
 
     @property
     def evaluation_drift(self) -> float:
-        """What is taken off every margin `y_j - y_i` at inference, in units of the logits; 0 by default.
+        """What is subtracted from every margin `y_j - y_i` at inference, in units of the logits; 0 by default.
 
         An export sets it, where the certificate does not pay for rounding itself, so that Keras, the SavedModel and
         ONNX answer from one reduced radius although their logits differ. It is not saved with the model. Defences whose
-        `covered_drift` is None subtract it from their slack and radii; an export sees that they do.
+        `covered_drift` is None subtract it from their slack and radii; an export checks that they do.
         """
         return float(self._certificate.drift)
 
@@ -140,8 +141,8 @@ class DefendedModel(Fitting, Answering, ClaimsInFiles):
             self._certificate.drift = drift
             self._compiled.clear()  # graphs hold it as a constant
 
-    def covered_drift(self, x: Any) -> Array | None:
-        """By how much two evaluations of `y_j - y_i`, j the predicted class, may differ at inputs `[n, ...]`.
+    def covered_drift(self, x: ArrayLike) -> Array | None:
+        """Return how much two evaluations of `y_j - y_i`, j the predicted class, may differ at inputs `[n, ...]`.
 
         Returns:
             `[n, m]`, what the certificate has paid for already, infinity where a difference voids nothing; or None
@@ -152,7 +153,7 @@ class DefendedModel(Fitting, Answering, ClaimsInFiles):
     # Verdicts.
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model`; what is no tensor becomes one first: Keras would take a list for several inputs."""
+        """Call as `keras.Model`; what is not a tensor becomes one first: Keras would take a list for several inputs."""
         if not (ops.is_tensor(inputs) or hasattr(inputs, "_keras_history")):
             inputs = float32_tensor(inputs)
         return super().__call__(inputs, *args, **kwargs)
@@ -163,9 +164,10 @@ class DefendedModel(Fitting, Answering, ClaimsInFiles):
         return self._at_entry("scores", lambda part: self._scores(self._finding(part)), inputs)
 
     def competitor_radii(self, inputs: Any) -> Any:
-        """`[batch, m]`: radius within which class i provably cannot overtake the predicted class; differentiable in x.
+        """Return the radius within which class i provably cannot overtake the predicted class, `[batch, m]`.
 
-        The largest float32 where i is the predicted class. The certified radius is the smallest entry.
+        It is differentiable in x, and the largest float32 where i is the predicted class. The certified radius is the
+        smallest entry.
         """
         return self._at_entry("radii", self._competitor_radii, inputs)
 
@@ -174,34 +176,37 @@ class DefendedModel(Fitting, Answering, ClaimsInFiles):
         return self._if_proven(self._certificate.competitor_radii(inputs, epsilon), -1.0)
 
     def answering_radii(self, inputs: Any) -> Any:
-        """`[batch, m]`: as `competitor_radii`, of the verdict: an answer is given where the smallest exceeds epsilon.
+        """Return `competitor_radii` of the verdict, `[batch, m]`: answered where the smallest exceeds epsilon.
 
-        For attacks, which descend it. The same, save where something else than the own certificate answers.
+        For attacks, which descend it. It is the same, except where something other than the model's own certificate
+        answers.
         """
         return self.competitor_radii(inputs)
 
     def certified_radius(self, inputs: Any) -> Any:
-        """`[batch]` float32: no perturbation of smaller norm changes the predicted class; 0 where nothing is certified.
+        """Return the certified radius, `[batch]` float32: no perturbation of smaller norm changes the predicted class.
 
-        Always finite: 0 for inputs that are not, the largest float32 where every perturbation is certified.
+        It is 0 where nothing is certified. Always finite: 0 for inputs that are not, the largest float32 where every
+        perturbation is certified.
         """
         return self._at_entry("radius", lambda part: self._judgement(part, frozen=False).radius, inputs)
 
     def availability_radius(self, inputs: Any) -> Any:
-        """`[batch]` float32: no perturbation of smaller norm can force ⊥; 0 where the input is rejected.
+        """Return the availability radius, `[batch]` float32: no perturbation of smaller norm can force ⊥.
 
-        An exact certificate's radius falls by at most t while the input moves by t, which leaves `r - eps`. As float32
-        computes it, a radius may fall faster, by what rounding costs at both ends: a certificate that pays for rounding
-        subtracts that, too, so that what it promises is what is computed (`gloro.certificate.lasting`).
+        It is 0 where the input is rejected. An exact certificate's radius falls by at most t while the input moves by
+        t, which leaves `r - eps`. As float32 computes it, a radius may fall faster, by what rounding costs at both
+        ends: a certificate that pays for rounding subtracts that, too, so that what it promises is what is computed
+        (`gloro.certificate.lasting`).
         """
         return self._at_entry("availability", lambda part: self._outputs(part)["availability_radius"], inputs)
 
     def undefended_logits(self, inputs: Any) -> Any:
-        """`[batch, m]`: the network's logits at the inputs themselves, in inference mode."""
+        """Return the network's logits at the inputs themselves, `[batch, m]`, in inference mode."""
         return self.network(float32_tensor(inputs), training=False)
 
     def disagreements(self, x: Array, outputs: Mapping[str, Array], batch_size: int = 256) -> Array:
-        """Inputs whose verdict in `outputs`, what a deployed graph answered to `x`, is not this model's.
+        """Return which inputs have a verdict in `outputs`, a deployed graph's answers to `x`, that is not this model's.
 
         Args:
             x: `[n, *input shape]`.
@@ -214,7 +219,7 @@ class DefendedModel(Fitting, Answering, ClaimsInFiles):
         return np.flatnonzero(outputs["label"] != self.verdicts(x, batch_size=batch_size).label)
 
     def deployed(self, inputs: Any) -> dict[str, Any]:
-        """The outputs of a deployed model, computed from proven constants only: the graph that is exported.
+        """Return the outputs of a deployed model, computed from proven constants only: the graph that is exported.
 
         Returns:
             `label` int64 (-1 = rejected), `rejected` bool, `scores` `[batch, m]`, `scores_with_bottom`
@@ -245,7 +250,7 @@ class DefendedModel(Fitting, Answering, ClaimsInFiles):
         return self.network.input_shape
 
     def export(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse: what Keras would write neither is checked nor says what it guarantees.
+        """Refuse: what Keras would write is not checked, and does not say what it guarantees.
 
         Raises:
             RuntimeError: always; it names the export that there is.
@@ -263,7 +268,7 @@ class DefendedModel(Fitting, Answering, ClaimsInFiles):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> DefendedModel:
+    def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> DefendedModel:
         config = dict(config)
         network = keras.saving.deserialize_keras_object(config.pop("network"), custom_objects=custom_objects)
         return cls(network, **config)

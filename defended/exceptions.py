@@ -23,8 +23,8 @@
 
     EditedFileWarning (UserWarning)
 
-In brackets stands the builtin exception that each one is too. An argument that does not fit raises a plain ValueError
-or TypeError, and a file that cannot be opened an OSError.
+The builtin exception that each one also is stands in brackets. An argument that does not fit raises a plain ValueError
+or TypeError, and a file that cannot be opened raises an OSError.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class CertificateViolation(DefendedError, RuntimeError):  # noqa: N818  (it is t
         self.inputs = inputs
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Errors of other processes arrive pickled."""
+        """Return what unpickles the error: errors of other processes arrive pickled."""
         return type(self), (str(self), self.index, self.inputs)
 
 
@@ -97,7 +97,7 @@ class CppLoaderError(DefendedError, RuntimeError):
 class AgreementError(DefendedError, ValueError):
     """A deployed graph and a Keras model answer differently.
 
-    See that both are the same model with the same radius, and that both are evaluated in float32.
+    Check that both are the same model with the same radius, and that both are evaluated in float32.
     """
 
 
@@ -108,7 +108,7 @@ class MissingExtraError(DefendedError, ImportError):
 class ClientError(DefendedError, RuntimeError):
     """A server answered with an error, or did not answer.
 
-    Where `is_retryable`, try again after `wait` seconds: `Client` did so as often as its `retries` allow.
+    Where `is_retryable`, try again after `wait` seconds: `Client` has done so as often as its `retries` allow.
 
     Attributes:
         code: the canonical code's name, as both protocols have it: INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE (also where
@@ -184,7 +184,7 @@ class EndpointError(DefendedError, ValueError):
 
 
 class ConditionsError(DefendedError, ValueError):
-    """A file of conditions cannot be used; the message names each fault and its place in the file, to be mended."""
+    """A file of conditions cannot be used; the message names each fault, and where in the file to fix it."""
 
 
 class RecordError(DefendedError, ValueError):
@@ -213,7 +213,7 @@ class WorkerLostError(DefendedError, RuntimeError):
 
 
 class BFloat16Warning(UserWarning):
-    """Training in bfloat16 was asked for, and the processor cannot: it goes on in float32."""
+    """Training in bfloat16 was asked for, but the processor does not support it: training goes on in float32."""
 
 
 class EditedFileWarning(UserWarning):

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colours on paper; a page may replace them by its own.
+# Colours on paper; a page may replace them with its own.
 INK, MUTED, GRID, PAPER = "#1c2430", "#5b6676", "#d8dee6", "#fefefe"
 COLOURS = ("#0b62b8", "#c2410c", "#0f766e", "#7c3aed", "#a16207", "#be185d")
 VRA, FPR = COLOURS[:2]
@@ -32,7 +32,7 @@ NORMS = {"l2": "ℓ₂", "linf": "ℓ∞"}
 
 
 def draw_frame(axes: Axes) -> None:
-    """Draw a grid, and leave away ticks and the lines at the top and on the right."""
+    """Draw a grid, and leave out ticks and the lines at the top and on the right."""
     axes.grid(color=GRID, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(length=0)
@@ -45,7 +45,7 @@ def draw_bracket(axes: Axes, epsilon: float, low: float, high: float, colour: st
 
 
 def to_png(figure: Figure) -> bytes:
-    """Return the figure on white, at 160 dots an inch; the same bytes for the same figure."""
+    """Return the figure as PNG, on white, at 160 dots per inch; the same bytes for the same figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()

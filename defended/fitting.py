@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -20,23 +20,23 @@ from defended.training.optimizers import make_variables
 
 
 class Fitting(VisibleSteps, Gate, keras.Model):
-    """Of a defended model: compiling, the steps of training, the scales that schedules move, and metrics."""
+    """The training of a defended model: compiling, the steps, the scales that schedules move, and metrics."""
 
     num_classes: int
     head: RejectionHead
 
     @property
-    def radius_scale(self) -> Any:
-        """What training multiplies epsilon by, a variable; 1 when `fit` returns."""
+    def radius_scale(self) -> keras.Variable:
+        """The factor of epsilon in training, a variable; 1 when `fit` returns."""
         return self._settings.radius_scale
 
     @property
-    def robust_weight_scale(self) -> Any:
-        """What the loss multiplies its robust term by, a variable; 1 when `fit` returns."""
+    def robust_weight_scale(self) -> keras.Variable:
+        """The factor of the loss's robust term, a variable; 1 when `fit` returns."""
         return self._settings.robust_weight_scale
 
     def radius_from_scores(self, scores: Any) -> Any:
-        """Certified radius `[batch]` from the scores `[batch, m + 1]` alone, where the defence allows it.
+        """Return the certified radius `[batch]` from the scores `[batch, m + 1]` alone, where the defence allows it.
 
         Metrics use it, since Keras gives them no inputs.
         """
@@ -46,7 +46,7 @@ class Fitting(VisibleSteps, Gate, keras.Model):
         )
 
     def _estimated_scores(self, inputs: Any, training: bool) -> Any:
-        """`[batch, m + 1]` by estimates; of training at the training radius."""
+        """Return the scores `[batch, m + 1]` by estimates; in training, at the training radius."""
         epsilon = ops.convert_to_tensor(self._settings.epsilon)
         if training:
             self._thaw()
@@ -55,7 +55,13 @@ class Fitting(VisibleSteps, Gate, keras.Model):
         logits, slack = self._certificate.estimate(inputs, epsilon, training)
         return self.head(logits, slack, finite_rows(inputs))
 
-    def compile(self, optimizer: Any = "adam", loss: Any = "crossentropy", metrics: Any = None, **kwargs: Any) -> None:
+    def compile(
+        self,
+        optimizer: str | keras.optimizers.Optimizer = "adam",
+        loss: str | keras.losses.Loss | Callable[..., Any] = "crossentropy",
+        metrics: Sequence[Any] | Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Configure training as in Keras, with shorthands for the losses and metrics of this package.
 
         Args:
@@ -77,7 +83,7 @@ class Fitting(VisibleSteps, Gate, keras.Model):
         make_variables(self)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """`keras.Model.evaluate`, of proven bounds; as the validation of `fit`, of estimates that are refined first."""
+        """Evaluate as `keras.Model`, by proven bounds; as validation of `fit`, by estimates that are refined first."""
         if not (self._aside.fitting or self._is_estimating()):
             self.ensure_proven()
         elif not self._is_current():
@@ -86,21 +92,21 @@ class Fitting(VisibleSteps, Gate, keras.Model):
             return super().evaluate(*args, **kwargs)
 
     def train_step(self, *arguments: Any) -> Any:
-        """One step of training, as Keras calls it."""
+        """Make one step of training, as Keras calls it."""
         with self._estimating():
             return super().train_step(*arguments)
 
     def test_step(self, *arguments: Any) -> Any:
-        """One step of evaluation, as Keras calls it: while fitting, by estimates."""
+        """Make one step of evaluation, as Keras calls it; while fitting, by estimates."""
         with self._estimating() if self._aside.fitting else nullcontext():
             return super().test_step(*arguments)
 
     def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
-        """`keras.Model.fit`; afterwards the bounds are proven (`finalize`), and the scales of training are 1.
+        """Train as `keras.Model`; afterwards the bounds are proven (`finalize`), and the scales of training are 1.
 
         Raises:
             ValueError: when integer labels lie outside [0, m).
-            TypeError: when inputs hold no real numbers.
+            TypeError: when inputs do not hold real numbers.
         """
         x = self._checked_data(x, y)
         validation = kwargs.get("validation_data")
@@ -133,7 +139,7 @@ class Fitting(VisibleSteps, Gate, keras.Model):
             model._end_training()
         self._aside.fitting = False
         self._forget_graphs()
-        # Whatever schedules were there, in whatever order, and whichever epoch's weights they put back.
+        # Whatever schedules there were, in whatever order, and whichever epoch's weights they restored.
         self.radius_scale.assign(1.0)
         self.robust_weight_scale.assign(1.0)
 
@@ -146,7 +152,10 @@ class Fitting(VisibleSteps, Gate, keras.Model):
         return tuple(self._aside.training_data)
 
     def _checked_data(self, x: Any, y: Any = None) -> Any:
-        """`x` in float32, labels checked: now (arrays) or as they are read (`tf.data`); else bad labels give NaN."""
+        """Return `x` in float32, with labels checked now (arrays) or as they are read (`tf.data`).
+
+        In other data, bad labels give NaN.
+        """
         from defended.training.labels import check_labels, checked_dataset
 
         if isinstance(y, list | np.ndarray):
@@ -156,7 +165,7 @@ class Fitting(VisibleSteps, Gate, keras.Model):
         return checked_dataset(x, self.num_classes)
 
     @property
-    def metrics(self) -> list[Any]:
+    def metrics(self) -> list[keras.metrics.Metric]:
         return [*super().metrics, *self._aside.monitors]
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
@@ -169,12 +178,12 @@ class Fitting(VisibleSteps, Gate, keras.Model):
             self._aside.radii = None
 
     def radius_for_metrics(self, scores: Any) -> Any:
-        """`radius_from_scores`, within `compute_metrics` written into the graph once for all metrics of a batch."""
+        """Return `radius_from_scores`; within `compute_metrics`, the graph holds it once for all metrics of a batch."""
         known = self._aside.radii
         if known is None:
             return self.radius_from_scores(scores)
         if id(scores) not in known:
-            # The scores too: an id is theirs as long as they live.
+            # The scores too: an id is theirs only as long as they live.
             known[id(scores)] = scores, self.radius_from_scores(scores)
         return known[id(scores)][1]
 
@@ -187,8 +196,8 @@ class Fitting(VisibleSteps, Gate, keras.Model):
             with strategy.scope():
                 yield
 
-    def monitor(self, metrics: list[Any]) -> None:
-        """Measure further metrics in every batch of training and validation; replaces the earlier ones.
+    def monitor(self, metrics: list[keras.metrics.Metric]) -> None:
+        """Measure further metrics in every batch of training and validation; they replace the earlier ones.
 
         Callbacks use it: metrics that are compiled in cannot be added to later.
         """
@@ -196,9 +205,9 @@ class Fitting(VisibleSteps, Gate, keras.Model):
         self.train_function = self.test_function = None
 
     def save_assets(self, inner_path: str) -> None:
-        """Keras's hook: what is saved beside the weights."""
+        """Save the record of training data beside the weights (Keras's hook)."""
         write_training_data(inner_path, self.training_data)
 
     def load_assets(self, inner_path: str | None) -> None:
-        """Keras's hook, the way back."""
+        """Read the record back (Keras's hook)."""
         self._aside.training_data = read_training_data(inner_path)

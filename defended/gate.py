@@ -1,12 +1,12 @@
-"""The gate of a defended model: what answers is proven of the network as it is now, or nothing answers.
+"""The gate of a defended model: what answers is proven for the network as it is now, or nothing answers.
 
-A proof is of this process. `finalize` traces the network, proves the constants, compares what evaluates with what was
-proven, and remembers the network's digest. Every Python entry to an answer or a radius passes `ensure_proven`, which
-compares, by a watch where that is exact and by the digest where it is not, and proves anew where the network is another
-one than it was. Compiled graphs read a seal; where it is not set they reject everything.
+A proof belongs to this process. `finalize` traces the network, proves the constants, compares what is evaluated with
+what was proven, and remembers the network's digest. Every Python entry to an answer or a radius passes `ensure_proven`,
+which compares, by a watch where that is exact and by the digest where it is not, and proves anew where the network has
+changed. Compiled graphs read a seal; where it is not set, they reject everything.
 
 Files hold claims (`defended.claims`): bounds that were proven elsewhere. They shorten a proof, which then verifies
-where it would have searched, and are believed only of a file whose hash is pinned.
+where it would have searched, and are believed without one only if the file is trusted.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _LOG = logging.getLogger("defended")
 class ProvingProperty(property):
     """A property whose reading may prove bounds.
 
-    Keras reads every attribute of a model, properties too, while it writes or loads a file, in the midst of which half
-    of the weights are old ones: then there is no such attribute.
+    Keras reads every attribute of a model, properties included, while it writes or loads a file, when half of the
+    weights may be old ones: at that time there is no such attribute.
     """
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
@@ -62,7 +62,7 @@ class Gate:
     """What holds in this thread: whether it estimates, and whether an entry was passed."""
 
     def _inside(self) -> tuple[Any, ...]:
-        """The defended models that this one asks: its proof rests on theirs."""
+        """Return the defended models that this one asks: its proof rests on theirs."""
         return ()
 
     # The state.
@@ -71,7 +71,7 @@ class Gate:
     def is_final(self) -> bool:
         """Whether the certificate is proven for the network as it is now.
 
-        Bounds that came from a file are verified, once, when this is asked or an answer is wanted.
+        Bounds that came from a file are verified, once, when this is read or an answer is wanted.
         """
         with outside_of_graphs():
             if self._aside.claims is not None and not self._is_estimating():
@@ -79,13 +79,14 @@ class Gate:
             return self._is_current()
 
     def finalize(self) -> None:
-        """Prove the bounds of the network as it is now and freeze them. `fit` ends with it; training thaws it.
+        """Prove the bounds of the network as it is now and freeze them. `fit` ends with this; training thaws them.
 
-        The layers' settings are read again, and what evaluates is compared with what was proven.
+        The layers' settings are read again, and what is evaluated is compared with what was proven.
 
         Raises:
-            ValueError: when weights are not finite, a layer has become one that nothing is known of, or the network is
-                evaluated as another function than the one that was proven; the message names the layer.
+            ValueError: when weights are not finite, a layer has become one that is not known, or the network is
+                evaluated as a function other than the one that was proven, and the message names the layer; or when
+                `norm` was changed.
         """
         if self.norm != self._certified_norm:
             raise ValueError(
@@ -115,7 +116,7 @@ class Gate:
             self._remember(settings)
 
     def ensure_proven(self) -> None:
-        """Prove the bounds again where they are not those of the network as it is now; one line of log says so."""
+        """Prove the bounds again where they are not those of the network as it is now; a line in the log says so."""
         if in_stateless_scope():
             raise RuntimeError(
                 f"{self.name!r} was asked for an answer while other values stand for its weights (`StatelessScope`, "
@@ -136,12 +137,12 @@ class Gate:
             )
 
     def verify(self) -> None:
-        """Prove the bounds where that is needed, and see on a few inputs that what evaluates is what was proven.
+        """Prove the bounds where needed, and check on a few inputs that what is evaluated is what was proven.
 
-        An export begins with it.
+        An export begins with this.
 
         Raises:
-            ValueError: as `finalize`.
+            ValueError: as for `finalize`.
         """
         with outside_of_graphs():
             if self._is_current():
@@ -150,20 +151,20 @@ class Gate:
                 self.ensure_proven()
 
     def _check(self, thorough: bool = True) -> None:
-        """Compare what evaluates with what was proven; `ValueError` where they differ."""
+        """Compare what is evaluated with what was proven; raise `ValueError` where they differ."""
         self._certificate.check(self.name, self._judge, thorough)
 
     def values_digest(self) -> str:
-        """SHA-256, hexadecimal, of the network's weights and the proven constants: the same in every process."""
+        """Return the hexadecimal SHA-256 of the network's weights and proven constants: the same in every process."""
         inside = [value for model in self._inside() for value in model._proven_of()]
         return digest_of_values([*inside, *self._proven_of()]).hex()
 
     def _constants(self) -> list[Any]:
-        """The proven constants, by their names."""
+        """Return the proven constants, in the order of their names."""
         return [variable for _, variable in sorted(vars(self._proof.named).items())]
 
     def _proven_of(self) -> list[Any]:
-        """Weights and constants: what a graph that others compile compares with what it was at the proof."""
+        """Return weights and constants, which a graph that others compile compares with their values at the proof."""
         return [*self.network.variables, *self._constants(), *self._certificate.variables]
 
     def _is_current(self) -> bool:
@@ -185,12 +186,12 @@ class Gate:
         self._aside.certified = SimpleNamespace(network=self.network, digest=self._identity(settings), watch=watch)
 
     def _watched(self) -> list[Any]:
-        """The variables whose values the proof is about, besides the network's."""
+        """Return the variables whose values the proof is about, besides the network's."""
         inside = [variable for model in self._inside() for variable in model._watched()]
         return [*self._proof.variables, *inside, *self._certificate.variables]
 
     def _identity(self, settings: bytes | None = None) -> bytes:
-        """SHA-256 of everything that the certificate is about: network, constants, and what else enters the proof."""
+        """Return the SHA-256 of what the certificate is about: network, constants, and what else enters the proof."""
         further = self._certificate.identity()
         parts = [settings or digest_of_settings(self.network), digest_of_values(self.network.variables)]
         parts.append(digest_of_values(self._constants()))
@@ -198,7 +199,7 @@ class Gate:
         return hashlib.sha256(b"\0".join(parts)).digest()
 
     def _thaw(self) -> None:
-        """Training goes on: nothing is proven of the weights from now on."""
+        """Break the seal, since training goes on: nothing is proven for the weights from now on."""
         for model in (self, *self._inside()):
             model._proof.unseal()
 
@@ -210,9 +211,9 @@ class Gate:
             self.train_function = self.test_function = None
 
     def _is_sealed(self) -> Any:
-        """A boolean tensor: whether a graph may answer.
+        """Return a boolean tensor: whether a graph may answer.
 
-        Where a Python entry has looked just before, the seal tells; elsewhere the variables are compared, too.
+        Where a Python entry has just checked, the seal decides; elsewhere the variables are compared, too.
         """
         sealed = ops.convert_to_tensor(self._settings.epsilon) > 0
         for model in (self, *self._inside()):
@@ -222,22 +223,22 @@ class Gate:
         return sealed
 
     def _if_proven(self, value: Any, otherwise: float, frozen: bool = False) -> Any:
-        """A tensor, and `otherwise` where a graph sees no seal; `frozen` takes the seal for granted."""
+        """Return a tensor, or `otherwise` where a graph sees no seal; `frozen` takes the seal for granted."""
         if frozen or self._certificate.at_run_time:
             return value
         return ops.where(self._is_sealed(), value, otherwise)
 
     def _entered(self) -> Any:
-        """Within it graphs are made that only run behind an entry, which has looked whether the bounds are proven."""
+        """Return a context for graphs that only run behind an entry, which has checked that the bounds are proven."""
         return self._counted("entered")
 
     # Estimates.
 
     @contextmanager
     def estimates(self) -> Iterator[None]:
-        """Within it, inference rests on training-time *estimates*: for the validation of a training loop of one's own.
+        """Let inference within the context rest on training-time *estimates*, to validate in your own training loop.
 
-        Nothing is proven of what is answered there. `fit` does so for its own validation.
+        Nothing is proven about what is answered there. `fit` does the same for its own validation.
         """
         self._forget_graphs()
         try:
@@ -254,7 +255,7 @@ class Gate:
 
     @contextmanager
     def _counted(self, state: str) -> Iterator[None]:
-        """Within it, a state holds in this thread, of this model and of those inside."""
+        """Let a state hold within the context in this thread, for this model and those inside."""
         with ExitStack() as stack:
             for model in self._inside():
                 stack.enter_context(model._counted(state))

@@ -12,14 +12,14 @@ from defended.certificate import Certificate, Claims, Finding, Judge
 from defended.margins import finite_rows
 from defended.networks.consistency import inconsistency
 
-# Optional methods of a model, and the members of `Certificate` that they are.
+# Optional methods of a model, and the members of `Certificate` that they stand for.
 _MEMBERS = {
     "_refine_estimates": "refine", "_further_identity": "identity", "_claims": "claims", "_believe": "believe",
 }  # fmt: skip
 
 
 class HookedCertificate(Certificate):
-    """Asks the model itself.
+    """A certificate that asks the model itself.
 
     A subclass of `DefendedModel` that brings no certificate of its own must have
 
@@ -29,7 +29,7 @@ class HookedCertificate(Certificate):
 
     and may have `_estimated_slack(inputs, logits, epsilon, training)`, `_logits(inputs, training)`, `_valid(inputs)`,
     `_refine_estimates()`, `_retrace()`, `_check_evaluation(thorough)`, `_further_identity()`, `_claims()` and
-    `_believe(claims)`, which are what the members of `Certificate` are.
+    `_believe(claims)`, which are what the members of `Certificate` are; see there.
     """
 
     def __init__(self, model: Any):
@@ -74,4 +74,4 @@ class HookedCertificate(Certificate):
     def _check_consistency(self, name: str) -> None:
         found = inconsistency(self.network)
         if found is not None:
-            raise ValueError(f"The network of {name!r} {found.what}: nothing is proven of such a one. {found.remedy}.")
+            raise ValueError(f"The network of {name!r} {found.what}, so nothing is proven of it. {found.remedy}.")

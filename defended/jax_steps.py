@@ -1,4 +1,4 @@
-"""On the JAX backend: let metrics read the model's variables inside a compiled step.
+"""Let metrics read the model's variables inside a compiled step on the JAX backend.
 
 Keras's JAX trainer passes weights through the compiled step as arguments and leaves the variables themselves empty.
 The forward pass and the loss see the arguments; metrics do not, and ours ask the model for radii.
@@ -14,15 +14,15 @@ import keras
 
 
 class VisibleSteps:
-    """Mixed into a `keras.Model` before it; on JAX, gives a step's arguments to the variables while it is traced."""
+    """Mixed in before `keras.Model`; on JAX, gives a step's arguments to the variables while the step is traced."""
 
     def train_step(self, *arguments: Any) -> Any:
-        """One step of training, as Keras calls it."""
+        """Make one step of training, as Keras calls it."""
         with _visible(self, arguments[0]):
             return super().train_step(*arguments)  # type: ignore[misc]
 
     def test_step(self, *arguments: Any) -> Any:
-        """One step of evaluation, as Keras calls it."""
+        """Make one step of evaluation, as Keras calls it."""
         with _visible(self, arguments[0]):
             return super().test_step(*arguments)  # type: ignore[misc]
 

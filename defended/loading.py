@@ -11,15 +11,15 @@ from defended.defended_model import DefendedModel
 
 
 def load_model(path: str | os.PathLike[str], *, trusted: bool = False, **kwargs: Any) -> DefendedModel:
-    """A defended model from a `.keras` file, as `keras.models.load_model` opens it.
+    """Open a defended model from a `.keras` file, as `keras.models.load_model` does.
 
     The bounds in a file are claims: they are verified before the first answer, by a factorisation for each layer. A
     file that nobody else can have written may be trusted: its bounds then count at once.
 
     Args:
-        path: of the file.
+        path: the file's path.
         trusted: whether the file's bounds are taken as they are. They still must belong to the weights and settings in
-            the file, which a digest tells; where they do not, they are verified as ever.
+            the file, which a digest shows; where they do not, they are verified as usual.
         **kwargs: further arguments of `keras.models.load_model`.
 
     Raises:

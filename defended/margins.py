@@ -67,7 +67,7 @@ def competitor_radii(logits: Any, lipschitz: Any, budget: Budget | None = None, 
     Args:
         logits: `[batch, m]`.
         lipschitz: `[batch, m]`, row j of K for each input: Lipschitz constants of `y_j - y_i`.
-        budget: what evaluation may err by; None counts the logits as exact.
+        budget: by how much evaluation may err; None counts the logits as exact.
         first: `leader(logits)`, where it is known.
 
     Returns:
@@ -81,19 +81,21 @@ def competitor_radii(logits: Any, lipschitz: Any, budget: Budget | None = None, 
     return ops.where(first.rivals, radii, FLOAT_MAX)
 
 
-def radius_slack(logits: Any, lipschitz: Any, epsilon: Any, budget: Budget | None = None, first: Any = None) -> Any:
+def radius_slack(
+    logits: Any, lipschitz: Any, epsilon: Any, budget: Budget | None = None, first: Leader | None = None
+) -> Any:
     """Return `min over i != j of (r_i - epsilon) * K_ij`, `[batch]`, in units of the logits.
 
     Positive where every radius exceeds epsilon, as compared in float32, and nowhere else: so the answer and the radius
-    agree to the last bit. A constant of 0 counts as the smallest normal number. Arguments as in `competitor_radii`, and
-    the radius epsilon; r_i is the radius that it returns.
+    agree to the last bit. A constant of 0 counts as the smallest normal number. Arguments are as in `competitor_radii`,
+    with the radius epsilon; r_i is the radius that it returns.
     """
     first = first or leader(logits)
     constants = _constants(lipschitz)
     radii = _radii(logits, constants, budget, first)
     smallest = ops.min(ops.where(first.rivals, radii, FLOAT_MAX), axis=-1)
     slack = ops.min(ops.where(first.rivals, (radii - epsilon) * constants, FLOAT_MAX), axis=-1)
-    # A small difference times a small constant may vanish, and says on which side it was no more.
+    # A small difference times a small constant may vanish, and then no longer says on which side it was.
     slack = ops.where(smallest > epsilon, ops.maximum(slack, SMALLEST_NORMAL), ops.minimum(slack, 0.0))
     return slack if budget is None else ops.where(budget.limit[:, 0] >= 0, slack, -1.0)
 
@@ -104,8 +106,8 @@ def _constants(lipschitz: Any) -> Any:
 
 
 def _radii(logits: Any, constants: Any, budget: Budget | None, first: Leader) -> Any:
-    """Radii that hold for competitors only and, with a budget, where its limit is not negative: elsewhere the input's
-    norm, and with it all that is computed here, may be infinite or not a number.
+    """Return radii that hold for competitors only and, with a budget, where its limit is not negative: elsewhere the
+    input's norm, and with it all that is computed here, may be infinite or not a number.
     """
     if budget is None:
         return ops.minimum(competitor_margins(logits, first.top) / constants, FLOAT_MAX)
@@ -115,7 +117,7 @@ def _radii(logits: Any, constants: Any, budget: Budget | None, first: Leader) ->
 def take_rows(matrix: Any, classes: Any) -> Any:
     """Return the rows `[batch, m]` of a matrix for classes `[batch]`, whole numbers in range.
 
-    On TensorFlow a single operation: `ops.take` allows for negative numbers, which costs four more.
+    On TensorFlow it is a single operation: `ops.take` allows for negative numbers, which costs four more.
     """
     if keras.backend.backend() != "tensorflow":
         return ops.take(matrix, classes, axis=0)
@@ -134,7 +136,7 @@ def spent_radius(logits: Any, lipschitz: Any, slack: Any) -> Any:
 def certified_slack(logits: Any, lipschitz: Any, epsilon: Any) -> Any:
     """Return `min over i != j of (y_j - y_i) - epsilon * K_ij`, `[batch]`: positive where the ball is certified.
 
-    The form that training differentiates, with estimates for K.
+    This is the form that training differentiates, with estimates for K.
     """
     first = leader(logits)
     slack = competitor_margins(logits, first.top) - epsilon * lipschitz
@@ -145,8 +147,8 @@ def bottom_score(top: Any, slack: Any) -> Any:
     """Return the score of ⊥: `top - slack`, strictly below `top` where the slack is positive, otherwise above.
 
     A slack of exactly 0 means that the closed ball touches the decision boundary. `argmax` breaks ties in favour of the
-    lower index, which would answer; so the score is lifted above `top` by two units in the last place. As far below it
-    lies where a positive slack is too small to change `top`.
+    lower index, which would answer; so the score is lifted above `top` by two units in the last place. It lies as
+    far below `top` where a positive slack is too small to change `top`.
     """
     bottom, step = top - slack, ops.maximum(ops.abs(top) * (2 * MACHINE_EPSILON), SMALLEST_NORMAL)
     above = top + step
@@ -154,5 +156,5 @@ def bottom_score(top: Any, slack: Any) -> Any:
 
 
 def finite_rows(values: Any) -> Any:
-    """Return where every entry of a row is finite, `[batch]` bool."""
+    """Return whether every entry of a row is finite, `[batch]` bool."""
     return ops.all(ops.isfinite(values), axis=tuple(range(1, len(values.shape))))

@@ -18,20 +18,20 @@ _PIECE = 4096
 
 
 def data_digest(x: Array, y: Array | None = None) -> str:
-    """SHA-256 of a data set: types, shapes and values of inputs `[n, ...]` and, where given, of targets `[n, ...]`.
+    """Return the SHA-256 of the types, shapes and values of inputs `[n, ...]` and, where given, of targets `[n, ...]`.
 
-    Whole numbers as targets count as int64: how a file stores class numbers says nothing of the data.
+    Whole numbers as targets count as int64: how a file stores class numbers says nothing about the data.
     """
     return next(possible_digests(x, y))
 
 
 def possible_digests(x: Array, y: Array | None = None) -> Iterator[str]:
-    """What `data_digest` gives for a data set, and after it what it may have given: by other types of class numbers, or
-    of inputs alone.
+    """Yield what `data_digest` gives for a data set, and then what it may have given: for other types of class numbers,
+    or for inputs alone.
 
     Args:
-        x: `[n, ...]`, as float32 where training took it so.
-        y: targets `[n, ...]`; None where they are not known. Earlier versions told types of class numbers apart.
+        x: `[n, ...]`, in float32 where training took it in that type.
+        y: targets `[n, ...]`; None where they are not known. Earlier versions distinguished types of class numbers.
     """
     inputs = hashlib.sha256()
     _add(inputs, np.asarray(x))
@@ -54,7 +54,7 @@ def _class_numbers(y: Any) -> Array:
 
 
 def _as_stored(y: Array) -> Iterator[Array]:
-    """Class numbers as training may have been given them: of any type that holds them, flat or in a column."""
+    """Yield class numbers as training may have received them: of any type that holds them, flat or in a column."""
     for kind in ("i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "f4", "f8"):
         stored = y.astype(kind)
         if np.array_equal(stored, y):
@@ -62,7 +62,7 @@ def _as_stored(y: Array) -> Iterator[Array]:
 
 
 def describe_data(x: Any, y: Any) -> dict[str, Any] | None:
-    """`{"sha256", "points"}` of arrays that are fitted; None of what is not held in arrays, as `tf.data` is not."""
+    """Return `{"sha256", "points"}` of arrays that are fitted; None for data not held in arrays, such as `tf.data`."""
     arrays = [part for part in (x, y) if part is not None]
     if not arrays or not all(isinstance(part, np.ndarray) and part.dtype.kind in "fiub" for part in arrays):
         return None
@@ -70,13 +70,13 @@ def describe_data(x: Any, y: Any) -> dict[str, Any] | None:
 
 
 def write_training_data(folder: str, record: tuple[dict[str, Any], ...]) -> None:
-    """Keep a record in the folder that Keras saves beside the weights."""
+    """Write a record to the folder that Keras saves beside the weights."""
     if record:
         Path(folder, _FILE).write_text(json.dumps(record), encoding="utf-8")
 
 
 def read_training_data(folder: str | None) -> tuple[dict[str, Any], ...]:
-    """The record in such a folder; empty where there is none, as in files of earlier versions."""
+    """Return the record in such a folder; empty where there is none, as in files of earlier versions."""
     path = None if folder is None else Path(folder, _FILE)
     if path is None or not path.is_file():
         return ()

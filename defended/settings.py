@@ -1,4 +1,4 @@
-"""Numbers that steer a defended model, and constants that were proven of it: variables, and neither of them weights."""
+"""Numbers that control a defended model, and constants that were proven of it: variables, but not weights."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class _NotWeights(keras.layers.Layer):
-    """A layer whose variables compiled steps see, but which `get_weights`, `set_weights` and files pass by."""
+    """A layer whose variables compiled steps see, but which `get_weights`, `set_weights` and files pass over."""
 
     def __init__(self, name: str):
         super().__init__(name=name, dtype="float32", autocast=False, trainable=False)
         self.built = True
 
-    def scalar(self, name: str, value: float, dtype: str = "float32") -> Any:
-        """A new variable without axes, which one replica writes and all read."""
+    def scalar(self, name: str, value: float, dtype: str = "float32") -> keras.Variable:
+        """Return a new variable without axes, which one replica writes and all read."""
         return self.constant(name, (), value, dtype)
 
-    def constant(self, name: str, shape: tuple[int, ...], value: Any = 0.0, dtype: str = "float32") -> Any:
-        """A new variable of a shape, filled with a number."""
+    def constant(self, name: str, shape: tuple[int, ...], value: float = 0.0, dtype: str = "float32") -> keras.Variable:
+        """Return a new variable of a shape, filled with a number."""
         return self.add_weight(
             name=name, shape=shape, initializer=keras.initializers.Constant(value), dtype=dtype, trainable=False,
             autocast=False, aggregation="only_first_replica",
@@ -36,20 +36,20 @@ class _NotWeights(keras.layers.Layer):
         return []
 
     def _trackable_children(self, *arguments: Any, **keywords: Any) -> dict[str, Any]:
-        """TensorFlow's hook: checkpoints pass them by, too."""
+        """Return nothing, so that checkpoints pass over the variables, too (TensorFlow's hook)."""
         return {}
 
     def save_own_variables(self, store: Any) -> None:
-        """Keras's hook: nothing of this is in a file of weights."""
+        """Store nothing: none of this is in a file of weights (Keras's hook)."""
 
     def load_own_variables(self, store: Any) -> None:
-        """Keras's hook: whatever a file holds here stays there."""
+        """Read nothing: whatever a file holds here stays there (Keras's hook)."""
 
 
 def _fingerprint(variables: Sequence[Any]) -> Any:
-    """`[2]` int32: two sums over the bits of all values, each weighed by its place, in arithmetic modulo 2^32.
+    """Return two sums over the bits of all values, each weighted by its place, modulo 2^32: `[2]` int32.
 
-    A change of weights goes unnoticed with a probability of some 2^-64: for graphs, which cannot compute a digest.
+    For graphs, which cannot compute a digest. A change of weights goes unnoticed with a probability of about 2^-64.
     """
     import tensorflow as tf
 
@@ -81,20 +81,20 @@ class Settings(_NotWeights):
 class ProvenConstants(_NotWeights):
     """What was proven, where graphs read it; and a seal, without which they reject everything.
 
-    The seal is a number of this very object's. So constants that came from a file, or from another model, mean nothing
+    The seal is a number of this object's own. So constants that came from a file, or from another model, mean nothing
     until something has proven them here.
     """
 
     def __init__(self) -> None:
         super().__init__("proof")
         self.named = SimpleNamespace()
-        """The constants by their names. As attributes of a model Keras would count them among its weights."""
+        """The constants by their names. As attributes of a model, Keras would count them among its weights."""
         self._number = int(np.random.default_rng().integers(1, 2**31 - 1))
         self._seal = self.scalar("seal", 0, dtype="int32")
         self._print = self.constant("fingerprint", (2,), 0, dtype="int32")
 
     def add(self, name: str, shape: tuple[int, ...] = ()) -> None:
-        """A new constant, of zeros."""
+        """Add a constant, filled with zeros."""
         setattr(self.named, name, self.constant(name, shape))
 
     @property
@@ -104,13 +104,13 @@ class ProvenConstants(_NotWeights):
 
     @property
     def is_sealed(self) -> bool:
-        """The same, where a number can be read."""
+        """Whether the constants may be relied on, where a number can be read."""
         return int(ops.convert_to_numpy(self._seal)) == self._number
 
     def sealed_for(self, variables: Sequence[Any]) -> Any:
-        """A boolean tensor: whether the constants may be relied on, and the variables hold what they held at `seal`.
+        """Return whether the constants may be relied on and the variables are as they were at `seal`, a boolean tensor.
 
-        For graphs that others compile, in front of which no Python looks; with TensorFlow only.
+        For graphs that others compile, in front of which no Python code checks; with TensorFlow only.
         """
         if keras.backend.backend() != "tensorflow":
             return self.sealed
@@ -124,11 +124,11 @@ class ProvenConstants(_NotWeights):
         self._seal.assign(self._number)
 
     def unseal(self) -> None:
-        """Let graphs reject everything."""
+        """Make graphs reject everything."""
         self._seal.assign(0)
 
     def values(self) -> dict[str, Array]:
-        """The constants by their names, the seal left aside."""
+        """Return the constants by their names, without the seal."""
         return {name: np.asarray(ops.convert_to_numpy(variable)) for name, variable in vars(self.named).items()}
 
     def assign(self, values: dict[str, Array]) -> None:

@@ -1,9 +1,9 @@
-"""Where code runs, at hand or in a graph that is being made; and the graphs that a model has had compiled."""
+"""Where code runs, at hand or in a graph that is being made; and the graphs that were compiled for a model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
@@ -11,7 +11,7 @@ from keras import ops
 
 
 def is_at_hand(inputs: Any) -> bool:
-    """Whether a tensor holds numbers, and does not stand for those of a graph."""
+    """Return whether a tensor holds numbers, and does not stand for those of a graph."""
     if hasattr(inputs, "_keras_history") or not ops.is_tensor(inputs):
         return False
     backend = keras.backend.backend()
@@ -27,14 +27,14 @@ def is_at_hand(inputs: Any) -> bool:
 
 
 def in_stateless_scope() -> bool:
-    """Whether other values stand for variables: as while JAX compiles, or in `stateless_call`."""
+    """Return whether other values stand for variables, such as while JAX compiles, or in `stateless_call`."""
     from keras.src.backend.common import stateless_scope
 
     return bool(stateless_scope.in_stateless_scope())
 
 
-def outside_of_graphs() -> Any:
-    """A context in which variables can be read although a function is being traced: `deployed` is, for an export."""
+def outside_of_graphs() -> AbstractContextManager[Any]:
+    """Return a context in which variables can be read while a function is traced, as `deployed` is for an export."""
     if keras.backend.backend() != "tensorflow":
         return nullcontext()
     import tensorflow as tf
@@ -46,7 +46,7 @@ class CompiledFunctions:
     """Compiles functions for a model, and keeps the graphs by name until `clear`.
 
     Args:
-        input_shape: of one input.
+        input_shape: the shape of one input.
     """
 
     def __init__(self, input_shape: tuple[int, ...]):
@@ -55,7 +55,7 @@ class CompiledFunctions:
         """What was compiled, and other constants that graphs hold."""
 
     def __call__(self, name: str, function: Callable[..., Any], of_inputs: bool = False) -> Callable[..., Any]:
-        """`function`, or on TensorFlow the graph that was made of it at the first call under this name.
+        """Return `function`, or on TensorFlow the graph that was made of it at the first call under this name.
 
         `of_inputs`: it takes inputs `[batch, *input shape]` float32 and nothing else, so one graph serves all batches.
         """

@@ -17,21 +17,21 @@ __all__ = ["cnn_2c2f", "cnn_4c3f", "cnn_6c2f", "dense_small", "liresnet", "load"
 
 
 def names() -> list[str]:
-    """Names of the trained nets that `load` knows."""
+    """Return the names of the trained nets that `load` knows."""
     return sorted(_index())
 
 
 def cnn_2c2f(
     input_shape: tuple[int, int, int] = (28, 28, 1), num_classes: int = 10, activation: str = "minmax"
 ) -> keras.Model:
-    """Two convolutions (16 and 32 filters, 4x4, stride 2) and two dense layers (100, m): 2C2F of Leino et al. 2021."""
+    """Build 2C2F of Leino et al. 2021: two convolutions (16, 32 filters, 4x4, stride 2), two dense layers (100, m)."""
     return _network("cnn_2c2f", input_shape, num_classes, activation, [(16, 4, 2), (32, 4, 2)], [100])
 
 
 def cnn_4c3f(
     input_shape: tuple[int, int, int] = (28, 28, 1), num_classes: int = 10, activation: str = "minmax"
 ) -> keras.Model:
-    """Four convolutions (32, 32, 64, 64) and three dense layers (512, 512, m): 4C3F of Leino et al. 2021."""
+    """Build 4C3F of Leino et al. 2021: four convolutions (32, 32, 64, 64) and three dense layers (512, 512, m)."""
     convolutions = [(32, 3, 1), (32, 4, 2), (64, 3, 1), (64, 4, 2)]
     return _network("cnn_4c3f", input_shape, num_classes, activation, convolutions, [512, 512])
 
@@ -39,7 +39,7 @@ def cnn_4c3f(
 def cnn_6c2f(
     input_shape: tuple[int, int, int] = (32, 32, 3), num_classes: int = 10, activation: str = "minmax"
 ) -> keras.Model:
-    """Six convolutions (32, 32, 64, 64, 64, 64) and two dense layers (512, m): 6C2F of Leino et al. 2021.
+    """Build 6C2F of Leino et al. 2021: six convolutions (32, 32, 64, 64, 64, 64) and two dense layers (512, m).
 
     Every second convolution is 4x4 with stride 2, the others 3x3. In the code published with the paper only the third
     and the sixth have a stride, which makes that net three times as large.
@@ -51,7 +51,7 @@ def cnn_6c2f(
 def dense_small(
     input_shape: tuple[int, ...] = (8, 8, 1), num_classes: int = 10, activation: str = "minmax", units: int = 64
 ) -> keras.Model:
-    """Two hidden dense layers, for small images such as scikit-learn's digits."""
+    """Build two hidden dense layers and the logits, for small images such as scikit-learn's digits."""
     return _network("dense_small", input_shape, num_classes, activation, [], [units, units])
 
 
@@ -63,15 +63,15 @@ def liresnet(
     width: int = 64,
     units: int = 256,
 ) -> keras.Model:
-    """A LiResNet (Hu et al. 2023): a stem, linear residual blocks at half the size, and a neck that makes it small.
+    """Build a LiResNet (Hu et al. 2023): a stem, linear residual blocks at half the size, and a neck that shrinks it.
 
     Args:
         input_shape: height, width, channels.
         num_classes: m.
-        activation: after every linear map.
-        depth: residual blocks.
+        activation: the one after every linear map.
+        depth: the number of residual blocks.
         width: their channels.
-        units: of the dense layer before the logits.
+        units: those of the dense layer before the logits.
     """
     blocks = []
     for _ in range(depth):

@@ -69,8 +69,8 @@ def demonstrate(
 
     Args:
         directory: where everything goes.
-        seed: of initial weights, batches and attack.
-        epochs: of each training.
+        seed: seed of the initial weights, the batches and the attack.
+        epochs: epochs of each training.
         console: where to print.
 
     Raises:

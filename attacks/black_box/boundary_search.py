@@ -1,4 +1,4 @@
-"""The search for the nearest point of another verdict, which asks for verdicts only."""
+"""The search for the nearest point with another verdict, which asks only for verdicts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from defended.attacks.core.checks import Array
 # Noise that leads to a first point grows up to 2 to this power times the radius.
 _FARTHEST = 20
 
-# A step along an estimated direction is halved at most so often.
+# A step along an estimated direction is halved at most this often.
 _HALVINGS = 6
 
 # A round pays for its estimate with what is left after a step, its first halvings and some bisection.
@@ -21,30 +21,30 @@ _RESERVE = 8
 
 
 class Boundary(NamedTuple):
-    """What was found of each input."""
+    """What was found for each input."""
 
     inputs: Array
-    """`[n, *input shape]` float32, the nearest point of another verdict; `x` where none was found."""
+    """`[n, *input shape]` float32, the nearest point with another verdict; `x` where none was found."""
     found: Array
-    """`[n]` bool. An input that is rejected as it is counts as found at distance 0."""
+    """`[n]` bool. An input that is itself rejected counts as found at distance 0."""
     distance: Array
     """`[n]` float64, from `x`, in the norm of the search; infinite where nothing was found."""
     queries: Array
-    """`[n]` int64, the verdicts asked for; never more than the budget."""
+    """`[n]` int64, the number of verdicts asked for; never more than the budget."""
 
 
 class BoundarySearch:
     """Runs HopSkipJump around a batch of inputs. Each has its own random numbers, budget and pace.
 
     Args:
-        query: points `[k, ...]` to labels `[k]` with -1 for ⊥, or to an object with such a `label`.
+        query: maps points `[k, ...]` to labels `[k]` with -1 for ⊥, or to an object with such a `label`.
         x: `[n, ...]` float32.
-        radius: distance at which an input is finished.
+        radius: the distance at which an input is finished.
         norm: `"l2"` or `"linf"`.
-        clip: the box that all points keep to, or None.
-        budget: queries of each input, at most.
-        samples: queries of the first estimate.
-        streams: random numbers of each input.
+        clip: the box that all points stay in, or None.
+        budget: largest number of queries for each input.
+        samples: number of queries for the first estimate.
+        streams: the random numbers of each input.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class BoundarySearch:
         self.used = np.zeros(len(x), np.int64)
         self.nearest = x.copy()
         self.distance = np.full(len(x), np.inf)
-        # Of the width of the segment. HopSkipJump's d^(-3/2) is below the spread d^(-1) of the estimates, as it must
-        # be; float32 and low dimensions bound it.
+        # As a share of the segment's width. HopSkipJump's d^(-3/2) is below the spread d^(-1) of the estimates, as it
+        # must be; float32 and low dimensions bound it.
         self.tolerance = float(np.clip(float(x[0].size) ** -1.5, 2.0**-16, 1e-3))
 
     def run(self, starts: list[Array]) -> Boundary:
@@ -90,7 +90,7 @@ class BoundarySearch:
     # Asking.
 
     def _labels(self, rows: Array, points: Array) -> Array:
-        """Return the verdicts at one point of each of the rows (a row may occur repeatedly), on their bills."""
+        """Return the verdicts at one point for each of the rows (a row may occur repeatedly), on their budgets."""
         np.add.at(self.used, rows, 1)
         answered = self.query(points)
         labels = np.asarray(getattr(answered, "label", answered))
@@ -102,10 +102,10 @@ class BoundarySearch:
         return labels.astype(np.int64)
 
     def _outside(self, rows: Array, points: Array) -> Array:
-        """Return whether the verdicts at these points differ from the answers at x; the nearest that do are kept."""
+        """Return whether the verdicts at these points differ from the answers at x; keep the nearest that do."""
         outside = self._labels(rows, points) != self.answer[rows]
         size = distances(self.x[rows], points, self.norm)
-        # From the farthest to the nearest, so that of a row's points the nearest is written last.
+        # From the farthest to the nearest, so that the nearest of a row's points is written last.
         for k in sorted(np.flatnonzero(outside & (size < self.distance[rows])), key=lambda k: -size[k]):
             self.nearest[rows[k]], self.distance[rows[k]] = points[k], size[k]
         return outside
@@ -125,7 +125,7 @@ class BoundarySearch:
             self._outside(rows, into_box(points, self.clip))
 
     def _bisect(self, rows: Array, ends: Array) -> None:
-        """Go from ends outside, `[len(rows), ...]`, towards x down to the edge, where that gives nearer points.
+        """Bisect from ends outside, `[len(rows), ...]`, towards x down to the edge, where that gives nearer points.
 
         The first question is asked at the distance of the nearest point so far: an end that leads to no nearer one
         costs nothing more.
@@ -162,7 +162,7 @@ class BoundarySearch:
         directions = []
         for own, vectors in zip(np.split(signs, np.cumsum(counts)[:-1]), noise, strict=True):
             mean = own.mean()
-            # Where all agree, their mean is no baseline but the whole estimate.
+            # Where all agree, their mean is not a baseline but the whole estimate.
             weights = own if abs(mean) == 1 else own - mean
             directions.append(np.tensordot(weights, vectors, 1))
         result = np.stack(directions)
@@ -172,7 +172,7 @@ class BoundarySearch:
         return result / column(np.where(length > 0, length, 1.0), result)
 
     def _step(self, rows: Array, directions: Array, number: int) -> tuple[Array, Array]:
-        """Return points outside along the directions, and whether there are any: the first of steps that are halved."""
+        """Return whether there are points outside along the directions, and the first met while steps are halved."""
         size = self.distance[rows] / np.sqrt(number)
         origin, ends, done = self.nearest[rows].copy(), self.nearest[rows].copy(), np.zeros(len(rows), bool)
         for _ in range(_HALVINGS):
@@ -188,7 +188,7 @@ class BoundarySearch:
     # Points.
 
     def _noise(self, row: int, count: int) -> Array:
-        """Return `[count, ...]` float32: uniform on the unit sphere (l2), or in the cube [-1, 1]^d."""
+        """Return noise `[count, ...]` float32, uniform on the unit sphere (l2) or in the cube [-1, 1]^d."""
         shape = (int(count), *self.x.shape[1:])
         if self.norm == "linf":
             return 2 * self.streams[row].random(shape, np.float32) - 1

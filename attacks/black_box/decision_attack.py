@@ -1,4 +1,4 @@
-"""The decision-based attack: what an outsider can do who sees labels and rejections only."""
+"""The decision-based attack: what an outsider who sees only labels and rejections can do."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from defended.arguments import one_of, positive_number, whole_number
 from defended.attacks.black_box.boundary_search import Boundary, BoundarySearch
@@ -22,32 +23,32 @@ from defended.attacks.core.checks import Array
 class DecisionAttack(Attack):
     """Finds a rejected point near x from labels and rejections alone, within a budget of queries.
 
-    The defended model answers j at x, and one asks where it no longer does. Noise of growing size, or given points,
-    leads to some point of another verdict; bisection towards x leads back to the edge of what is answered j. There, as
-    in HopSkipJump (Chen, Jordan, Wainwright 2020), verdicts at random neighbours estimate the direction that leads out,
-    a step along it and another bisection give a nearer edge, and so on: until the distance is at most the radius, or
-    the budget is spent.
+    The defended model answers j at x, and the attack asks where it no longer does. Noise of growing size, or given
+    points, lead to some point with another verdict; bisection towards x leads back to the edge of what is answered j.
+    There, as in HopSkipJump (Chen, Jordan, Wainwright 2020), verdicts at random neighbours estimate the direction that
+    leads out, a step along it and another bisection give a nearer edge, and so on, until the distance is at most the
+    radius or the budget is spent.
 
-    Just outside of what is answered j lies ⊥ and no other class: where a certificate is sound, no point answered j has
-    one answered otherwise within eps. So every point found within eps of x is a degradation, judged by the model
-    itself.
+    Just outside of what is answered j lies ⊥ and no other class: where a certificate is sound, no point that is
+    answered j has a point with another answer within eps. So every point found within eps of x is a degradation, judged
+    by the model itself.
 
-    In a call, `y` plays no part: the verdict at x is the first query. The result is the nearest point found; from
-    outside the ball it is brought onto the sphere on the way to x, where the model may still answer j. `run` gives the
-    point itself and the number of queries, and takes any function in place of a model.
+    In a call, `y` is ignored: the verdict at x is the first query. The result is the nearest point found; if that lies
+    outside the ball, it is brought onto the sphere on the way to x, where the model may still answer j. `run` returns
+    the point itself and the number of queries, and takes any function in place of a model.
     """
 
     norm: str | None = arguments.norm()
     queries: int = arguments.queries()
     samples: int = argument(
         50,
-        "verdicts asked for the first estimate of a direction; the t-th takes √t times as many.",
+        "number of verdicts asked for the first estimate of a direction; the t-th takes √t times as many.",
         whole_number,
         least=2,
     )
-    starts: Any = argument(
+    starts: ArrayLike | None = argument(
         None,
-        "`[k, *input shape]` points to begin from, such as inputs of other classes; an input tries them in turn, from "
+        "points to begin from, `[k, *input shape]`, such as inputs of other classes; an input tries them in turn, from "
         "the one of its own number on, before noise. None for noise alone. The attribute is their shape and SHA-256.",
     )
     clip: tuple[float, float] | None = arguments.clip()
@@ -66,7 +67,15 @@ class DecisionAttack(Attack):
         found = self.run(task.model.verdicts, task.x, radius=task.radius, norm=task.norm, index=task.index)
         return place_inside(task.x, found.inputs, task.radius, task.norm, self.clip)
 
-    def run(self, query: Callable[[Array], Any], x: Any, *, radius: float, norm: str, index: Any = None) -> Boundary:
+    def run(
+        self,
+        query: Callable[[Array], Any],
+        x: ArrayLike,
+        *,
+        radius: float,
+        norm: str,
+        index: ArrayLike | None = None,
+    ) -> Boundary:
         """Search around each input, asking a function that judges points: `model.verdicts`, or a served model.
 
         Args:
@@ -74,12 +83,12 @@ class DecisionAttack(Attack):
                 rejection, or an object whose `label` they are, such as `Verdicts`. Each point that it is given is one
                 query of one input.
             x: `[n, *input shape]`, finite, inside `clip`.
-            radius: distance at which an input is finished, in input units.
+            radius: the distance at which an input is finished, in input units.
             norm: `"l2"` or `"linf"`.
             index: `[n]` whole numbers that the random numbers depend on; None stands for 0, 1, ...
 
         Raises:
-            ValueError: when `query` returns something else, or `starts` are not of the inputs' shape.
+            ValueError: when `query` returns something else, or `starts` do not have the inputs' shape.
         """
         x = checks.in_float32(x)
         if self._starts is not None and self._starts.shape[1:] != x.shape[1:]:

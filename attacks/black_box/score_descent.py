@@ -1,4 +1,4 @@
-"""The score-based attack on availability: what an outsider can do who sees scores and rejections."""
+"""The score-based attack on availability: what an outsider who sees scores and rejections can do."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from defended.arguments import one_of, positive_number, whole_number
 from defended.attacks.core import arguments, checks
@@ -18,18 +19,18 @@ from defended.attacks.core.checks import Array
 
 
 class Found(NamedTuple):
-    """What was found of each input."""
+    """What was found for each input."""
 
     inputs: Array
-    """`[n, *input shape]` float32 within the radius: rejected where `found`, otherwise the least margin seen."""
+    """`[n, *input shape]` float32 within the radius: rejected where `found`, otherwise of the least margin seen."""
     found: Array
-    """`[n]` bool: the query answered a rejection there. An input that is rejected as it is counts at distance 0."""
+    """`[n]` bool: the query rejected that point. An input that is itself rejected counts, at distance 0."""
     queries: Array
-    """`[n]` int64, points asked for."""
+    """`[n]` int64, the number of points asked for."""
 
 
 class Asked(NamedTuple):
-    """What a query gives: `scores` `[k, m]`, and `rejected` `[k]` bool."""
+    """What a query returns: `scores` `[k, m]`, and `rejected` `[k]` bool."""
 
     scores: Array
     rejected: Array
@@ -40,24 +41,24 @@ class ScoreDescent(Attack):
     """Finds rejected points within the radius from scores and rejections alone, within a budget of queries.
 
     A model rejects where its margin is too small for its certificate. So the margin of the answered class over its
-    strongest rival, which the scores give, is descended inside the ball, its gradient estimated by differences along
-    smooth directions (`ScoreSearch`), until the model rejects. No gradients, no radii, no score of ⊥: it needs no more
-    than the default answer of a deployed model. Every point that counts was asked for, as it is returned.
+    strongest rival, which the scores give, is descended inside the ball, with its gradient estimated by differences
+    along smooth directions (`ScoreSearch`), until the model rejects. It needs no gradients, radii or score of ⊥, only
+    the default answer of a deployed model. Every point that counts was asked for exactly as it is returned.
 
-    In a call, `y` plays no part. `run` takes any function in place of a model, and a budget for all inputs together.
+    In a call, `y` is ignored. `run` takes any function in place of a model, and a budget for all inputs together.
     """
 
     norm: str | None = arguments.norm()
     queries: int = arguments.queries(500)
-    block: int = argument(16, "differences between two tries.", whole_number, least=1)
+    block: int = argument(16, "number of differences between two tries.", whole_number, least=1)
     reach: float = argument(
         0.5,
-        "length of a difference, as a share of the radius. Scores that are noisy need long ones.",
+        "length of a difference, as a share of the radius. Noisy scores need long ones.",
         positive_number,
     )
     clip: tuple[float, float] | None = arguments.clip()
     epsilon: float | None = arguments.epsilon()
-    seed: int = arguments.seed(meaning="of directions, where they are random: for inputs that are not images.")
+    seed: int = arguments.seed(meaning="seed of the directions where they are random: for inputs that are not images.")
     batch_size: int = arguments.batch_size()
 
     def _perturb(self, task: Task) -> Array:
@@ -72,7 +73,7 @@ class ScoreDescent(Attack):
         return self.run(query, task.x, radius=task.radius, norm=task.norm).inputs
 
     def run(
-        self, query: Callable[[Array], Any], x: Any, *, radius: float, norm: str, budget: int | None = None
+        self, query: Callable[[Array], Any], x: ArrayLike, *, radius: float, norm: str, budget: int | None = None
     ) -> Found:
         """Search around each input in turn, asking a function that scores and judges points: a served model.
 
@@ -80,10 +81,10 @@ class ScoreDescent(Attack):
             query: takes points `[k, *input shape]` float32, and returns `(scores [k, m], rejected [k] bool)`. Each
                 point that it is given is one query.
             x: `[n, *input shape]`, finite, inside `clip`; the ones to spend the budget on first come first.
-            radius: of the ball, in input units.
+            radius: the ball's radius, in input units.
             norm: `"l2"` or `"linf"`.
-            budget: queries for all inputs together, at most; None for `queries` times n. Inputs that it does not reach
-                are returned as they are, not found.
+            budget: largest number of queries for all inputs together; None for `queries` times n. Inputs that it does
+                not reach are returned as they are, as not found.
 
         Raises:
             ValueError: when `query` returns something else, or an argument does not fit.
@@ -111,21 +112,22 @@ class ScoreSearch:
     """Descends the margin of the answered class over its strongest rival, by differences along given directions.
 
     Where the margin is nearly linear within the ball, one question along each of d orthonormal directions gives the
-    whole gradient, and a part of them the gradient's projection on their span, which for natural images holds most of
-    it when the directions are smooth. The estimate G is kept while the point moves, and corrected by each question
-    (Kaczmarz 1937, or Broyden's rank-one update): with the displacement s and the change of the margin dm,
-    `G += (dm - <G, s>) / <s, s> * s`. After each block of questions the point that G calls best on the sphere is asked.
+    whole gradient, and a part of them gives the gradient's projection on their span, which for natural images holds
+    most of it when the directions are smooth. The estimate G is kept while the point moves, and corrected by each
+    question (Kaczmarz 1937, or Broyden's rank-one update): with the displacement s and the change of the margin dm,
+    `G += (dm - <G, s>) / <s, s> * s`. After each block of questions, the point on the sphere that G calls best is
+    asked.
 
     Args:
-        query: points `[k, ...]` float32 to an `Asked`.
+        query: maps points `[k, ...]` float32 to an `Asked`.
         x: `[n, ...]` float32.
-        radius: of the ball, in input units.
+        radius: the ball's radius, in input units.
         norm: `"l2"` or `"linf"`.
-        clip: the box that all points keep to, or None.
-        budget: queries of each input, at most.
-        block: directions between two tries.
+        clip: the box that all points stay in, or None.
+        budget: largest number of queries for each input.
+        block: number of directions between two tries.
         reach: length of a question's displacement, as a share of the radius.
-        seed: of the directions, where they are random.
+        seed: seed of the directions, where they are random.
     """
 
     def __init__(
@@ -171,7 +173,7 @@ class ScoreSearch:
             self._try(rows[~self.found[rows]])
 
     def _question(self, rows: Array, direction: Array) -> None:
-        """Ask one step along a direction from the best points, and correct the gradients by what the margins did."""
+        """Ask one step along a direction from the best points, and correct the gradients by the margins' changes."""
         rows = rows[~self.found[rows]]
         if not rows.size:
             return
@@ -180,7 +182,7 @@ class ScoreSearch:
         from_here = self.best[rows]
         points = into_box(from_here + step, self.clip)
         if self.clip is not None:
-            # At the edge of the box the other way says as much.
+            # At the edge of the box, the opposite direction tells as much.
             stuck = np.abs(points - from_here).reshape(len(rows), -1).sum(1) < 0.5 * np.abs(step).sum()
             points[stuck] = into_box(from_here[stuck] - step, self.clip)
         scores, _ = self._ask(rows, points)
@@ -192,7 +194,7 @@ class ScoreSearch:
         self.gradient[rows[known]] += (surprise[known] / length[known])[:, None] * shift[known]
 
     def _try(self, rows: Array) -> None:
-        """Ask the points of the sphere that the gradients call best; keep rejected ones and those of less margin."""
+        """Ask the points of the sphere that the gradients call best; keep rejected ones and those of smaller margin."""
         if not rows.size:
             return
         gradient = self.gradient[rows].reshape(-1, *self.x.shape[1:])
@@ -221,7 +223,7 @@ class ScoreSearch:
         return Asked(scores, rejected.astype(bool))
 
     def _margins(self, rows: Array, scores: Array) -> Array:
-        """Return the score of the answered class less the largest other one; infinite where a score is not a number."""
+        """Return the score of the answered class minus the largest other; infinite where a score is not a number."""
         at = np.arange(len(rows))
         own = scores[at, self.answer[rows]]
         others = scores.copy()
@@ -232,15 +234,15 @@ class ScoreSearch:
 
 @functools.lru_cache(maxsize=8)
 def smooth_directions(shape: tuple[int, ...], count: int, seed: int) -> Array:
-    """Return `[count, d]` orthonormal directions for inputs of a shape, the ones that change slowest first.
+    """Return orthonormal directions for inputs of a shape, `[count, d]`, those that change slowest first.
 
-    For images `[h, w]` and `[h, w, c]` products of cosines (the discrete cosine transform of type II) by ascending
-    frequency, each in all channels, one after the other; for anything else random directions.
+    For images `[h, w]` and `[h, w, c]`, they are products of cosines (the discrete cosine transform of type II) by
+    ascending frequency, each in all channels, one after the other; for anything else, they are random.
 
     Args:
-        shape: of one input, d entries.
-        count: at most d.
-        seed: of the random ones.
+        shape: the shape of one input, with d entries.
+        count: number of directions, at most d.
+        seed: seed of the random ones.
     """
     size = int(np.prod(shape))
     count = min(count, size)

@@ -21,7 +21,7 @@ from defended.attacks.core.checks import Array
 from defended.attacks.gradient.objectives import margins
 from defended.defended_model import DefendedModel
 
-# Of 10,000 queries: after so many, the share of pixels in a window is halved once more.
+# For 10,000 queries: after each of these, the share of pixels in a window is halved once more.
 _HALVINGS = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)
 
 # Random numbers drawn at a time: enough to keep the compiled loop busy, few enough to hold for a batch.
@@ -34,7 +34,7 @@ def margin_of_label(model: DefendedModel, x: Any, labels: Any) -> Any:
 
 
 def lead_over_bottom(model: DefendedModel, x: Any, labels: Any) -> Any:
-    """Return `top score - score of ⊥`, `[batch]`: negative exactly where the model rejects. Labels play no part."""
+    """Return `top score - score of ⊥`, `[batch]`: negative exactly where the model rejects. Labels are ignored."""
     scores = model(x, training=False)
     return tf.reduce_max(scores[:, :-1], axis=-1) - scores[:, -1]
 
@@ -48,14 +48,14 @@ class SquareAttack(Attack):
 
     Starts from stripes (l∞) or tiles (l2) on the sphere, then proposes for each query a change within one random
     window (l2: moved there from a second window), keeps it if the score falls, and makes the windows smaller as the
-    queries are used up. No gradients: it needs what a client of the scores needs. An input whose score is negative is
-    finished, and asks no more.
+    queries are used up. It uses no gradients: it needs only what a client of the scores sees. An input whose score is
+    negative is finished, and asks no more.
 
-    Images are `[h, w, c]`; inputs `[d]` count as one row of d pixels, `[d, c]` as one row with c channels. Where a
-    window of the wanted area is higher than the image it is as much wider.
+    Images are `[h, w, c]`; inputs `[d]` count as one row of d pixels, `[d, c]` as one row with c channels. A window
+    that would be higher than the image is made wider instead, to the wanted area.
 
-    In a call, `y` are the labels to leave, None for the network's own predictions; for `"certificate"` they play no
-    part. Inputs of other ranks are refused with a ValueError.
+    In a call, `y` holds the labels to leave, None for the network's own predictions; for `"certificate"` it is ignored.
+    Inputs of other ranks are refused with a ValueError.
     """
 
     norm: str | None = arguments.norm()
@@ -104,7 +104,7 @@ class SquareAttack(Attack):
         return attacked
 
     def _stages(self, image: tuple[int, int, int]) -> Iterator[tuple[Window, int]]:
-        """Yield windows, and for how many queries each; the start was the first query."""
+        """Yield windows, each with its number of queries; the start was the first query."""
         halvings = [max(1, round(at * self.queries / 10_000)) for at in _HALVINGS]
         bounds = sorted({1, self.queries, *halvings})
         for first, end in itertools.pairwise(bounds):
@@ -121,7 +121,7 @@ class _Plan(NamedTuple):
     boxed: bool
     jit_compile: bool
     shape: tuple[int, ...]
-    """Of the model's inputs."""
+    """The shape of the model's inputs."""
     image: tuple[int, int, int]
 
 
@@ -154,7 +154,7 @@ def _build(model: HeldModel, plan: _Plan) -> tuple[Any, Any]:
         return tf.reshape(tf.minimum(tf.cast(draw * tf.cast(free + 1, tf.float32), tf.int32), free), [-1, 1, 1])
 
     def inside(draws: Any, window: Window) -> tuple[Any, Any, Any]:
-        """Return `[batch, h, w, 1]` bool, True in a random window, and the coordinates within it `[batch, h, w]`."""
+        """Return a mask `[batch, h, w, 1]`, True in a random window, and the coordinates within it `[batch, h, w]`."""
         i, j = down - place(draws[:, 0], height - window.height), across - place(draws[:, 1], width - window.width)
         mask = (i >= 0) & (i < window.height) & (j >= 0) & (j < window.width)
         return mask[..., None], i, j

@@ -41,9 +41,10 @@ def window_of(share: float, image: tuple[int, int, int]) -> Window:
 
 
 def pyramid(height: int, width: int) -> Array:
-    """Return `[height, width]`, of norm 1: at distance k (in the maximum norm) of the centre `Σ_{j > k} 1 / j²`.
+    """Return a pattern of norm 1, `[height, width]`, that falls with the distance from the centre.
 
-    Andriushchenko et al. 2020, equation 2; the sum ends where the farther edge lies.
+    At distance k (in the maximum norm) it is proportional to `Σ_{j > k} 1 / j²` (Andriushchenko et al. 2020, equation
+    2); the sum ends where the farther edge lies.
     """
     down, across = np.arange(height) - height // 2, np.arange(width) - width // 2
     distance = np.maximum(np.abs(down)[:, None], np.abs(across))
@@ -54,7 +55,7 @@ def pyramid(height: int, width: int) -> Array:
 
 
 def two_pyramids(height: int, width: int, turned: bool) -> Array:
-    """Return `[height, width]`, of norm 1: a pyramid above its negative, or (turned) beside it; one pixel is 1."""
+    """Return a pyramid above its negative, or (turned) beside it, `[height, width]`, of norm 1; one pixel is 1."""
     if height == width == 1:
         return np.ones((1, 1))
     if (turned and width > 1) or height == 1:
@@ -67,12 +68,12 @@ def two_pyramids(height: int, width: int, turned: bool) -> Array:
 
 
 def start_linf(stream: np.random.Generator, image: tuple[int, int, int]) -> Array:
-    """Return `[h, w, c]` of ±1: vertical stripes, one pixel wide."""
+    """Return vertical stripes of ±1, one pixel wide, `[h, w, c]`."""
     return np.broadcast_to(stream.choice([-1.0, 1.0], (1, *image[1:])), image)
 
 
 def start_l2(stream: np.random.Generator, image: tuple[int, int, int]) -> Array:
-    """Return `[h, w, c]` of norm 1: patterns in tiles, with random signs for each tile and channel."""
+    """Return patterns in tiles, with random signs for each tile and channel, `[h, w, c]` of norm 1."""
     height, width, channels = image
     tall, wide = max(1, height // _TILES), max(1, width // _TILES)
     down, across = height // tall, width // wide

@@ -32,12 +32,12 @@ def _without_radius(name: str, value: Any) -> Callable[..., Any]:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class DegradationAttack(Attack):
-    """Takes an adversarial example at 2 eps half way back: Algorithm 3.1 of Leino et al. 2022.
+    """Takes an adversarial example at 2 eps halfway back: Algorithm 3.1 of Leino et al. 2022.
 
     If x* within 2 eps of x has another label, no certificate of radius eps can hold on the whole segment between
     them: the point at distance eps from x is within eps of x and of x*. So `base_attack` runs on the undefended
-    network at 2 eps, and its δ is brought to the eps-ball: l2: scaled to norm `min(eps, ‖δ‖)`; l∞: clipped to [-eps,
-    eps].
+    network at 2 eps, and its δ is brought to the eps-ball: for l2, scaled to norm `min(eps, ‖δ‖)`; for l∞, clipped to
+    [-eps, eps].
 
     In a call, `y` is handed to the base attack.
     """
@@ -53,7 +53,7 @@ class DegradationAttack(Attack):
     )
     scale_to_sphere: bool = argument(
         False,
-        "always rescale δ to norm eps, also where it was shorter, as the authors' script does.",
+        "always rescale δ to norm eps, even where it was shorter, as the authors' script does.",
         yes_or_no,
     )
     epsilon: float | None = arguments.epsilon()
@@ -76,7 +76,7 @@ class DegradationAttack(Attack):
     def published(
         cls, epsilon: float, norm: str = "l2", *, sigma: float | None = None, seed: int = 0, batch_size: int = 128
     ) -> DegradationAttack:
-        """Return the attack of the authors' scripts, with the settings that they have there; inputs in [0, 1].
+        """Return the attack of the authors' scripts, with the settings that it has there, for inputs in [0, 1].
 
         - l2, for GloRo Nets: foolbox's `L2PGD` at 2 eps in the box [-2 eps, 1 + 2 eps], 50 steps of 0.025 * 2 eps from
           a random start, gradients of norm below 1e-12 divided by 1e-12, then rescaled to norm eps. This floor makes
@@ -87,7 +87,7 @@ class DegradationAttack(Attack):
         - l∞, for Wong and Kolter's: 50 steps of 4 eps / 50 by the gradient's sign, from x itself, clipped to eps.
 
         All of them return the point where the steps end, and not the best one. The scripts for smoothed and l∞ models
-        leave the true labels; give those as `y`.
+        leave the true labels; pass those as `y`.
         """
         options: dict[str, Any] = {"norm": norm, "keep": "last", "seed": seed, "batch_size": batch_size}
         step = 4 * positive_number("epsilon", epsilon) / 50

@@ -1,4 +1,4 @@
-"""Runs several attacks one after the other, each on what the ones before have left."""
+"""Several attacks run one after the other, each on what the earlier ones have left."""
 
 from __future__ import annotations
 
@@ -34,18 +34,19 @@ def _at_one_radius(name: str, value: Any) -> tuple[Attack, ...]:
 class Ensemble(Attack):
     """Runs attacks in the order given; an input that `model.verdicts` rejects after one is spared the others.
 
-    Put cheap attacks first: most inputs that can be degraded are by the first one, and the expensive ones run on the
-    few that are left. Returns, for each input, the first perturbed input that is rejected, or the last attack's.
+    Put cheap attacks first: most inputs that can be degraded are degraded by the first one, and the expensive ones run
+    on the few that are left. Returns, for each input, the first perturbed input that is rejected, or the last attack's.
 
-    In a call, `y` is handed to each attack, but for targeted ones, which choose their own.
+    In a call, `y` is handed to each attack, except targeted ones, which choose their own labels.
     """
 
     attacks: Iterable[Attack] = field(
         default=cast(Any, None),
         kw_only=False,
         metadata=meant(
-            "`Attack`s whose own epsilon is None, the same `clip` in all of them; None for descents on the certificate "
-            "of growing effort: 50 steps, then 100 towards 3 classes, then the same from 2 random starts more.",
+            "`Attack`s whose own epsilon is None, with the same `clip` in all of them; None for descents on the "
+            "certificate of growing effort: 50 steps, then 100 towards 3 classes, then the same with 2 random starts "
+            "more.",
             _at_one_radius,
         ),
     )

@@ -34,15 +34,16 @@ class FoolboxAttack(Attack):
     """Returns what foolbox finds on the undefended network within the radius, checked as every attack's result.
 
     The attack sees `model.network` and labels, never ⊥: foolbox's criterion counts any other class as success, and the
-    rejected class would be one. For rejections, make it the base of a `DegradationAttack`. What is returned is what
-    foolbox calls clipped: brought into the ball.
+    rejected class would be one. For rejections, make it the base of a `DegradationAttack`. The result is what foolbox
+    calls clipped: brought into the ball.
 
     Random numbers come from `seed` and the input's index, and other programs' are left as they were. Foolbox draws them
-    for a batch as a whole, and some of its attacks go on until all of a batch are done: so one input at a time is the
-    default, and gives an input the same result in any company. Larger batches are faster and do not promise that.
+    for a batch as a whole, and some of its attacks go on until all inputs of a batch are done; so the default is one
+    input at a time, which gives an input the same result whatever the others are. Larger batches are faster and do not
+    promise that.
 
-    In a call, `y` are the labels to leave, None for the network's own predictions; if `targeted`, the labels to reach,
-    None for the network's second choice.
+    In a call, `y` holds the labels to leave, None for the network's own predictions; if `targeted`, the labels to
+    reach, None for the network's second choice.
     """
 
     wrapped: Any = field(
@@ -53,7 +54,7 @@ class FoolboxAttack(Attack):
         "whole ball, and so exclude nothing."
     )
     targeted: bool = arguments.targeted(
-        meaning="go towards the labels given, and not away from them; not every foolbox attack can."
+        meaning="move towards the given labels instead of away from them; not every foolbox attack can."
     )
     epsilon: float | None = arguments.epsilon()
     seed: int = arguments.seed()
@@ -108,7 +109,7 @@ def from_foolbox(attack: Any, **options: Any) -> FoolboxAttack:
     Raises:
         ImportError: without foolbox; `pip install "keras-defended[attacks]"` brings it.
         TypeError: when `attack` is not one of foolbox's.
-        ValueError: when it keeps to another distance than l2 or l∞.
+        ValueError: when it uses a distance other than l2 or l∞.
     """
     return FoolboxAttack(attack, **options)
 
@@ -182,7 +183,7 @@ def _tensors_drawing_from(stream: np.random.Generator) -> type:
 
 @contextlib.contextmanager
 def _own_numpy_random_numbers(stream: np.random.Generator) -> Iterator[None]:
-    """Seed NumPy's global random numbers from the stream, and put them back afterwards."""
+    """Seed NumPy's global random numbers from the stream, and restore their state afterwards."""
     state = np.random.get_state()  # noqa: NPY002  (it is what foolbox uses)
     np.random.seed(int(stream.integers(2**32)))  # noqa: NPY002
     try:

@@ -1,1 +1,1 @@
-"""What every attack is and obeys: its interface, its arguments, its batches and its balls."""
+"""What all attacks share: their interface, their arguments, their batches and their balls."""

@@ -22,15 +22,15 @@ def meant(meaning: str, check: Callable[..., Any] | None = None, **limits: Any) 
 
     Args:
         meaning: what follows the argument's name in the documentation.
-        check: `(name, value, **limits)` to the value in its type, or an error. None leaves values as they are, and so
-            is the value None left where it is the default.
+        check: maps `(name, value, **limits)` to the value in its type, or raises an error. None leaves values as they
+            are; the value None is also left as it is where it is the default.
         limits: keywords of the check.
     """
     return {"meaning": meaning, "check": partial(check, **limits) if check else lambda name, value: value}
 
 
 def argument(default: Any, meaning: str, check: Callable[..., Any] | None = None, **limits: Any) -> Any:
-    """Return the field of an argument: its default, its meaning and its check, as for `meant`."""
+    """Return the field of an argument with its default, its meaning and its check, as for `meant`."""
     return field(default=default, metadata=meant(meaning, check, **limits))
 
 
@@ -40,7 +40,7 @@ def yes_or_no(name: str, value: Any) -> bool:
 
 
 def shared(default: Any, meaning: str, check: Callable[..., Any] | None = None, **limits: Any) -> Callable[..., Any]:
-    """Return a function to such a field, for arguments of several attacks: it takes another default and meaning."""
+    """Return a function that makes such fields for several attacks; it takes another default and another meaning."""
 
     def field_of(default: Any = default, meaning: str = meaning) -> Any:
         return argument(default, meaning, check, **limits)
@@ -49,20 +49,20 @@ def shared(default: Any, meaning: str, check: Callable[..., Any] | None = None, 
 
 
 norm = shared(None, '`"l2"` or `"linf"`; None for the model\'s.', one_of, known=BALLS)
-steps = shared(50, "gradient steps of each run.", whole_number, least=1)
+steps = shared(50, "number of gradient steps in each run.", whole_number, least=1)
 restarts = shared(1, "number of starts.", whole_number, least=1)
-targets = shared(1, "classes that are descended towards, each in a run of its own.", whole_number, least=1)
-targeted = shared(False, "go towards the labels given, and not away from them.", yes_or_no)
-queries = shared(2000, "points judged for each input, at most.", whole_number, least=1)
-clip = shared(None, "box `(low, high)` that all points keep to, or None.", box)
+targets = shared(1, "number of classes to descend towards, each in a run of its own.", whole_number, least=1)
+targeted = shared(False, "move towards the given labels instead of away from them.", yes_or_no)
+queries = shared(2000, "largest number of points judged for each input.", whole_number, least=1)
+clip = shared(None, "box `(low, high)` that all points stay in, or None.", box)
 epsilon = shared(None, "radius in input units; None for `model.epsilon`.", positive_number)
-seed = shared(0, "of all random numbers.", whole_number, least=0)
-batch_size = shared(128, "inputs attacked at a time.", whole_number, least=1)
-jit_compile = shared(None, "compile steps with XLA; None decides by the device.")
+seed = shared(0, "seed of all random numbers.", whole_number, least=0)
+batch_size = shared(128, "number of inputs attacked at a time.", whole_number, least=1)
+jit_compile = shared(None, "whether to compile steps with XLA; None decides by the device.")
 
 
 def check_arguments(attack: Any) -> None:
-    """Put what its check returns in the place of each argument that a dataclass declares."""
+    """Replace each argument that a dataclass declares by what its check returns."""
     for declared in fields(attack):
         value = getattr(attack, declared.name)
         if "check" in declared.metadata and not (value is None and declared.default is None):

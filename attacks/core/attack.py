@@ -1,4 +1,4 @@
-"""What every attack is: configured once, called on a model and its inputs, checked on the way out."""
+"""The interface of every attack: configured once, called on a model and its inputs, with checked results."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+from numpy.typing import ArrayLike
 
 from defended.arguments import one_of, positive_number
 from defended.attacks.core import checks
@@ -39,14 +40,14 @@ class Attack(ABC):
 
     An attack is configured with keywords and then called: `attack(model, x, y)` returns perturbed inputs, float32,
     the shape of `x`. Every returned point is finite, lies in the ball `‖x' - x‖ <= radius` exactly (as computed in
-    float64 from the float32 numbers), and in the box if there is one. The attack changes nothing in the model. The
-    same configuration, seed and model give the same result; random numbers of an input depend on the seed and on its
-    `index`, not on its company.
+    float64 from the float32 numbers), and in the box if there is one. The attack does not change the model. The same
+    configuration, seed and model give the same result; the random numbers of an input depend on the seed and on the
+    input's `index`, not on the other inputs.
 
     Attributes:
         epsilon: the radius in input units; None stands for `model.epsilon`.
         norm: `"l2"`, `"linf"`, or None for `model.norm`.
-        clip: the box `(low, high)` that perturbed inputs keep to, or None.
+        clip: the box `(low, high)` that perturbed inputs stay in, or None.
     """
 
     epsilon: float | None = None
@@ -66,18 +67,24 @@ class Attack(ABC):
             object.__setattr__(self, name, value)
 
     def __call__(
-        self, model: DefendedModel, x: Any, y: Any = None, *, epsilon: float | None = None, index: Any = None
+        self,
+        model: DefendedModel,
+        x: Any,
+        y: ArrayLike | None = None,
+        *,
+        epsilon: float | None = None,
+        index: ArrayLike | None = None,
     ) -> Any:
         """Perturb inputs.
 
         Args:
             model: a `DefendedModel`.
-            x: `[n, *input shape]`, finite and inside `clip`; NumPy array or tensor, and the result is of the same kind.
+            x: `[n, *input shape]`, finite and inside `clip`: a NumPy array or a tensor, as the result will be.
             y: `[n]` class numbers, or one-hot rows; what they mean is up to the attack. None where the attack allows
                 it.
             epsilon: radius for this call; None stands for the configured one.
             index: `[n]` whole numbers that name the inputs, so that random starts do not depend on how a data set is
-                cut into calls; None stands for 0, 1, ...
+                divided into calls; None stands for 0, 1, ...
 
         Returns:
             `[n, *input shape]` float32.
@@ -124,7 +131,7 @@ def model_radius(model: DefendedModel) -> float:
 
 
 def describe(attack: Any) -> dict[str, Any]:
-    """Return the configuration of any attack, ready for JSON; of a bare function only its name."""
+    """Return the configuration of any attack, ready for JSON; for a bare function, only its name."""
     if hasattr(attack, "config"):
         return dict(attack.config())
     return {"attack": getattr(attack, "__qualname__", type(attack).__qualname__)}

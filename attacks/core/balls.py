@@ -94,7 +94,7 @@ def project_linf_box(delta: Any, radius: Any, low: Any, high: Any) -> Any:
 
 
 def steepest_l2(gradient: Any, floor: float = 0.0) -> Any:
-    """Return `argmax_z <gradient, z>  subject to  ‖z‖₂ <= 1`, `[batch, ...]`; 0 where the gradient is.
+    """Return `argmax_z <gradient, z>  subject to  ‖z‖₂ <= 1`, `[batch, ...]`; 0 where the gradient is 0.
 
     Gradients of norm below `floor` are divided by the floor, so that they give shorter steps.
     """
@@ -103,7 +103,7 @@ def steepest_l2(gradient: Any, floor: float = 0.0) -> Any:
 
 
 def steepest_linf(gradient: Any, floor: float = 0.0) -> Any:
-    """Return `argmax_z <gradient, z>  subject to  ‖z‖∞ <= 1`, whatever the floor; 0 where the gradient is."""
+    """Return `argmax_z <gradient, z>  subject to  ‖z‖∞ <= 1`, whatever the floor; 0 where the gradient is 0."""
     return tf.sign(gradient)
 
 
@@ -147,14 +147,14 @@ BALLS = {
 
 
 def into_box(points: Array, clip: tuple[float, float] | None) -> Array:
-    """Return points as float32, each number moved into the box if there is one; it is taken in float32, as they are."""
+    """Return points as float32, each number moved into the box if there is one; the box is taken in float32, too."""
     if clip is not None:
         points = np.clip(points, np.float32(clip[0]), np.float32(clip[1]))
     return points.astype(np.float32)
 
 
 def column(values: Any, like: Any) -> Any:
-    """Return `values` `[batch]` as `[batch, 1, ..., 1]` with as many axes as `like` has: arrays, or tensors."""
+    """Return `values` `[batch]`, an array or a tensor, as `[batch, 1, ..., 1]` with as many axes as `like` has."""
     return (tf.reshape if tf.is_tensor(values) else np.reshape)(values, [-1, *[1] * (len(like.shape) - 1)])
 
 
@@ -165,7 +165,7 @@ def distances(x: Array, attacked: Array, norm: str) -> Array:
 
 
 def place_inside(x: Array, attacked: Array, radius: float, norm: str, clip: tuple[float, float] | None = None) -> Array:
-    """Return the attacked points as float32, moved towards `x` until float64 finds them in the ball, and in the box.
+    """Return the attacked points as float32, moved towards `x` until float64 finds them inside the ball and the box.
 
     Rounding `x + delta` to float32 can put a point on the sphere outside it. Afterwards
     `distances(x, result, norm) <= radius` holds for the float32 numbers that the model will see, without slack.
@@ -173,7 +173,7 @@ def place_inside(x: Array, attacked: Array, radius: float, norm: str, clip: tupl
     Args:
         x: `[n, ...]` float32, inside the box.
         attacked: `[n, ...]`, finite.
-        radius: of the ball, in input units.
+        radius: the ball's radius, in input units.
         norm: `"l2"` or `"linf"`.
         clip: the box `(low, high)`, or None. It is taken in float32, as the points are.
     """
@@ -183,7 +183,7 @@ def place_inside(x: Array, attacked: Array, radius: float, norm: str, clip: tupl
         placed = np.clip(placed, np.float32(clip[0]), np.float32(clip[1]))
     if norm == "linf":
         rounded = np.clip(placed, x64 - radius, x64 + radius).astype(np.float32)
-        # Differences of float32 numbers are judged, as `distances` does: the ball's edges are rounded in float64, too.
+        # Differences of float32 numbers are judged, as in `distances`: the ball's edges are rounded in float64, too.
         outside = np.abs(rounded - x64) > radius
         return np.where(outside, np.nextafter(rounded, np.asarray(x, np.float32)), rounded)
     rounded = placed.astype(np.float32)

@@ -19,7 +19,7 @@ from defended.defended_model import DefendedModel
 SMALLEST_BATCH = 16
 
 HeldModel = Callable[[], DefendedModel]
-"""A model that a compiled function holds weakly; whoever calls the function holds it, too."""
+"""A model that a compiled function refers to weakly; whoever calls the function holds the model itself."""
 
 # Weak keys, and functions that hold their model weakly: an attack never keeps a model alive.
 _FUNCTIONS: weakref.WeakKeyDictionary[DefendedModel, dict[Any, Any]] = weakref.WeakKeyDictionary()
@@ -39,7 +39,7 @@ def for_each_batch(count: int, batch_size: int, function: Callable[[Array, int],
 
 
 def in_threads(function: Callable[[int], None], numbers: Iterable[int], threads: int) -> None:
-    """Call the function with every number, on so many threads; after an error those not begun are left out."""
+    """Call the function with every number, on this many threads; after an error, calls not yet begun are left out."""
     pool = ThreadPoolExecutor(threads)
     try:
         list(pool.map(function, numbers))
@@ -53,7 +53,7 @@ def of_model(model: DefendedModel, key: Any, build: Callable[[HeldModel], Any]) 
     The model's variables are read at every call, so a model in training is attacked as it is now.
 
     Raises:
-        RuntimeError: when Keras runs on another backend than TensorFlow.
+        RuntimeError: when Keras runs on a backend other than TensorFlow.
     """
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError(
@@ -67,12 +67,12 @@ def of_model(model: DefendedModel, key: Any, build: Callable[[HeldModel], Any]) 
 
 
 def uses_xla(chosen: bool | None) -> bool:
-    """Return `chosen`, or for None whether there is no GPU: on CPUs XLA makes steps two to three times as fast."""
+    """Return `chosen`, or for None, whether there is no GPU: on CPUs, XLA makes steps two to three times as fast."""
     return not tf.config.list_logical_devices("GPU") if chosen is None else chosen
 
 
 def labels_of(task: Task, batch_size: int, targeted: bool = False) -> Array:
-    """Return the labels of a call, `[n]`; where none were given, the network's answers, or its second choice."""
+    """Return a call's labels, `[n]`; where none were given, the network's answers or, if targeted, second choices."""
     if task.labels is not None:
         return task.labels
     logits = network_logits(task.model, task.x, batch_size)
@@ -88,12 +88,12 @@ def network_logits(model: DefendedModel, x: Array, batch_size: int) -> Array:
 
 
 def constant_size(count: int, batch_size: int) -> int:
-    """Return the size of all batches of so many inputs: sizes between powers of two would each be compiled."""
+    """Return the size of all batches of `count` inputs: sizes between powers of two would each be compiled."""
     return min(batch_size, max(SMALLEST_BATCH, 1 << (count - 1).bit_length()))
 
 
 def workers() -> int:
-    """Return how many batches run at a time: on CPUs as many as there are cores, since a compiled step occupies one."""
+    """Return how many batches run at a time: on CPUs, one for each core, since a compiled step occupies one."""
     if tf.config.list_logical_devices("GPU"):
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

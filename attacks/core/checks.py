@@ -1,13 +1,17 @@
-"""Checks of what attacks are given and of what they return."""
+"""Checks of what attacks receive and of what they return."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from defended.attacks.core.balls import distances, place_inside
 from defended.exceptions import CertificateViolation  # noqa: F401  (its place in earlier versions)
+
+if TYPE_CHECKING:
+    from defended.defended_model import DefendedModel
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -26,16 +30,16 @@ def box(name: str, value: Any) -> tuple[float, float]:
     return low, high
 
 
-def in_float32(x: Any) -> Array:
-    """Return `x` as float32 inputs `[n, ...]`, at least one, all of them finite."""
+def in_float32(x: ArrayLike) -> Array:
+    """Return `x` as float32 inputs `[n, ...]`, checked: at least one, all of them finite."""
     x = np.ascontiguousarray(x, dtype=np.float32)
     if not (len(x) and np.isfinite(x).all()):
         raise ValueError(f"`x` must hold at least one input, all of them finite. Received: shape {x.shape}")
     return x
 
 
-def row_numbers(index: Any, n: int) -> Array:
-    """Return `index` as `[n]` int64 whole numbers of at least 0; None stands for 0, 1, ..."""
+def row_numbers(index: ArrayLike | None, n: int) -> Array:
+    """Return `index` as whole numbers of at least 0, `[n]` int64; None stands for 0, 1, ..."""
     numbers = np.arange(n) if index is None else np.asarray(index)
     if numbers.shape != (n,) or numbers.dtype.kind not in "iu" or numbers.min() < 0:
         raise ValueError(
@@ -44,7 +48,7 @@ def row_numbers(index: Any, n: int) -> Array:
     return numbers.astype(np.int64)
 
 
-def points(model: Any, x: Any, clip: tuple[float, float] | None = None) -> Array:
+def points(model: DefendedModel, x: Any, clip: tuple[float, float] | None = None) -> Array:
     """Return `x` as a finite float32 array `[n, *input shape]` with n >= 1, inside the box if there is one.
 
     Other real types are converted: the ball is then the one around the float32 point.
@@ -103,7 +107,7 @@ def perturbed(
 ) -> Array:
     """Return an attack's result, checked: float32, the shape of `x`, finite, exactly inside the ball and in the box.
 
-    An overshoot that rounding explains (below a share of `TOLERANCE`) is pulled back; more is an error.
+    An overshoot that rounding explains (below the share `TOLERANCE`) is pulled back; a larger one is an error.
 
     Raises:
         ValueError: for another shape, NaN or infinity, or points outside the ball, naming the attack.

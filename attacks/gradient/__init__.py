@@ -1,1 +1,1 @@
-"""Attacks that descend gradients: one loop, rules and objectives apart."""
+"""Attacks that descend gradients: one loop, with rules and objectives kept apart."""

@@ -17,13 +17,13 @@ from defended.attacks.core.batches import HeldModel, for_each_batch, labels_of, 
 from defended.attacks.core.checks import Array
 from defended.attacks.gradient.objectives import margins
 
-# Points of the box are started from this share of its width inside it, where tanh can still be inverted.
+# Starting points are drawn in to this share of the box's width, where tanh can still be inverted.
 _INSIDE = 1 - 1e-6
 
 # Adam's constants (Kingma and Ba 2015), as published.
 _DECAY, _SQUARE_DECAY, _STABILISER = 0.9, 0.999, 1e-8
 
-# The weight c grows tenfold until a search succeeds, up to this one.
+# The weight c grows tenfold until a search succeeds, up to this value.
 _LARGEST_WEIGHT = 1e10
 
 
@@ -36,26 +36,29 @@ class CarliniWagner(Attack):
     a success, ten times larger until the first one. With `clip`, the optimised variable is `w` in
     `x + δ = low + (high - low) (tanh(w) + 1) / 2`; without, δ itself.
 
-    Returns, for each input, the successful iterate nearest to x; from farther than the radius it is brought onto
-    the sphere along δ. Where none succeeded, the iterate of smallest margin within the ball.
+    Returns, for each input, the successful iterate nearest to x; if it lies farther away than the radius, it is brought
+    onto the sphere along δ. Where none succeeded, returns the iterate of smallest margin within the ball.
 
     As the base of a `DegradationAttack`, the search runs within 2 eps; a δ that is shorter than eps stays as it is.
 
-    In a call, `y` are the labels to leave, None for the network's own predictions; for a targeted attack the labels to
-    reach, None for the network's second choice. The attack has no random numbers. Models of another norm than `"l2"`
-    are refused with a ValueError.
+    In a call, `y` holds the labels to leave, None for the network's own predictions; for a targeted attack, the labels
+    to reach, None for the network's second choice. The attack uses no random numbers. Models with a norm other than
+    `"l2"` are refused with a ValueError.
     """
 
-    steps: int = arguments.steps(200, "Adam's steps for each weight c.")
-    binary_search_steps: int = argument(9, "weights c that are tried.", whole_number, least=1)
-    learning_rate: float = argument(0.01, "Adam's; in units of w with `clip`, in input units without.", positive_number)
-    confidence: float = argument(
-        0.0, "margin by which the answer must change; 0 takes every change.", number_not_negative
+    steps: int = arguments.steps(200, "number of Adam's steps for each weight c.")
+    binary_search_steps: int = argument(9, "number of weights c that are tried.", whole_number, least=1)
+    learning_rate: float = argument(
+        0.01, "Adam's learning rate; in units of w with `clip`, in input units without.", positive_number
     )
-    initial_const: float = argument(1e-3, "the first c.", positive_number)
+    confidence: float = argument(
+        0.0, "margin by which the answer must change; 0 accepts every change.", number_not_negative
+    )
+    initial_const: float = argument(1e-3, "the first weight c.", positive_number)
     targets: int = arguments.targets(
-        meaning="1 descends the margin over the strongest rival at each point, which may not be the nearest. More: "
-        "each of the so many rivals of largest logit at x in turn, as the paper does, and the nearest success counts."
+        meaning="1 descends the margin over the strongest rival at each point, which may not be the nearest. A larger "
+        "number takes each of that many rivals of largest logit at x in turn, as the paper does, and the nearest "
+        "success counts."
     )
     clip: tuple[float, float] | None = arguments.clip()
     targeted: bool = arguments.targeted()
@@ -105,8 +108,8 @@ class CarliniWagner(Attack):
             return [labels_of(task, self.batch_size, self.targeted)]
         if self.targets >= task.model.num_classes:
             raise ValueError(
-                f"`targets` must be less than the number of classes, {task.model.num_classes}: the label is no rival "
-                f"of itself. Received: {self.targets}"
+                f"`targets` must be less than the number of classes, {task.model.num_classes}: the label is not "
+                f"its own rival. Received: {self.targets}"
             )
         logits = network_logits(task.model, task.x, self.batch_size)
         own = logits.argmax(axis=1) if task.labels is None else task.labels
@@ -114,7 +117,7 @@ class CarliniWagner(Attack):
         return list(np.argsort(-logits, axis=1, kind="stable")[:, : self.targets].T)
 
     def _bisect(self, search: Any, x: Any, labels: Any, constants: list[Any], best: _Best) -> _Best:
-        """Return the best of all so far, after the search for the weight c of each input of a batch."""
+        """Search for the weight c of each input of a batch, and return the best of all iterates so far."""
         weight = np.full(x.shape[0], self.initial_const)
         lower, upper = np.zeros_like(weight), np.full_like(weight, np.inf)
         steps = tf.constant(self.steps)

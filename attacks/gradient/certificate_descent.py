@@ -22,25 +22,27 @@ from defended.defended_model import DefendedModel
 class CertificateDescent(GradientAttack):
     """Degrades by descending the certified radius: `minimise r(x + δ)  subject to  ‖δ‖ <= radius`.
 
-    Whoever wants ⊥ needs no adversarial example: r(x') <= eps is enough. Steepest descent on the smallest entry of
-    `model.competitor_radii(x')`, projected onto the ball, with steps from `step_size` down to 0 along a cosine: wide
-    ones first to leave the neighbourhood of x, fine ones at the end. The first start is x itself, since the radius is
-    differentiable there. For a GloRo Net the radii are the deployed ones, for a smoothed model a differentiable
-    estimate of them, for a polytope model the dual bounds'.
+    An attacker who wants ⊥ does not need an adversarial example: r(x') <= eps is enough. The attack is steepest descent
+    on the smallest entry of `model.competitor_radii(x')`, projected onto the ball, with steps from `step_size` down to
+    0 along a cosine: wide ones first to leave the neighbourhood of x, fine ones at the end. The first start is x
+    itself, since the radius is differentiable there. For a GloRo Net, the radii are the deployed ones; for a smoothed
+    model, a differentiable estimate of them; for a polytope model, those of the dual bounds.
 
-    In a call, `y` plays no part: the certificate depends on the input alone. The norm is the model's.
+    In a call, `y` is ignored: the certificate depends on the input alone. The norm is the model's.
     """
 
     targets: int = arguments.targets(
-        meaning="of each start, the number of runs: the first descends the smallest radius, the k-th the radius of the "
+        meaning="number of runs from each start: the first descends the smallest radius, the k-th the radius of the "
         "class that is k-th nearest at x."
     )
-    restarts: int = arguments.restarts(meaning="number of starts; further ones are random on the sphere of the radius.")
+    restarts: int = arguments.restarts(
+        meaning="number of starts; all but the first are random points on the sphere of the radius."
+    )
     step_size: float | None = step_size("the ball's diameter")
     early_stop: bool = argument(
         False,
-        "leave an input as soon as its radius is below `model.epsilon`, that is once it is rejected, and return that "
-        "point. Otherwise, and where radii are estimates, so that the deployed check alone can tell, all runs go to "
+        "leave an input as soon as its radius is below `model.epsilon`, that is, once it is rejected, and return that "
+        "point. Otherwise, and where radii are estimates, so that only the deployed check can tell, all runs go to "
         "their end, and the point of smallest radius among all iterates is returned.",
         yes_or_no,
     )
@@ -52,8 +54,8 @@ class CertificateDescent(GradientAttack):
     def _runs(self, task: Task) -> list[Run]:
         if self.targets >= task.model.num_classes:
             raise ValueError(
-                f"`targets` must be less than the number of classes, {task.model.num_classes}: the predicted one is no "
-                f"competitor. Received: {self.targets}"
+                f"`targets` must be less than the number of classes, {task.model.num_classes}: the predicted one "
+                f"does not compete. Received: {self.targets}"
             )
         nearest = _nearest_classes(task.model, task.x, self.targets, self.batch_size)
         return [
@@ -73,7 +75,7 @@ class CertificateDescent(GradientAttack):
 
 
 def _nearest_classes(model: DefendedModel, x: Array, count: int, batch_size: int) -> Array:
-    """Return `[n, count]`: `ANY_CLASS`, then the second, third, ... class by their competitor radii at x."""
+    """Return `ANY_CLASS`, then the second, third, ... class by their competitor radii at x, `[n, count]`."""
     if count == 1:
         return np.full((len(x), 1), ANY_CLASS)
     parts = [

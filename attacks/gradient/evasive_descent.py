@@ -34,20 +34,20 @@ def _function_of_inputs(name: str, value: Any) -> Callable[[Any], Any]:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class EvasiveDescent(GradientAttack):
-    """`minimise r(x + δ)  subject to  detector(x + δ) <= 0, ‖δ‖ <= radius`: rejected, and yet taken for valid.
+    """Finds rejected points taken for valid: `minimise r(x + δ)  subject to  detector(x + δ) <= 0, ‖δ‖ <= radius`.
 
-    For a defence that also scores how far inputs lie from valid ones, such as `MembershipGuard` with a
-    `MahalanobisScore`: the attacker who knows it descends through it too, by the switching subgradient method (Polyak
-    1967). A step goes down the detector where it would be set off, and elsewhere down the certified radius; each is
-    steepest descent in the model's norm, projected onto the ball, with steps along a cosine as in `CertificateDescent`.
-    Of all iterates the point with the smallest `max(r / eps - 1, detector)` is returned.
+    The attack is for a defence that also scores how far inputs lie from valid ones, such as `MembershipGuard` with a
+    `MahalanobisScore`: the attacker who knows the score descends through it too, by the switching subgradient method
+    (Polyak 1967). A step goes down the detector where it would be set off, and elsewhere down the certified radius;
+    each is steepest descent in the model's norm, projected onto the ball, with steps along a cosine as in
+    `CertificateDescent`. The iterate with the smallest `max(r / eps - 1, detector)` is returned.
 
     With `goal="wrong answer"` the *signed* radius is descended, r while the label is predicted and -r beyond the
-    boundary, until the model answers another class: -r < -eps. What is sound makes that impossible within eps of an
-    input that is answered rightly; it remains for inputs that are not.
+    boundary, until the model answers another class: -r < -eps. A sound certificate makes that impossible within eps of
+    an input that is answered rightly; it remains possible for inputs that are not.
 
-    In a call, `y` are the labels to leave, for a wrong answer, None for the network's own predictions; it plays no part
-    for a rejection. The norm is the model's.
+    In a call, for a wrong answer, `y` holds the labels to leave, None for the network's own predictions; for a
+    rejection it is ignored. The norm is the model's.
 
     Raises (in a call):
         ValueError: when there is no detector, neither given nor the model's.
@@ -57,7 +57,7 @@ class EvasiveDescent(GradientAttack):
         default=None,
         kw_only=False,
         metadata=meant(
-            "a TensorFlow function of inputs `[batch, *input shape]`, differentiable, to `[batch]`: positive where it "
+            "a differentiable TensorFlow function from inputs `[batch, *input shape]` to `[batch]`: positive where it "
             "is set off, in any unit of the order of 1. None for the score of the model's own oracle, "
             "`model.oracle.excess`.",
             _function_of_inputs,
@@ -70,7 +70,7 @@ class EvasiveDescent(GradientAttack):
     step_size: float | None = step_size("the ball's diameter")
     early_stop: bool = argument(
         True,
-        "leave an input as soon as both are reached. A point that has only just been reached is the least conspicuous; "
+        "leave an input as soon as both are achieved. A point that only just achieves them is the least conspicuous; "
         "otherwise the search goes on to its end.",
         yes_or_no,
     )

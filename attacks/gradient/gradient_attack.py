@@ -22,13 +22,13 @@ from defended.attacks.gradient.rules import Rule
 
 
 def step_size(default: str) -> Any:
-    """Return the field of the first step's size, which stands for `default` where it is None."""
+    """Return the field of the first step's size, for which None stands for `default`."""
     meaning = f"length of the first step, in input units and in the attack's norm; None for {default}."
     return argument(None, meaning, positive_number)
 
 
 class Run(NamedTuple):
-    """One descent from one start; of several, the best point of each input counts."""
+    """One descent from one start; where there are several, the best point of each input counts."""
 
     labels: Array
     """`[n]`, what the objective takes as labels."""
@@ -38,17 +38,17 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class GradientAttack(Attack):
-    """Descends by a rule, with projections, see `loop` and `rules`.
+    """Descends by a rule, with projections; see `loop` and `rules`.
 
-    Inputs go through in batches of one size, so that nothing is compiled twice. Where an attack has a goal, a row that
-    has reached it leaves the batch, and the next input, or the next run of one, takes its place. On CPUs as many
+    Inputs are attacked in batches of one size, so that nothing is compiled twice. Where an attack has a goal, a row
+    that has reached it leaves the batch, and the next input, or the next run of one, takes its place. On CPUs, as many
     batches are under way as there are cores, since a compiled step occupies one.
     """
 
     steps: int = arguments.steps()
     restarts: int = arguments.restarts()
     early_stop: bool = argument(
-        False, "leave an input as soon as its label has changed; it then counts the first such point.", yes_or_no
+        False, "leave an input as soon as its label has changed; the first such point then counts.", yes_or_no
     )
     clip: tuple[float, float] | None = arguments.clip()
     epsilon: float | None = arguments.epsilon()
@@ -58,7 +58,7 @@ class GradientAttack(Attack):
 
     @abstractmethod
     def _evaluation(self, task: Task) -> Callable[..., Any]:
-        """Return what is descended and judged, as `Descent.evaluate`."""
+        """Return the function that is descended and judged, as `Descent.evaluate`."""
 
     @abstractmethod
     def _runs(self, task: Task) -> list[Run]:
@@ -66,7 +66,7 @@ class GradientAttack(Attack):
 
     @abstractmethod
     def _rule(self, task: Task) -> tuple[Rule, Array]:
-        """Return how to move, and its control `[steps + 1, columns]`."""
+        """Return the rule to move by, and its control `[steps + 1, columns]`."""
 
     def _goal(self, task: Task) -> float:
         """Return the judged value at or below which an input is finished."""
@@ -74,7 +74,7 @@ class GradientAttack(Attack):
         return -1e-4 if self.early_stop else -np.inf
 
     def _keeps_best(self) -> bool:
-        """Return whether the best point seen is returned, or the last one."""
+        """Return whether the best point seen is returned, rather than the last one."""
         return True
 
     def _perturb(self, task: Task) -> Array:
@@ -95,7 +95,7 @@ class GradientAttack(Attack):
         return attacked
 
     def _starts(self, task: Task, rows: Array, number: int, start: str) -> Array:
-        """Return `[len(rows), ...]` float32 perturbations to start from, the same for an input in any company."""
+        """Return initial perturbations, `[len(rows), ...]` float32; an input's does not depend on the other inputs."""
         shape = task.x.shape[1:]
         if start == "clean":
             return np.zeros((len(rows), *shape), np.float32)
@@ -115,7 +115,7 @@ class _Queue:
         self, attack: GradientAttack, task: Task, rule: Rule, control: Array, runs: list[Run], rows: Array, size: int
     ):
         self.attack, self.task, self.rule, self.runs = attack, task, rule, runs
-        # Behind its last step a row is judged once, and then waits without moving.
+        # After its last step a row is judged once, and then waits without moving.
         self.control, self.goal = control, attack._goal(task)
         self.waiting = list(rows[::-1])
         self.best_value = dict.fromkeys(rows.tolist(), np.inf)
@@ -154,7 +154,7 @@ class _Queue:
             self._enter(done[over])
 
     def _enter(self, places: Array) -> None:
-        """Begin the first run of waiting inputs, as far as there are any."""
+        """Begin the first run of waiting inputs at these places, as long as there are any."""
         taken = places[: len(self.waiting)]
         self.row[places] = -1
         self.row[taken] = [self.waiting.pop() for _ in taken]
@@ -180,8 +180,8 @@ class _Queue:
 
 
 def _segment(rounds: int) -> int:
-    """Return the steps between two looks at what is finished: few, as most that can be rejected is after one or two.
+    """Return the steps between two checks for finished inputs: few, as one or two reject most of what can be rejected.
 
-    A look costs as much as a fraction of a step of the smallest nets, and nothing beside a step on dual bounds.
+    A check costs a fraction of a step of the smallest nets, and nothing beside a step on dual bounds.
     """
     return min(range(min(3, rounds), min(6, rounds) + 1), key=lambda length: (-rounds % length, length))

@@ -15,29 +15,29 @@ from defended.defended_model import DefendedModel
 
 
 class Descent(NamedTuple):
-    """What is compiled into a loop; everything else (radius, step sizes, labels) is an argument of it."""
+    """What is compiled into a loop; everything else (radius, step sizes, labels) is an argument of the loop."""
 
     evaluate: Callable[[DefendedModel, Any, Any, Any], tuple[Any, Any, Any]]
     """`(model, x, labels, number) -> (descended, judged, gradient)`, as `objectives.Differentiated`."""
     rule: Rule
     boxed: bool
     keep_best: bool
-    """Whether the best point seen counts, or the last one."""
+    """Whether the best point seen counts, rather than the last one."""
     jit_compile: bool
 
 
 def compiled(model: DefendedModel, descent: Descent, input_shape: tuple[int, ...]) -> Any:
     """Return the loop for this model, made at the first call.
 
-    It is a function of tensors,
+    The loop is a function of tensors,
     `(x, labels, control, numbers, radius, low, high, delta, best, best_value, *state) -> (delta, best, best_value,
     *state)`, with `x` and the perturbations `[batch, *input_shape]` float32, `labels` `[batch]` int32, `control`
     `[steps, batch, columns]` and `state` as the rule has them, `numbers` `[steps]` int32, scalars `radius`, `low`,
-    `high`, and `best_value` `[batch]`, what the best perturbation seen was judged. Each step judges a point and then
-    moves it.
+    `high`, and `best_value` `[batch]`, the judged value of the best perturbation seen. Each step judges a point and
+    then moves it.
 
     Raises:
-        RuntimeError: when Keras runs on another backend than TensorFlow.
+        RuntimeError: when Keras runs on a backend other than TensorFlow.
     """
     return of_model(model, (descent, input_shape), lambda reference: _build(reference, descent, input_shape))
 

@@ -1,7 +1,7 @@
 """What an attack descends: functions `(model, x, labels) -> (descended, judged)`, two vectors `[batch]`.
 
 Lower is better for the attacker. `descended` is differentiated; `judged` chooses the best point seen. They differ where
-the one has better gradients and the other says more: cross-entropy reaches exactly 0 in float32 while the margin still
+one has better gradients and the other says more: cross-entropy reaches exactly 0 in float32 while the margin still
 tells points apart.
 """
 
@@ -19,14 +19,14 @@ from defended.defended_model import DefendedModel
 Objective = Callable[[DefendedModel, Any, Any], tuple[Any, Any]]
 
 ANY_CLASS = -1
-"""As a label of `competitor_radius`: whichever class is nearest."""
+"""As a label for `competitor_radius`: whichever class is nearest."""
 
 
 @dataclass(frozen=True)
 class Differentiated:
     """An objective with its gradient: `(model, x, labels, number) -> (descended, judged, gradient)`.
 
-    `number` is the step's; objectives that draw random numbers use it.
+    `number` is the number of the step; objectives that draw random numbers use it.
     """
 
     objective: Objective
@@ -73,7 +73,7 @@ def logits_ratio(logits: Any, labels: Any, targeted: bool) -> Any:
 
 
 def loss_of_logits(loss: str, targeted: bool, logits: Any, labels: Any) -> tuple[Any, Any]:
-    """Return `(descended, judged)` by a loss's name, away from the labels or, targeted, towards them.
+    """Return `(descended, judged)` for the named loss, away from the labels or, if targeted, towards them.
 
     Raises:
         ValueError: when the network has too few classes for the loss.
@@ -115,14 +115,14 @@ LOSSES = ("crossentropy", "margin", "dlr")
 def prove_for_graphs(model: DefendedModel) -> None:
     """Prove the bounds that radii rest on, before a graph reads them.
 
-    A model of which nothing can be proven rejects everything, and is attacked as such.
+    A model for which nothing can be proven rejects everything, and is attacked as such.
     """
     with contextlib.suppress(ValueError):
         model.ensure_proven()
 
 
 def competitor_radius(model: DefendedModel, x: Any, labels: Any) -> tuple[Any, Any]:
-    """Return the radius at which the class `labels` could overtake, for `ANY_CLASS` the smallest, and the smallest.
+    """Return the radius at which the class `labels` could overtake (for `ANY_CLASS` the smallest), and the smallest.
 
     The first is descended; points are judged by the smallest radius, the certified one.
     """

@@ -17,7 +17,9 @@ from defended.attacks.gradient.gradient_attack import GradientAttack, Run, step_
 from defended.attacks.gradient.objectives import LOSSES, Differentiated, NetworkLoss
 from defended.attacks.gradient.rules import SCHEDULES, AutoSteps, Rule, Steepest
 
-random_start = shared(True, "start uniformly in the ball; otherwise the first start is `x` itself.", yes_or_no)
+random_start = shared(
+    True, "start at a uniformly random point of the ball; otherwise the first start is `x` itself.", yes_or_no
+)
 loss = shared(
     "crossentropy",
     '`"crossentropy"`, `"margin"` of the label over its strongest rival, or `"dlr"`, that margin in units of the '
@@ -46,10 +48,10 @@ class NetworkAttack(GradientAttack):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class SteppedAttack(NetworkAttack):
-    """Descends by steps of sizes that are chosen beforehand: what PGD and its variant under noise share."""
+    """Descends by steps whose sizes are chosen beforehand: what PGD and its variant under noise share."""
 
     travel: ClassVar[float]
-    """Length of all first-sized steps together, as a share of the radius, where no step size is given."""
+    """Total length of the steps at their first size, as a share of the radius, where no step size is given."""
 
     step_size: float | None = step_size("`1.25 * radius / steps`")
     schedule: str = argument(
@@ -63,8 +65,8 @@ class SteppedAttack(NetworkAttack):
     )
     keep: str = argument(
         "best",
-        '`"best"`, the point of smallest margin, or `"last"`, the point where the steps ended, as other '
-        "implementations have it.",
+        '`"best"`, the point of smallest margin, or `"last"`, the point where the steps ended, as in other '
+        "implementations.",
         one_of,
         known=("best", "last"),
     )
@@ -89,8 +91,8 @@ class PGD(SteppedAttack):
     project(δ + step_size v)`, with d the gradient divided by its norm (l2) or its sign (l∞). Returns, for each input,
     the point of smallest margin among all iterates of all restarts.
 
-    In a call, `y` are the labels to leave, None for the network's own predictions; for a targeted attack the labels to
-    reach, None for the network's second choice.
+    In a call, `y` holds the labels to leave, None for the network's own predictions; for a targeted attack, the labels
+    to reach, None for the network's second choice.
     """
 
     # At 50 steps 0.025 of the radius each, foolbox's default.
@@ -98,7 +100,7 @@ class PGD(SteppedAttack):
 
     gradient_floor: float = argument(
         0.0,
-        "for l2, gradients of norm below it are divided by it and not by their norm. 0 gives every step its full "
+        "for l2, gradients of norm below it are divided by it instead of by their norm. 0 gives every step its full "
         "length; foolbox's 1e-12 shortens them where the network is so sure that the cross-entropy's gradient "
         "underflows.",
         number_not_negative,
@@ -112,13 +114,13 @@ class EpsilonPGD(PGD):
     """PGD on the network at eps itself, not at 2 eps: the comparison of Appendix B of Leino et al. 2022.
 
     An adversarial example of the *network* within eps of an accepted point cannot exist, but the search for it leads
-    towards the decision boundary, and so out of what is certified. Weaker than `DegradationAttack` as a rule.
+    towards the decision boundary, and so out of what is certified. As a rule it is weaker than `DegradationAttack`.
     """
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class APGD(NetworkAttack):
-    """Descends as PGD, and halves its steps where they stop paying: Auto-PGD (Croce and Hein 2020, Algorithm 1).
+    """Descends as PGD does, and halves its steps where they stop paying: Auto-PGD (Croce and Hein 2020, Algorithm 1).
 
     Maximises the loss of the labels in the ball as `PGD` does, from a first step of twice the radius. Returns, for each
     input, the point of smallest margin among all iterates of all restarts.

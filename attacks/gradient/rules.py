@@ -1,7 +1,7 @@
-"""How a descent moves: rules from a gradient to the next perturbation, row by row.
+"""How a descent moves: rules that lead from a gradient to the next perturbation, row by row.
 
 A rule is a set of settings that can be hashed, since a loop is compiled for it. What changes from step to step
-reaches it as `control`, `[batch, columns]`: so rows may be at different steps.
+reaches it as `control`, `[batch, columns]`, so rows may be at different steps.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ SCHEDULES: dict[str, Callable[[Array], Array]] = {
     "linear": lambda done: 1 - done,
     "cosine": lambda done: (1 + np.cos(np.pi * done)) / 2,
 }
-"""The size of a step, as a share of the first one's, from the share of the steps that are done."""
+"""The size of a step, as a share of the first one's, by the share of the steps that are done."""
 
 
 class Rule(Protocol):
-    """From a gradient to the next perturbation."""
+    """What leads from a gradient to the next perturbation."""
 
     @property
     def norm(self) -> str:
-        """`"l2"` or `"linf"`."""
+        """The norm, `"l2"` or `"linf"`."""
 
     def start(self, delta: Array) -> list[Array]:
-        """Return the rule's state for perturbations `[batch, ...]` to start from: arrays with a row for each."""
+        """Return the rule's state at the initial perturbations `[batch, ...]`: arrays with a row for each of them."""
 
     def move(
         self, delta: Any, gradient: Any, value: Any, state: list[Any], control: Any, place: Callable[[Any], Any]
@@ -41,8 +41,8 @@ class Rule(Protocol):
 
         Args:
             delta: `[batch, ...]`.
-            gradient: at delta, finite.
-            value: what is descended, at delta, `[batch]`.
+            gradient: the gradient at delta, finite.
+            value: the descended value at delta, `[batch]`.
             state: as `start` made it.
             control: `[batch, columns]` for this step.
             place: the projection onto ball and box.
@@ -53,7 +53,7 @@ class Rule(Protocol):
 class Steepest:
     """`v <- momentum * v + d`, `delta <- place(delta - size * v)`; control: (size, momentum).
 
-    d is the steepest direction of the norm, or with `raw` the gradient itself.
+    d is the steepest direction of the norm or, with `raw`, the gradient itself.
     """
 
     norm: str
@@ -73,7 +73,7 @@ class Steepest:
 
     @staticmethod
     def control(first: float, steps: int, schedule: str = "cosine", momentum: float = 0.0) -> Array:
-        """Return `[steps + 1, 2]`, from the first step's size: after the last step the point is only judged."""
+        """Return the control `[steps + 1, 2]` for a first step's size; after the last step the point is only judged."""
         sizes = first * SCHEDULES[schedule](np.arange(steps) / steps)
         return np.stack([np.append(sizes, 0.0), np.full(steps + 1, momentum)], axis=1).astype(np.float32)
 
@@ -83,8 +83,8 @@ class AutoSteps:
     """The steps of APGD, which choose their own size (Croce and Hein 2020, Algorithm 1).
 
     `z = place(delta - size * d)`, `delta <- place(delta + a (z - delta) + (1 - a) (delta - previous))` with a = 3/4. At
-    checkpoints, which come closer together, the size is halved and the row goes back to its best point, where fewer
-    than 3/4 of the steps since the last checkpoint went down, or where neither the size nor the best value has changed.
+    checkpoints, which come closer together, the size is halved and the row goes back to its best point if fewer than
+    3/4 of the steps since the last checkpoint went down, or if neither the size nor the best value has changed.
     Control: (1 while moving, a, 1 at a checkpoint, falls needed there, 2 radius).
     """
 
@@ -127,7 +127,10 @@ class AutoSteps:
 
     @staticmethod
     def control(steps: int, radius: float) -> Array:
-        """Return `[steps + 1, 5]`; checkpoints are at 0, 0.22, then at distances 0.03 shorter each, 0.06 at least."""
+        """Return the control, `[steps + 1, 5]`.
+
+        Checkpoints are at 0, 0.22, then at distances 0.03 shorter each, but at least 0.06.
+        """
         table = np.zeros((steps + 1, 5), np.float32)
         table[:steps, 0], table[:, 1], table[:, 4] = 1, 0.75, 2 * radius
         table[0, 1] = 1

@@ -27,10 +27,11 @@ class SmoothedPGD(SteppedAttack):
     """Projected gradient descent on the network under noise (Algorithm 3.2 of Leino et al. 2022).
 
     Maximises, in the ball `‖δ‖ <= radius`, the loss that the network has on `x + δ + sigma * N`, averaged over samples
-    of the Gaussian noise N, by the steps of `PGD`. For smoothed models under `DegradationAttack`, and for any other
-    network at a sigma of your choice. Returns, for each input, the iterate with the smallest margin of the mean logits.
+    of the Gaussian noise N, by the steps of `PGD`. It is for smoothed models under `DegradationAttack`, and for any
+    other network at a sigma of your choice. Returns, for each input, the iterate with the smallest margin of the mean
+    logits.
 
-    In a call, `y` are the labels to leave, None for the network's predictions without noise.
+    In a call, `y` holds the labels to leave, None for the network's predictions without noise.
     """
 
     travel: ClassVar[float] = 2.5
@@ -38,7 +39,7 @@ class SmoothedPGD(SteppedAttack):
     sigma: float | None = argument(
         None, "standard deviation of the noise, in input units; None for `model.sigma`.", positive_number
     )
-    samples: int = argument(100, "noise samples of each step, n.", whole_number, least=1)
+    samples: int = argument(100, "number of noise samples in each step, n.", whole_number, least=1)
     average: str = argument(
         "logits",
         '`"logits"`, the loss of the mean logits, as the algorithm is printed; `"losses"`, the mean of the samples\' '
@@ -52,16 +53,16 @@ class SmoothedPGD(SteppedAttack):
     )
     step_size: float | None = step_size("`2.5 * radius / steps`")
     raw_gradient: bool = argument(
-        False, "step along the gradient itself, times the step size, and not along the steepest direction.", yes_or_no
+        False, "step along the gradient itself, times the step size, not along the steepest direction.", yes_or_no
     )
     random_start: bool = random_start(False)
     early_stop: bool = field(init=False, default=False)
     batch_size: int = arguments.batch_size(32, "inputs attacked at a time; they share their noise.")
     max_rows: int = argument(
-        2048, "noisy inputs evaluated at a time; memory grows with it, and not with `samples`.", whole_number, least=1
+        2048, "noisy inputs evaluated at a time; memory grows with it, not with `samples`.", whole_number, least=1
     )
     jit_compile: bool | None = argument(
-        None, "compile steps with XLA; None for not, which is faster on CPUs for batches this large."
+        None, "whether to compile steps with XLA; None does not, which is faster on CPUs for batches this large."
     )
 
     def __post_init__(self) -> None:
@@ -122,7 +123,7 @@ class _Noise:
         self.chunks = -(-loss.samples // loss.chunk)
 
     def logits(self, points: Any, part: Any) -> Any:
-        """Return `[chunk, batch, m]` at points `[1 or chunk, batch, ...]`; the batch shares the noise."""
+        """Return the logits `[chunk, batch, m]` at points `[1 or chunk, batch, ...]`; the batch shares the noise."""
         shape = (self.loss.chunk, 1, *points.shape[2:])
         seed = tf.random.experimental.stateless_fold_in(self.stream, part)
         noisy = points + self.loss.sigma * tf.random.stateless_normal(shape, seed)
@@ -130,12 +131,12 @@ class _Noise:
         return tf.reshape(logits, (self.loss.chunk, -1, logits.shape[-1]))
 
     def shares(self, part: Any) -> Any:
-        """Return `[chunk, 1]`: the weight of each sample in the mean, 0 behind the last one."""
+        """Return the weight of each sample in the mean, `[chunk, 1]`; 0 after the last sample."""
         drawn = part * self.loss.chunk + tf.range(self.loss.chunk) < self.loss.samples
         return tf.cast(drawn, tf.float32)[:, None] / self.loss.samples
 
     def mean_logits(self, x: Any, part: Any) -> Any:
-        """Return `[batch, m]`: the chunk's part of the mean logits at `[batch, ...]`."""
+        """Return the chunk's part of the mean logits at `[batch, ...]`, `[batch, m]`."""
         return tf.reduce_sum(self.shares(part)[:, :, None] * self.logits(x[None], part), axis=0)
 
     def total(self, terms: Callable[[Any], list[Any]]) -> list[Any]:

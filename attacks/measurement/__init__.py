@@ -1,1 +1,1 @@
-"""How far a model can be degraded: measured, recorded, drawn and watched during training."""
+"""How far a model can be degraded: measured, recorded, plotted and monitored during training."""

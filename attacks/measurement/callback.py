@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import keras
+from numpy.typing import ArrayLike
 
 from defended.arguments import positive_number, whole_number
 from defended.attacks.core import checks
+from defended.attacks.core.attack import Attack
 from defended.attacks.gradient.certificate_descent import CertificateDescent
 from defended.attacks.measurement.susceptibility import susceptibility
 from defended.defended_model import DefendedModel
@@ -19,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class DegradationMonitor(keras.callbacks.Callback):
-    """Bracket the false positive rate at `model.epsilon` on a sample, at the end of epochs.
+    """Brackets the false positive rate at `model.epsilon` on a sample, at the end of epochs.
 
     Adds `degradation_fpr_lower`, `degradation_fpr_upper` and `degradation_vra_under_attack` to the epoch's logs,
     where `History` and the callbacks after it (TensorBoard, CSVLogger) find them; epochs that are not measured have
-    no such keys. The bounds are proven for the epoch's weights first, so the figures are what the model would be
-    measured at if training ended there. Training is not disturbed: weights, estimates and radius stay as they are.
+    no such keys. The bounds are proven for the epoch's weights first, so the figures are those that would be measured
+    if training ended there. Training is not disturbed: weights, estimates and radius stay as they are.
     Cost: a proof and one `susceptibility` of the sample each time.
 
     Args:
@@ -33,25 +36,25 @@ class DegradationMonitor(keras.callbacks.Callback):
         attack: see `susceptibility`; None for `CertificateDescent(early_stop=True)`.
         every: measure every that many epochs.
         time_budget: seconds of attacking in each measurement; what is left then counts as not degraded, so the lower
-            bound stays one. None for no limit.
-        log_dir: a TensorBoard directory for the three figures and for pictures of degraded pairs; None for none.
-        pairs: at most so many pairs in a picture.
-        batch_size: see `susceptibility`; the time budget is looked at between batches.
+            bound remains a lower bound. None for no limit.
+        log_dir: a TensorBoard directory for the three figures and for pictures of degraded pairs; None writes none.
+        pairs: largest number of pairs in a picture.
+        batch_size: see `susceptibility`; the time budget is checked between batches.
 
     Attributes:
         results: by epoch (from 0), the figures of each measurement, see `Susceptibility.summary`.
 
     Raises:
-        TypeError: when `attack` is not callable, or `fit` is that of another model than a `DefendedModel`.
+        TypeError: when `attack` is not callable, or `fit` is called on a model that is not a `DefendedModel`.
         ValueError: when `every` is not a positive whole number, or at the start of `fit` for data that do not fit the
             model.
     """
 
     def __init__(
         self,
-        x: Any,
-        y: Any,
-        attack: Any = None,
+        x: ArrayLike,
+        y: ArrayLike,
+        attack: Attack | Callable[..., Any] | None = None,
         *,
         every: int = 1,
         time_budget: float | None = None,
@@ -72,7 +75,7 @@ class DegradationMonitor(keras.callbacks.Callback):
         self.results: dict[int, dict[str, Any]] = {}
         self._writer: Any = None
 
-    def set_model(self, model: Any) -> None:
+    def set_model(self, model: keras.Model) -> None:
         if not isinstance(model, DefendedModel):
             raise TypeError(f"DegradationMonitor measures a `DefendedModel`. Received: {type(model).__name__}")
         # Wrong data should fail before the first epoch is spent.
@@ -80,7 +83,7 @@ class DegradationMonitor(keras.callbacks.Callback):
         checks.class_numbers(self.y, len(points), model.num_classes)
         super().set_model(model)
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if (epoch + 1) % self.every:
             return
         result = susceptibility(
@@ -95,7 +98,7 @@ class DegradationMonitor(keras.callbacks.Callback):
         if self.log_dir is not None:
             self._write(os.fspath(self.log_dir), epoch, figures, result)
 
-    def on_train_end(self, logs: Any = None) -> None:
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer = None

@@ -23,11 +23,11 @@ class ChunkStore:
     pieces and nothing else that counts.
 
     Args:
-        directory: where to keep them, made if need be; None keeps nothing.
+        directory: where to keep them, created if needed; None keeps nothing.
         fingerprint: what identifies the run, ready for JSON.
 
     Raises:
-        ValueError: when the directory holds another run, naming what differs, or other files.
+        ValueError: when the directory holds another run (the message names what differs) or other files.
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None, fingerprint: dict[str, Any]):
@@ -51,7 +51,7 @@ class ChunkStore:
         return self.directory is not None
 
     def get(self, name: str) -> dict[str, Array] | None:
-        """The arrays kept under a name, or None."""
+        """Return the arrays kept under a name, or None."""
         path = self._path(name)
         if path is None or not path.exists():
             return None
@@ -77,7 +77,7 @@ class ChunkStore:
 
 
 def kept_plan(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """What identifies the run that a directory holds; empty where it holds none."""
+    """Return what identifies the run that a directory holds; empty where it does not hold any."""
     plan = Path(directory) / _PLAN
     found: dict[str, Any] = json.loads(plan.read_text(encoding="utf-8")) if plan.exists() else {}
     return found

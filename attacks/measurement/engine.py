@@ -1,4 +1,4 @@
-"""A measurement in pieces that need nothing of each other: judge some inputs, or attack some of them.
+"""A measurement in independent pieces: judge some inputs, or attack some of them.
 
 A piece is a pure function of the model, the attack and its own inputs, so it may be computed anywhere, in any order,
 and again after a worker died. Random numbers depend on the inputs' numbers in the data set.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,20 +19,24 @@ from defended.attacks.core.checks import Array
 from defended.attacks.measurement.chunk_store import ChunkStore
 from defended.exceptions import CertificateViolation
 
+if TYPE_CHECKING:
+    from defended.answering import Verdicts
+    from defended.defended_model import DefendedModel
+
 
 class Job(NamedTuple):
     """A piece of work, small enough to send."""
 
     name: str
-    """Of the piece, as it is kept under."""
+    """The name under which the piece is kept."""
     kind: str
     """`"clean"` or `"attack"`; an engine may know others."""
     arrays: dict[str, Array]
-    """`index` `[k]` int64, numbers of the inputs; `x` `[k, *input shape]`; to attack, `answered` `[k]` int64."""
+    """`index` `[k]` int64, numbers of the inputs; `x` `[k, *input shape]`; for an attack, `answered` `[k]` int64."""
 
 
 class Settings(NamedTuple):
-    """What all pieces of a measurement share, beside the model."""
+    """What all pieces of a measurement share, besides the model."""
 
     attack: Any
     epsilon: float
@@ -46,28 +50,32 @@ class Engine(Protocol):
     """How pieces are kept."""
 
     fingerprint: dict[str, Any]
-    """What else results depend on, ready for JSON."""
+    """What else the results depend on, ready for JSON."""
 
-    def run(self, jobs: Iterable[Job], model: Any, settings: Settings) -> Iterator[tuple[Job, dict[str, Array]]]:
-        """Yield each job with what came of it, in any order; jobs are taken from the iterable as they can be begun."""
+    def run(
+        self, jobs: Iterable[Job], model: DefendedModel, settings: Settings
+    ) -> Iterator[tuple[Job, dict[str, Array]]]:
+        """Yield each job with its result, in any order; jobs are taken from the iterable as they can be begun."""
 
 
 class InProcess:
-    """The engine that computes one piece after the other, here."""
+    """The engine that computes one piece after the other, in this process."""
 
     store: type[ChunkStore] = ChunkStore
 
     def __init__(self) -> None:
         self.fingerprint: dict[str, Any] = {}
 
-    def run(self, jobs: Iterable[Job], model: Any, settings: Settings) -> Iterator[tuple[Job, dict[str, Array]]]:
+    def run(
+        self, jobs: Iterable[Job], model: DefendedModel, settings: Settings
+    ) -> Iterator[tuple[Job, dict[str, Array]]]:
         for job in jobs:
             yield job, compute(model, settings, job)
             del job
 
 
-def compute(model: Any, settings: Settings, job: Job) -> dict[str, Array]:
-    """What comes of a job.
+def compute(model: DefendedModel, settings: Settings, job: Job) -> dict[str, Array]:
+    """Return the result of a job.
 
     Raises:
         CertificateViolation: an attacked point is answered with another label.
@@ -82,8 +90,8 @@ def compute(model: Any, settings: Settings, job: Job) -> dict[str, Array]:
     return attack_inputs(model, settings.attack, settings.epsilon, **job.arrays)
 
 
-def judge(model: Any, x: Array, batch_size: int) -> dict[str, Array]:
-    """Verdicts on clean inputs with both radii, and the classes of the largest scores, where they reject, too."""
+def judge(model: DefendedModel, x: Array, batch_size: int) -> dict[str, Array]:
+    """Return verdicts on clean inputs with both radii, and the classes of the largest scores, even where rejected."""
     found = model.audit(x, batch_size=_company(model, batch_size))
     radius = found["certified_radius"]
     if "neighbour_radius" in found:
@@ -97,27 +105,27 @@ def judge(model: Any, x: Array, batch_size: int) -> dict[str, Array]:
     }
 
 
-def verdicts(model: Any, x: Array, batch_size: int = 256) -> Any:
-    """Verdicts; of a smoothed model such as do not depend on the company of an input."""
+def verdicts(model: DefendedModel, x: Array, batch_size: int = 256) -> Verdicts:
+    """Return verdicts; for a smoothed model, an input's verdict does not depend on the other inputs."""
     return model.verdicts(x, batch_size=_company(model, batch_size))
 
 
-def _company(model: Any, batch_size: int) -> int:
-    """How many inputs to judge together."""
-    # The noise of a seeded model is a function of the batch: alone, an input's does not depend on how work is cut.
+def _company(model: DefendedModel, batch_size: int) -> int:
+    """Return how many inputs to judge together."""
+    # The noise of a seeded model is a function of the batch: alone, an input's does not depend on how work is divided.
     return 1 if model.sampling else batch_size
 
 
-def redrawn(model: Any, x: Array) -> Array:
-    """Which inputs another draw rejects, `[n]` bool."""
+def redrawn(model: DefendedModel, x: Array) -> Array:
+    """Return which inputs another draw rejects, `[n]` bool."""
     # The noise of a seeded model depends on the batch: beside an input that is not finite, which takes no draw, an
-    # input meets other noise than alone.
+    # input meets different noise than alone.
     pairs = np.stack([x, np.full_like(x, np.nan)], axis=1).reshape(-1, *x.shape[1:])
     return np.asarray(model.verdicts(pairs, batch_size=2).rejected[::2])
 
 
 def attack_inputs(
-    model: Any, attack: Any, epsilon: float, *, x: Array, answered: Array, index: Array
+    model: DefendedModel, attack: Any, epsilon: float, *, x: Array, answered: Array, index: Array
 ) -> dict[str, Array]:
     """Attack inputs, all of them answered, and let the deployed check judge."""
     start = time.perf_counter()

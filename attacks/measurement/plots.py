@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from defended.attacks.core.checks import Array
 from defended.attacks.measurement.records import Records
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from defended.attacks.measurement.result import Susceptibility
 
 
-def plot_vra(results: Susceptibility | Mapping[str, Susceptibility], radii: Any = None) -> Figure:
-    """VRA at every radius that a model could be deployed at (figure 2 of Leino et al. 2022).
+def plot_vra(results: Susceptibility | Mapping[str, Susceptibility], radii: ArrayLike | None = None) -> Figure:
+    """Plot the VRA at every radius that a model could be deployed at (figure 2 of Leino et al. 2022).
 
     A marker shows the model's own radius, and below it what the attack leaves of the VRA there.
 
@@ -35,8 +36,8 @@ def plot_vra(results: Susceptibility | Mapping[str, Susceptibility], radii: Any 
     return _over_radii(results, radii, "VRA, % of inputs", curve, ("vra_under_attack", "vra"))
 
 
-def plot_fpr(results: Susceptibility | Mapping[str, Susceptibility], radii: Any = None) -> Figure:
-    """The upper bound on the false positive rate at every radius that a model could be deployed at (figure 3).
+def plot_fpr(results: Susceptibility | Mapping[str, Susceptibility], radii: ArrayLike | None = None) -> Figure:
+    """Plot the upper bound on the false positive rate at every radius that a model could be deployed at (figure 3).
 
     A bar at the model's own radius reaches down to the lower bound that the attack proves there.
 
@@ -50,12 +51,12 @@ def plot_fpr(results: Susceptibility | Mapping[str, Susceptibility], radii: Any 
 
 
 def plot_pairs(x: Any, result: Susceptibility, count: int = 6) -> Figure:
-    """Inputs that were answered, the same perturbed and rejected, and the differences (figure 4): smallest first.
+    """Plot inputs that were answered, the same perturbed and rejected, and the differences (figure 4), smallest first.
 
     Args:
         x: `[n, *input shape]`, the inputs that were measured.
         result: the measurement.
-        count: at most so many pairs.
+        count: largest number of pairs.
 
     Raises:
         ValueError: when nothing was degraded.
@@ -74,7 +75,7 @@ def plot_pairs(x: Any, result: Susceptibility, count: int = 6) -> Figure:
 
 
 def draw_pairs(originals: list[Array], perturbed: list[Array], answers: list[str], sizes: list[str]) -> Figure:
-    """Columns of an original, the perturbed input and their difference, with captions."""
+    """Draw columns of an original, the perturbed input and their difference, with captions."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -97,7 +98,7 @@ def draw_pairs(originals: list[Array], perturbed: list[Array], answers: list[str
 def _over_radii(
     results: Any, radii: Any, label: str, curve: Callable[[Records, Array], Array], bracket: tuple[str, str]
 ) -> Figure:
-    """A curve a measurement, and at its own radius the bracket between two of its rates."""
+    """Draw a curve for each measurement, and at its own radius the bracket between two of its rates."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -135,7 +136,7 @@ def _show(axes: Axes, image: Array, low: float, high: float, caption: str, colou
 
 
 def as_picture(values: Array) -> Array:
-    """`[h, w]` or `[h, w, 3]` as it is; anything else as nearly square rows of its values, the rest left empty."""
+    """Return `[h, w]` or `[h, w, 3]` as it is; anything else as nearly square rows of its values, the rest empty."""
     if values.ndim == 3 and values.shape[-1] == 1:
         return values[..., 0]
     if values.ndim == 2 or (values.ndim == 3 and values.shape[-1] == 3):
@@ -147,7 +148,7 @@ def as_picture(values: Array) -> Array:
 
 
 def strongest_channel(difference: Array) -> Array:
-    """For a colour image the signed change of the channel that changes most, so that no change cancels another."""
+    """Return a colour image's signed change in the channel that changes most, so that no change cancels another."""
     if difference.ndim != 3 or difference.shape[-1] == 1:
         return difference
     strongest = np.abs(difference).argmax(axis=-1)[..., None]

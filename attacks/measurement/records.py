@@ -14,7 +14,7 @@ from defended.attacks.core.checks import Array
 
 
 class Records(NamedTuple):
-    """What was found out about each input, arrays of shape `[n]`."""
+    """What was found out about each input, in arrays of shape `[n]`."""
 
     label: Array
     """int64, the true class."""
@@ -23,7 +23,7 @@ class Records(NamedTuple):
     radius: Array
     """float32, certified radius."""
     rejected: Array
-    """bool, rejected as it came."""
+    """bool, rejected without any attack."""
     contested: Array
     """bool, answered with `radius <= 2 eps`: not provably safe from degradation."""
     attacked: Array
@@ -34,10 +34,10 @@ class Records(NamedTuple):
     """float64, how far the attacked point lies from the input; 0 where none was attacked."""
 
     def to_parquet(self, path: str | os.PathLike[str], metadata: dict[str, Any] | None = None) -> Path:
-        """Write one row an input, with its number in the column `index`, whole or not at all.
+        """Write one row per input, with its number in the column `index`; the file appears whole or not at all.
 
         Args:
-            path: of the file.
+            path: the path of the file.
             metadata: kept in the file as JSON, under the key `defended`.
 
         Raises:
@@ -66,8 +66,8 @@ class Records(NamedTuple):
         table = parquet.read_table(path)
         if table.column_names != ["index", *cls._fields]:
             raise ValueError(
-                f"{os.fspath(path)} holds no records of a measurement: its columns are {table.column_names}, expected "
-                f"{['index', *cls._fields]}."
+                f"{os.fspath(path)} does not hold records of a measurement: its columns are "
+                f"{table.column_names}, expected {['index', *cls._fields]}."
             )
         return cls(*(table[name].to_numpy() for name in cls._fields))
 
@@ -76,7 +76,7 @@ class DegradedInputs:
     """The perturbed inputs that are rejected though their originals were answered.
 
     Args:
-        index: `[k]` int64, into the data set.
+        index: `[k]` int64, the inputs' numbers in the data set.
         inputs: `[k, *input shape]` float32, or a function that reads them from where they are kept.
     """
 
@@ -86,7 +86,7 @@ class DegradedInputs:
 
     @property
     def inputs(self) -> Array:
-        """`[k, *input shape]` float32; of a resumable measurement read from its directory at each call."""
+        """`[k, *input shape]` float32; for a resumable measurement, read from its directory at each call."""
         return self._inputs() if callable(self._inputs) else self._inputs
 
     def __len__(self) -> int:

@@ -31,29 +31,28 @@ class Susceptibility:
     """How far a defended model can be degraded: a bracket, and what it means for accuracy (Leino et al. 2022).
 
     The false positive rate is the share of the answered inputs that an attacker can turn into ⊥ within eps. The
-    attack's finds bound it from below, the availability radius from above: in real arithmetic, what is not certified at
-    2 eps. Rates are those of
-    `defended.statistics.rates`, and `Rate`s: floats with a Clopper-Pearson `interval` for the sampling of the inputs.
-    The intervals speak of the two bounds one by one.
+    attack's finds bound it from below, the availability radius from above: in real arithmetic, by what is not certified
+    at 2 eps. The rates are those of `defended.statistics.rates`; each is a `Rate`, a float with a Clopper-Pearson
+    `interval` for the sampling of the inputs. The intervals are for each of the two bounds by itself.
 
-    Verdicts of a smoothed model are drawn at random, by noise of its own for each input, so that an interval counts
+    Verdicts of a smoothed model are drawn at random, with separate noise for each input, so that an interval counts
     both samplings: of the inputs and of the noise. Where a rate rests on certificates, each of which is wrong with
     probability alpha, the interval counts that too. A degraded input is one that was rejected in one draw; how many
-    contested inputs are rejected in another draw *without* any attack, `spontaneous`, tells how much of it is chance.
+    contested inputs are rejected in another draw *without* any attack, `spontaneous`, shows how much of it is chance.
 
     Attributes:
         epsilon: radius of certificate and attack, in input units.
         norm: `"l2"` or `"linf"`.
         final: whether the model's bounds were proven; if not, everything that rests on certificates is an estimate.
         attack: configuration of the attack.
-        confidence: of the intervals.
-        seconds_per_point: attack and judgement together, by attacked input; compilation included.
+        confidence: the confidence level of the intervals.
+        seconds_per_point: seconds for attack and judgement together, per attacked input; compilation included.
         records: what was found out about each input.
         adversarial: the perturbed inputs that are rejected.
-        sampling: of a smoothed model, how verdicts are drawn (`DefendedModel.sampling`); otherwise None.
-        radius_ceiling: of a smoothed model, the largest radius that any input can have; otherwise None.
-        redrawn: of a smoothed model, how many of the attacked inputs were rejected in another draw without the attack.
-        changed: of a smoothed model, how many attacked inputs were answered with another label than before. Chance
+        sampling: for a smoothed model, how verdicts are drawn (`DefendedModel.sampling`); otherwise None.
+        radius_ceiling: for a smoothed model, the largest radius that any input can have; otherwise None.
+        redrawn: for a smoothed model, how many of the attacked inputs were rejected in another draw without the attack.
+        changed: for a smoothed model, how many attacked inputs were answered with another label than before. Chance
             explains some (alpha); more than it explains is a `CertificateViolation`.
     """
 
@@ -103,11 +102,11 @@ class Susceptibility:
 
     @property
     def spontaneous(self) -> Rate:
-        """Of the attacked inputs of a smoothed model, those rejected in another draw without any attack."""
+        """Share of the attacked inputs of a smoothed model that are rejected in another draw without any attack."""
         return Rate(self.redrawn, int(self.records.attacked.sum()) if self.sampling else 0, self.confidence)
 
     def summary(self) -> dict[str, Any]:
-        """All figures, ready for JSON; each rate with `value`, `count`, `total`, `interval` and `confidence`."""
+        """Return all figures, ready for JSON; each rate with `value`, `count`, `total`, `interval` and `confidence`."""
         figures: dict[str, Any] = {
             "epsilon": self.epsilon,
             "norm": self.norm,
@@ -130,10 +129,10 @@ class Susceptibility:
         return figures | {name: getattr(self, name).to_dict() for name in RATES}
 
     def to_table(self, layout: str = "figures") -> str:
-        """The figures as plain text.
+        """Return the figures as plain text.
 
         Args:
-            layout: `"figures"`, one rate a line: percent, interval, counts, meaning; or `"paper"`, the row of the
+            layout: `"figures"`, one rate per line: percent, interval, counts, meaning; or `"paper"`, the row of the
                 tables in Leino et al. 2022 (`compare` puts several below one another).
         """
         if layout != "figures":
@@ -190,7 +189,7 @@ class Susceptibility:
 
 
 def _in_words(attack: dict[str, Any]) -> str:
-    """An attack's configuration in a line, the attacks inside it in brackets; settings that are None left out."""
+    """Return an attack's configuration on one line: attacks inside it in brackets, settings that are None left out."""
 
     def word(value: Any) -> str:
         if isinstance(value, dict):

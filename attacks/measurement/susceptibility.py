@@ -6,16 +6,17 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from defended._version import __version__
 from defended.arguments import positive_number, whole_number
 from defended.attacks.core import checks
-from defended.attacks.core.attack import describe, model_radius
+from defended.attacks.core.attack import Attack, describe, model_radius
 from defended.attacks.core.checks import Array
 from defended.attacks.gradient.certificate_descent import CertificateDescent
 from defended.attacks.measurement.chunk_store import ChunkStore, kept_plan
@@ -33,10 +34,10 @@ _CLEAN = ("predicted", "rejected", "radius", "availability")
 
 
 def susceptibility(
-    model: Any,
-    x: Any,
-    y: Any,
-    attack: Any = None,
+    model: DefendedModel,
+    x: ArrayLike,
+    y: ArrayLike,
+    attack: Attack | Callable[..., Any] | None = None,
     *,
     confidence: float = 0.95,
     batch_size: int = 512,
@@ -50,14 +51,14 @@ def susceptibility(
     Only *contested* inputs are attacked: answered ones whose availability radius is at most eps. A certified radius is
     1-Lipschitz while the prediction holds, and within eps of an answered input it does hold; so an input with
     `r > 2 eps` keeps `r > eps` in its whole eps-ball and is answered there. (At exactly `r = 2 eps` a slack of 0 is
-    possible, which is a rejection.) Where rounding is paid for, somewhat more than 2 eps is needed, since what is
-    computed at the attacked point counts.
+    possible, which is a rejection.) Where the certificate pays for rounding, somewhat more than 2 eps is needed, since
+    what is computed at the attacked point counts.
 
     Attacked points count as degraded when `model.verdicts` rejects them, whatever the attack believes; inputs that were
-    rejected from the start do not count. The result does not depend on how the work is cut, nor on interruptions.
+    rejected from the start do not count. The result does not depend on how the work is divided, nor on interruptions.
 
-    A smoothed model judges each input by noise of its own here, so that its random verdicts are independent, and once
-    more without the attack, to tell what chance does (`Susceptibility.spontaneous`). Measure it in mode `"fixed"`: a
+    A smoothed model judges each input with separate noise here, so that its random verdicts are independent, and once
+    more without the attack, to show what chance does (`Susceptibility.spontaneous`). Measure it in mode `"fixed"`: a
     sequential test stops before it knows a radius of 2 eps.
 
     Args:
@@ -66,20 +67,20 @@ def susceptibility(
         y: `[n]` true class numbers, or one-hot rows.
         attack: an `Attack`, or a callable `(model, x, y)` that returns inputs within `model.epsilon`; it is given the
             answered label as `y` (targeted attacks: None). None for `CertificateDescent(early_stop=True)`.
-        confidence: of the Clopper-Pearson intervals.
-        batch_size: inputs judged, attacked and saved at a time.
+        confidence: the confidence level of the Clopper-Pearson intervals.
+        batch_size: number of inputs judged, attacked and saved at a time.
         time_budget: seconds of attacking after which no further batch is attacked. What is left then counts as not
-            degraded, so that the lower bound stays one.
+            degraded, so that the lower bound remains a lower bound.
         progress: show a progress bar on stderr; None shows it on terminals.
-        resume: directory that keeps what is done, one file for each batch, degraded inputs included, which are then
-            read from there and not held in memory. Killed at any point, or out of its time budget, and called again
-            with the same arguments, the measurement goes on where it was.
-        engine: computes the pieces; None for one after the other, here. `defended.serving.cluster` has engines for many
-            processes and machines.
+        resume: directory that keeps what is done, one file for each batch, including the degraded inputs, which are
+            then read from there instead of held in memory. A measurement that was killed at any point, or ran out of
+            its time budget, goes on where it was when it is called again with the same arguments.
+        engine: computes the pieces; None computes one after the other, in this process. `defended.serving.cluster` has
+            engines for many processes and machines.
 
     Raises:
-        CertificateViolation: when a point within eps of an answered one is answered with another label; of a smoothed
-            model, when there are more of them than chance explains (at a probability of 1e-6).
+        CertificateViolation: when a point within eps of an answered one is answered with another label; for a
+            smoothed model, when there are more of them than chance explains (at a probability of 1e-6).
         ValueError: for empty or wrongly shaped data, NaN, labels out of range, an attack that returns NaN or leaves the
             ball, or a `resume` directory of another measurement.
     """
@@ -159,7 +160,7 @@ def _pieces(
     jobs: Iterable[Job],
     deadline: float = np.inf,
 ) -> Iterator[tuple[str, Array, dict[str, Array]]]:
-    """Names, input numbers and arrays of pieces: those kept, and those that are begun before a deadline."""
+    """Yield names, input numbers and arrays of pieces: those kept, and those that are begun before a deadline."""
     kept: list[tuple[str, Array, dict[str, Array]]] = []
 
     def missing() -> Iterator[Job]:
@@ -186,7 +187,7 @@ def _without_inputs(arrays: dict[str, Array]) -> dict[str, Array]:
 
 
 def _check_chance(model: Any, changed: Array, attacked: int) -> None:
-    """Refuse more answers with another label than wrong certificates, before or after the attack, explain."""
+    """Raise where more answers have another label than wrong certificates, before or after the attack, explain."""
     from scipy.stats import binom
 
     alpha = float(model.sampling["alpha"])
@@ -201,7 +202,7 @@ def _check_chance(model: Any, changed: Array, attacked: int) -> None:
 
 
 def _inputs(store: ChunkStore, found: list[Any], shape: tuple[int, ...]) -> Any:
-    """The degraded inputs, or a function that reads them from the store."""
+    """Return the degraded inputs, or a function that reads them from the store."""
     empty = np.zeros((0, *shape), np.float32)
     if not store.keeps:
         return np.concatenate([empty, *found])
@@ -213,7 +214,7 @@ def _inputs(store: ChunkStore, found: list[Any], shape: tuple[int, ...]) -> Any:
 
 
 def _radius(model: Any, attack: Any) -> float:
-    """The model's radius; an attack set to another one would answer another question."""
+    """Return the model's radius, and raise where the attack is set to another one: it would answer another question."""
     epsilon = model_radius(model)
     own = getattr(attack, "epsilon", None)
     if own is not None and np.float32(own) != np.float32(epsilon):
@@ -232,9 +233,9 @@ def _radius(model: Any, attack: Any) -> float:
 def _fingerprint(
     model: Any, x: Array, y: Array, attack: Any, batch_size: int, resume: str | os.PathLike[str]
 ) -> dict[str, Any]:
-    """What must be the same for a measurement to go on."""
+    """Return what must be the same for a measurement to go on."""
     if not hasattr(attack, "config"):
-        raise ValueError(f"`resume` needs an attack that tells its configuration by `config()`. Received: {attack!r}")
+        raise ValueError(f"`resume` needs an attack that reports its configuration by `config()`. Received: {attack!r}")
     weights = hashlib.sha256(f"{type(model).__name__} {model.values_digest()}".encode())
     data = data_digest(x, y)
     if (earlier := kept_plan(resume).get("data")) not in (None, data) and earlier == _earlier_digest(x, y):
@@ -250,7 +251,7 @@ def _fingerprint(
 
 
 def _earlier_digest(x: Array, y: Array) -> str:
-    """How earlier versions named a data set in the directory that keeps a measurement."""
+    """Return the name that earlier versions gave a data set in the directory that keeps a measurement."""
     data = hashlib.sha256(f"{x.shape}".encode())
     for first in range(0, len(x), 1024):
         data.update(np.ascontiguousarray(x[first : first + 1024]).data)
@@ -260,7 +261,7 @@ def _earlier_digest(x: Array, y: Array) -> str:
 
 @contextmanager
 def _progress_bar(total: int, wanted: bool | None) -> Iterator[Any]:
-    """A function that advances a bar, if one is wanted."""
+    """Yield a function that advances a bar, if one is wanted."""
     if not total or not (sys.stderr.isatty() if wanted is None else wanted):
         yield lambda count: None
         return

@@ -26,7 +26,7 @@ FORMATS = ("text", "markdown", "csv")
 
 
 class Measured(Protocol):
-    """What a table shows of a measurement, beside its `RATES`: a `Susceptibility` has it."""
+    """What a table shows of a measurement, besides its `RATES`: a `Susceptibility` has it."""
 
     @property
     def epsilon(self) -> float: ...
@@ -39,14 +39,14 @@ class Measured(Protocol):
 
 
 def compare(results: Mapping[str, Measured] | Iterable[Measured], names: Iterable[str] | None = None) -> Comparison:
-    """Measurements side by side, one a column of figures or a row of the paper's table.
+    """Return measurements side by side, each as a column of figures or as a row of the paper's table.
 
     Args:
         results: measurements, or a mapping from names to them.
         names: one for each measurement; None for the model's radius and the attack's name.
 
     Raises:
-        ValueError: when there is nothing to compare, or names are too few, too many or the same.
+        ValueError: when there is nothing to compare, or there are too few or too many names, or two that are the same.
     """
     if isinstance(results, Mapping):
         names, results = list(results), list(results.values())
@@ -70,10 +70,10 @@ class Comparison:
         self.results = results
 
     def to_table(self, layout: str = "figures", format: str = "text") -> str:  # noqa: A002 (the usual word)
-        """The figures as a table.
+        """Return the figures as a table.
 
         Args:
-            layout: `"figures"`, a column a measurement with every rate and its interval; or `"paper"`, a row a
+            layout: `"figures"`, a column per measurement with every rate and its interval; or `"paper"`, a row per
                 measurement with the figures of the tables in Leino et al. 2022, in percent.
             format: `"text"`, `"markdown"` or `"csv"`.
         """
@@ -124,14 +124,14 @@ def _render(rows: list[list[str]], format: str) -> str:  # noqa: A002
 
 
 def csv_text(rows: Iterable[Iterable[str]]) -> str:
-    """Rows of cells as CSV."""
+    """Return rows of cells as CSV."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(rows)
     return buffer.getvalue()
 
 
 def text_table(rows: Iterable[Iterable[str]], left: Collection[int] = (0,), between: str = "  ") -> str:
-    """Rows of cells as lines of plain text, columns aligned: those of the numbers in `left` left, the others right."""
+    """Return rows of cells as lines of plain text; columns numbered in `left` are aligned left, the others right."""
     cells = [list(row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = (

@@ -1,9 +1,9 @@
-"""The tables and figures of Leino et al. 2022 (Degradation Attacks on Certifiably Robust Neural Networks), done again.
+"""The tables and figures of Leino et al. 2022 (Degradation Attacks on Certifiably Robust Neural Networks), reproduced.
 
     from defended.attacks.paper import Settings, reproduce
     print(reproduce("table1", Settings(quick=True)))
 
-What needs files that are not there (a data set, a net of the authors) is left out, and said so.
+What needs files that are not there (a data set, a net of the authors) is left out, and reported as such.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ EXPERIMENTS: dict[str, Callable[[Settings], Reproduction]] = {
 
 
 def reproduce(name: str, settings: Settings | None = None) -> Reproduction:
-    """Do a table or a figure of the paper again.
+    """Reproduce a table or a figure of the paper.
 
     Args:
         name: `"table1"` to `"table5"`, `"figure2"` to `"figure4"`.
-        settings: how much to do, and where nets and data lie.
+        settings: how much to do, and where the nets and data are.
 
     Raises:
         ValueError: for an unknown name.

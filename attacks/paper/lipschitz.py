@@ -24,7 +24,7 @@ POINTS = 2000
 
 
 class Case(NamedTuple):
-    """A row of Table 1: data set, radius, and what the paper prints of it."""
+    """A row of Table 1: data set, radius, and what the paper prints for it."""
 
     name: str
     data: str
@@ -49,17 +49,17 @@ RATES = ("vra", "fpr_lower_correct", "utility_reduction")
 
 
 def table1(settings: Settings) -> Reproduction:
-    """Lower bounds on the false positive rate of GloRo Nets, by the authors' attack and by the descent of the radius.
+    """Measure lower bounds on the false positive rate of GloRo Nets, by the authors' attack and by radius descent.
 
     The denominators are those of the paper's code, the certified and correct. The printed values are those of the
-    authors' net and attack; in the other rows they are there to compare with.
+    authors' net and attack; in the other rows they are there for comparison.
     """
     title = "GloRo Nets under degradation attacks (l2)"
     return _lower_bounds("table1", title, settings, "the paper's attack", DegradationAttack.published, printed=True)
 
 
 def table3(settings: Settings) -> Reproduction:
-    """The same by eps-PGD, which looks for a point at eps whose own neighbourhood holds another label (Appendix B)."""
+    """Measure the same by eps-PGD: it seeks a point at eps whose own neighbourhood holds another label (Appendix B)."""
     title = "GloRo Nets under eps-PGD (l2)"
     return _lower_bounds("table3", title, settings, "eps-PGD", lambda epsilon: EpsilonPGD(), printed=False)
 
@@ -79,7 +79,7 @@ def _lower_bounds(
             for attack_name, attack in attacks.items():
                 rates = RATES if attack_name == first else (*RATES, "fpr_upper_correct")
                 result = settings.measure(f"{case.name}, {net}, {attack_name}", model, x, y, attack)
-                # The paper prints no figures of these nets or of our attack: its own stand beside them.
+                # The paper prints no figures for these nets or for our attack: its own stand beside them.
                 known = case.printed if printed else {}
                 findings += measured(f"{case.name}, {net}", result, rates, known, attack_name)
     unique = dict.fromkeys(findings)  # VRA does not depend on the attack
@@ -87,7 +87,7 @@ def _lower_bounds(
 
 
 def _nets(case: Case, settings: Settings, left_out: list[str]) -> dict[str, Any]:
-    """The nets of a case that are here, by what to call them."""
+    """Return the nets of a case that are here, by what to call them."""
     nets: dict[str, Any] = {}
     if case.name in settings.nets:
         return {"your net": settings.net(case.name, None, case.epsilon)}
@@ -102,7 +102,7 @@ def _nets(case: Case, settings: Settings, left_out: list[str]) -> dict[str, Any]
 
 
 def figure2(settings: Settings) -> Reproduction:
-    """VRA, and the upper bound on the false positive rate, over the radius: trained at eps, and at 2 eps.
+    """Plot VRA, and the upper bound on the false positive rate, over the radius: trained at eps, and at 2 eps.
 
     The authors' curves come from the radii that they published; ours from the zoo's nets on the same test set.
     """
@@ -191,7 +191,7 @@ def _draw(series: dict[str, tuple[float, Any, Any, Any]]) -> tuple[bytes | None,
 
 
 def figure4(settings: Settings) -> Reproduction:
-    """Inputs that were answered, and how they look once degraded."""
+    """Plot inputs that were answered, and how they look once degraded."""
     try:
         x, y = settings.test_points("mnist", 1000)
         model = settings.net("mnist-0.3", "mnist-2c2f-0.3", 0.3)

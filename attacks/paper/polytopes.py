@@ -22,7 +22,7 @@ NOTE = "the paper's net is larger"
 
 
 def table4(settings: Settings) -> Reproduction:
-    """Lower bounds on the false positive rate, by the authors' attack and by the descent of the certificate."""
+    """Measure lower bounds on the false positive rate, by the authors' attack and by descent of the certificate."""
     attacks = {
         "the paper's attack": DegradationAttack.published(EPSILON, "linf"),
         "CertificateDescent": CertificateDescent(steps=20, early_stop=True),
@@ -32,7 +32,7 @@ def table4(settings: Settings) -> Reproduction:
 
 
 def table5(settings: Settings) -> Reproduction:
-    """Upper bounds on the false positive rate: what is not certified at twice the radius."""
+    """Measure upper bounds on the false positive rate: what is not certified at twice the radius."""
     title = "Wong and Kolter's nets, certified at eps and at 2 eps (l∞)"
     # No attack: the upper bound needs none.
     stay = {"": lambda model, x, y: x}
@@ -71,7 +71,7 @@ def _nets(settings: Settings, left_out: list[str]) -> dict[str, Any]:
 
 
 def published_net(path: Path, **options: Any) -> PolytopeNet:
-    """Wong and Kolter's small MNIST net, from an `.npz` of its weights in Keras's layout."""
+    """Return Wong and Kolter's small MNIST net, from an `.npz` of its weights in Keras's layout."""
     network = zoo.cnn_2c2f(activation="relu")
     with np.load(path, allow_pickle=False) as arrays:
         layers = ("conv1", "conv2", "dense1", "dense2")

@@ -7,12 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from defended._io import atomic_write_bytes, atomic_write_text
 from defended.attacks.measurement.tables import PAPER, csv_text, text_table
 from defended.exceptions import NotHereError
 from defended.statistics.intervals import Rate
+
+if TYPE_CHECKING:
+    from defended.attacks.measurement.result import Susceptibility
 
 COLUMNS = ("case", "figure", "paper", "ours", "low", "high", "difference", "count", "total", "note")
 _FIGURES = PAPER | {"vra_2eps": "VRA at 2 eps"}
@@ -30,7 +33,7 @@ class Finding(NamedTuple):
     note: str = ""
 
     def row(self) -> dict[str, str]:
-        """The cells of a table, shares in percent; what is not known is empty."""
+        """Return the cells of a table, with shares in percent; what is not known is empty."""
         rate = self.ours if isinstance(self.ours, Rate) else None
         low, high = rate.interval if rate is not None else (None, None)
         difference = None if self.paper is None else self.ours - self.paper
@@ -45,7 +48,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A table or a figure of the paper, done again; `print` shows it.
+    """A table or a figure of the paper, reproduced; `print` shows it.
 
     Attributes:
         name: `"table1"` and so on.
@@ -64,11 +67,11 @@ class Reproduction:
     curves: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
 
     def to_csv(self) -> str:
-        """The findings as CSV, shares in percent."""
+        """Return the findings as CSV, with shares in percent."""
         return csv_text([COLUMNS, *(finding.row().values() for finding in self.findings)])
 
     def to_table(self) -> str:
-        """The findings as plain text."""
+        """Return the findings as plain text."""
         rows = [finding.row() for finding in self.findings]
         for row in rows:
             row["interval"] = f"[{row['low']}, {row['high']}]" if row["low"] else ""
@@ -81,7 +84,7 @@ class Reproduction:
         return "\n".join([*text, *(f"not run: {what}" for what in self.left_out)])
 
     def write(self, directory: str | os.PathLike[str]) -> list[Path]:
-        """Write `NAME.csv`, and of a figure `NAME.png` and `NAME_curves.csv`; the paths."""
+        """Write `NAME.csv` and, for a figure, `NAME.png` and `NAME_curves.csv`; return the paths."""
         directory = Path(directory)
         paths = [atomic_write_text(directory / f"{self.name}.csv", self.to_csv())]
         if self.picture is not None:
@@ -98,7 +101,7 @@ class Reproduction:
 
 @contextmanager
 def noted(left_out: list[str], what: str = "") -> Iterator[None]:
-    """Do what needs files; where one is not here, note that in `left_out`, with what it was needed for, and go on."""
+    """Run what needs files; where one is missing, note that in `left_out`, with what it was needed for, and go on."""
     try:
         yield
     except NotHereError as missing:
@@ -106,17 +109,22 @@ def noted(left_out: list[str], what: str = "") -> Iterator[None]:
 
 
 def measured(
-    case: str, result: Any, rates: Iterable[str], printed: Mapping[str, float], attack: str = "", note: str = ""
+    case: str,
+    result: Susceptibility,
+    rates: Iterable[str],
+    printed: Mapping[str, float],
+    attack: str = "",
+    note: str = "",
 ) -> list[Finding]:
-    """Some rates of a measurement, each beside what the paper prints of it.
+    """Return some rates of a measurement, each beside what the paper prints for it.
 
     Args:
         case: what was measured.
         result: a `Susceptibility`.
-        rates: its attributes.
-        printed: the paper's values of some of them.
+        rates: names of its attributes.
+        printed: the paper's values for some of them.
         attack: the attack's name, for the rates that depend on it.
-        note: about the paper's values.
+        note: a note about the paper's values.
     """
     return [
         Finding(

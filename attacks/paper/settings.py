@@ -1,14 +1,18 @@
-"""How much of an experiment to do, and where its nets and data lie."""
+"""How much of an experiment to do, and where its nets and data are."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import ArrayLike
+
 from defended import datasets, zoo
+from defended.attacks.core.attack import Attack
+from defended.attacks.core.checks import Array
 from defended.attacks.measurement.result import Susceptibility
 from defended.attacks.measurement.susceptibility import susceptibility
 from defended.defended_model import DefendedModel
@@ -23,12 +27,12 @@ class Settings:
 
     Args:
         quick: a tenth of the points and fewer samples, to see that everything works; the intervals are wide.
-        nets: files by the name of a case (`"cifar10-0.141"`): `.keras` or `.gloronet`.
+        nets: files by the name of a case (such as `"cifar10-0.141"`): `.keras` or `.gloronet`.
         data: `.npz` files by the name of a data set, in place of `datasets.load`'s search.
         reference: the folder with what the authors published (`gloro/*.gloronet`, `gloro/radii/*.csv`,
             `smoothing/*.tsv`, `kw/*.npz`); by default the one that the environment variable `DEFENDED_REFERENCE` names.
         resume: directory that keeps attacks while tables are made, so that the same call goes on where one that was
-            killed stopped. Delete it once they are written: what is in it is not attacked again.
+            killed stopped. Delete it once they are written: what it holds is not attacked again.
     """
 
     quick: bool = False
@@ -38,18 +42,26 @@ class Settings:
     resume: str | os.PathLike[str] | None = None
 
     def points(self, full: int) -> int:
-        """How many test points to use, of `full`."""
+        """Return how many of `full` test points to use."""
         return max(full // 10, 20) if self.quick else full
 
-    def measure(self, of: str, model: Any, x: Any, y: Any, attack: Any, batch_size: int = 512) -> Susceptibility:
-        """`susceptibility`, kept in `resume` as `of`: net and attack, so that tables share what they both measure."""
+    def measure(
+        self,
+        of: str,
+        model: DefendedModel,
+        x: ArrayLike,
+        y: ArrayLike,
+        attack: Attack | Callable[..., Any],
+        batch_size: int = 512,
+    ) -> Susceptibility:
+        """Call `susceptibility`, kept in `resume` as `of` (net and attack), so that tables share what both measure."""
         folder = None
         if self.resume is not None and hasattr(attack, "config"):
             folder = Path(self.resume, f"quick, {of}" if self.quick else of)
         return susceptibility(model, x, y, attack, batch_size=batch_size, resume=folder)
 
-    def test_points(self, name: str, full: int) -> tuple[Any, Any]:
-        """The first test inputs and labels of a data set."""
+    def test_points(self, name: str, full: int) -> tuple[Array, Array]:
+        """Return the first test inputs and labels of a data set."""
         try:
             data = datasets.load(self._source(name))
         except (FileNotFoundError, ValueError) as error:
@@ -70,7 +82,7 @@ class Settings:
         return path
 
     def reference_file(self, *parts: str) -> Path:
-        """A file of the authors' published results."""
+        """Return a file of the authors' published results."""
         folder = self.reference or os.environ.get("DEFENDED_REFERENCE")
         if not folder:
             raise NotHereError(f"{'/'.join(parts)}: name the folder that holds it in DEFENDED_REFERENCE")
@@ -79,8 +91,8 @@ class Settings:
             raise NotHereError(f"{path} is not there")
         return path
 
-    def net(self, case: str, published: str | None, epsilon: float, **options: Any) -> Any:
-        """The net of a case: the caller's file, or the zoo's `published` with these options, defended at epsilon."""
+    def net(self, case: str, published: str | None, epsilon: float, **options: Any) -> DefendedModel:
+        """Return a case's net: the caller's file, or the zoo's `published` with these options, defended at epsilon."""
         if case in self.nets:
             return open_net(self.nets[case], epsilon)
         if published is None or published not in zoo.names():
@@ -88,8 +100,8 @@ class Settings:
         return zoo.load(published, epsilon=epsilon, **options)
 
 
-def open_net(path: str | os.PathLike[str], epsilon: float) -> Any:
-    """A defended model from a `.gloronet` or a `.keras` file; a plain classifier becomes a `GloroNet`."""
+def open_net(path: str | os.PathLike[str], epsilon: float) -> DefendedModel:
+    """Return a defended model from a `.gloronet` or a `.keras` file; a plain classifier becomes a `GloroNet`."""
     import keras
 
     if not Path(path).exists():

@@ -19,7 +19,7 @@ from defended.smoothing.smoothed_net import SmoothedNet
 
 
 class Published(NamedTuple):
-    """A panel of figure 3: one of Cohen et al.'s nets, and the upper bounds that the paper reads off it."""
+    """A panel of figure 3: one of Cohen et al.'s nets, and the upper bounds that the paper states for it."""
 
     title: str
     file: str
@@ -46,9 +46,9 @@ NETS = (
 
 
 def table2(settings: Settings) -> Reproduction:
-    """Lower bounds on the false positive rate of smoothed models, by Algorithm 3.2 and by the descent of the radius.
+    """Measure lower bounds on the false positive rate of smoothed models, by Algorithm 3.2 and by radius descent.
 
-    The paper's rows are CIFAR-10 and ImageNet, which take Cohen et al.'s nets; name them as
+    The paper's rows are CIFAR-10 and ImageNet, which need Cohen et al.'s nets; name them as
     `nets={"cifar10-sigma-0.25": "net.keras"}` where they are at hand. The zoo's nets are measured beside them.
     """
     samples, steps = (1000, 10) if settings.quick else (10_000, 50)
@@ -86,7 +86,7 @@ def _smoothed(settings: Settings, name: str, epsilon: float, sigma: float, sampl
 
 
 def figure3(settings: Settings) -> Reproduction:
-    """VRA and the FPR's upper bound of Cohen et al.'s nets over the radius, from their published logs."""
+    """Plot VRA and the FPR's upper bound of Cohen et al.'s nets over the radius, from their published logs."""
     findings: list[Finding] = []
     left_out: list[str] = []
     panels: dict[str, Panel] = {}

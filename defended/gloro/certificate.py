@@ -68,7 +68,7 @@ _NOTHING = np.array([0.0, 1.0, -1.0], "float32")
 
 
 def lasting(radius: Any, level: Any, budget: Any, norm: Any, input_size: int) -> Any:
-    """Return within which distance of an input the radius, as float32 computes it, stays above `level`.
+    """Return the distance from an input within which the radius, as float32 computes it, stays above `level`.
 
     Let r be the radius at x, and P(x) = t0 + t1 |x|, so that K_ij P bounds the error of `y_j - y_i`. At x' with
     |x' - x| = d the exact difference is at least K_ij (r - d), the computed one at least K_ij (r - d - P(x')), and the
@@ -77,8 +77,8 @@ def lasting(radius: Any, level: Any, budget: Any, norm: Any, input_size: int) ->
 
         d = (r - level - 2 P(x)) / (1 + 2 t1).
 
-    In float32 the norm at x' may be found too large, and that at x too small, by gamma(n / 2 + 2) each: so the two
-    is a little more. `_DOWN` of `defended.margins` and the roundings around it take at most 21 u off the quotient at
+    In float32 the norm at x' may be found too large, and that at x too small, by gamma(n / 2 + 2) each: so the factor
+    2 is a little more. `_DOWN` of `defended.margins` and the roundings around it take at most 21 u off the quotient at
     x', and the formula here is off by at most 8 u of its terms. All are made up for by a level, a price and a result
     that are 64 u on the safe side. A level of 0 is lifted above what is flushed to zero.
 
@@ -116,7 +116,7 @@ class CertificateReport:
 
     @property
     def radius_spent(self) -> float:
-        """Return what rounding takes off the radius of an input of norm `at_norm`, in input units."""
+        """What rounding takes off the radius of an input of norm `at_norm`, in input units."""
         t0, t1, *_ = self.budget
         return t0 + t1 * self.at_norm
 

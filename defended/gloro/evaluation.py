@@ -29,11 +29,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Evaluation:
-    """Call the layers of `steps`, in their order, on the value in slot 0; the last one's output is the network's.
+    """Calls the layers of `steps`, in their order, on the value in slot 0; the last one's output is the network's.
 
     Attributes:
         is_rearranged: whether anything differs from the network's own forward pass.
-        trains_faster: whether it is the faster one in training too.
+        trains_faster: whether this is the faster one in training, too.
     """
 
     def __init__(self, steps: Sequence[Step]):
@@ -91,7 +91,7 @@ class Evaluation:
 
 
 def _in_halves(steps: Sequence[Step]) -> frozenset[int]:
-    """Slots before and after each MinMax that alone stands between two convolutions."""
+    """Return the slots before and after each MinMax that alone stands between two convolutions."""
     uses = Counter(slot for step in steps for slot in step.inputs)
     makers: dict[int, Any] = {step.output: step.layer for step in steps}
     takers: dict[int, Any] = {slot: step.layer for step in steps for slot in step.inputs}
@@ -110,7 +110,7 @@ def _in_halves(steps: Sequence[Step]) -> frozenset[int]:
 
 
 def _parts(layer: Any) -> int:
-    """Blocks in which a layer's inner products are evaluated."""
+    """Return the number of blocks in which a layer's inner products are evaluated."""
     if type(layer) is layers.Dense:
         return rounding.blocks(int(layer.kernel.shape[0]))
     if type(layer) is layers.Conv2D and layer.groups == 1:
@@ -124,12 +124,12 @@ def _called(layer: Any, inputs: Any, training: bool) -> Any:
 
 
 def _multiplied(layer: Any, inputs: Any, parts: int) -> Any:
-    """A Dense layer, its inner products in blocks."""
+    """Return the output of a Dense layer, its inner products in blocks."""
     return _added(layer, ops.matmul, _split([inputs], parts), ops.convert_to_tensor(layer.kernel), 0, layer.bias)
 
 
 def _convolved(layer: Any, inputs: Any, before: bool, after: bool, parts: int) -> Any:
-    """A convolution, in blocks of channels; those it takes (`before`), those it gives (`after`), or both in halves."""
+    """Return a convolution's output, in blocks of channels; those it takes (`before`) or gives (`after`) in halves."""
     kernel, bias = ops.convert_to_tensor(layer.kernel), layer.bias
     if before:
         kernel = _halves(kernel, 2)
@@ -141,7 +141,7 @@ def _convolved(layer: Any, inputs: Any, before: bool, after: bool, parts: int) -
 
 
 def _split(pieces: list[Any], parts: int) -> list[Any]:
-    """Channels that lie in equal `pieces`, in `parts` blocks."""
+    """Return channels that lie in equal `pieces` as `parts` blocks."""
     if len(pieces) > 1 and parts % len(pieces):
         pieces = [ops.concatenate(pieces, axis=-1)]
     each = parts // len(pieces)
@@ -154,7 +154,7 @@ def _split(pieces: list[Any], parts: int) -> list[Any]:
 
 
 def _added(layer: Any, product: Callable[[Any, Any], Any], blocks: list[Any], kernel: Any, axis: int, bias: Any) -> Any:
-    """The sum of the blocks' products with their shares of the kernel, added one by one, through the activation."""
+    """Return the activation of the sum of the blocks' products with their shares of the kernel, added one by one."""
     ends = list(itertools.accumulate(block.shape[-1] for block in blocks))
     kernels = ops.split(kernel, ends[:-1], axis=axis) if len(blocks) > 1 else [kernel]
     total = product(blocks[0], kernels[0])
@@ -166,14 +166,14 @@ def _added(layer: Any, product: Callable[[Any, Any], Any], blocks: list[Any], ke
 
 
 def _sort_halves(inputs: Any) -> list[Any]:
-    """The smaller and the larger members of pairs whose members lie in two halves."""
+    """Return the smaller and the larger members of pairs whose members lie in two halves."""
     first, second = ops.split(inputs, 2, axis=-1)
     return [ops.minimum(first, second), ops.maximum(first, second)]
 
 
 @functools.cache
 def _sorted_halves() -> Callable[[Any], Any]:
-    """The same in one tensor, its gradient written out: TensorFlow's of minimum and maximum take thrice as long."""
+    """Return `_sort_halves` in one tensor, with its gradient written out: TensorFlow's takes three times as long."""
     import tensorflow as tf
 
     @tf.custom_gradient
@@ -191,7 +191,7 @@ def _sorted_halves() -> Callable[[Any], Any]:
 
 
 def _halves(weights: Any, axis: int) -> Any:
-    """The even places along an axis, then the odd ones."""
+    """Return the even places along an axis, then the odd ones."""
     *outer, size = weights.shape[: axis + 1]
     pairs = ops.reshape(weights, (*outer, size // 2, 2, *weights.shape[axis + 1 :]))
     return ops.concatenate(ops.unstack(pairs, axis=axis + 1), axis=axis)

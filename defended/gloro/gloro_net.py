@@ -32,15 +32,15 @@ class GloroNet(DefendedModel):
     K_ij is the product of the hidden layers' constants times `|w_j - w_i|`.
 
     While training, norms are *estimates*: one power-iteration step per batch on a persistent vector. `finalize()`,
-    which the end of `fit` calls, replaces them by proven float64 upper bounds, rounded upwards and frozen. From then on
-    the certificate also pays for rounding: a point is answered when `y_j(x) - y_i(x) > eps * K_ij + E`, with E a proven
-    bound on the error of that difference as float32 evaluates it at x. So the exact network's class is j in the whole
-    ball, and whatever is answered in it is answered j. `finalize()` also compares what evaluates with what was proven
-    (`gloro.self_check`).
+    which the end of `fit` calls, replaces them with proven float64 upper bounds, rounded upwards and frozen. From then
+    on the certificate also pays for rounding: a point is answered when `y_j(x) - y_i(x) > eps * K_ij + E`, with E a
+    proven bound on the error of that difference as float32 evaluates it at x. So the exact network's class is j in the
+    whole ball, and whatever is answered in it is answered j. `finalize()` also compares what is evaluated with what was
+    proven (`gloro.self_check`).
 
     Args:
-        network: a built Sequential or functional model with logits out; or, together with `outputs`, the input tensor
-            of the functional API.
+        network: a built Sequential or functional model that returns logits; or, together with `outputs`, the input
+            tensor of the functional API.
         outputs: the output tensor, where `network` is the input tensor.
         epsilon: the l2 radius defended at run time, in input units; positive.
         rounding: whether the certificate pays for rounding. False certifies real arithmetic only, and says so among its
@@ -68,8 +68,8 @@ class GloroNet(DefendedModel):
 
     def __init__(
         self,
-        network: Any,
-        outputs: Any = None,
+        network: keras.Model | keras.KerasTensor,
+        outputs: keras.KerasTensor | None = None,
         *,
         epsilon: float,
         rounding: bool = True,
@@ -103,7 +103,7 @@ class GloroNet(DefendedModel):
     def margin_lipschitz(self) -> np.ndarray[Any, np.dtype[np.float32]]:
         """The matrix K, `[m, m]` float32: proven bounds on the Lipschitz constants of `y_j - y_i`.
 
-        An entry below the others by a factor of 1000 and more may be enlarged, so that the rounding budget, which is
+        An entry below the others by a factor of 1000 or more may be enlarged, so that the rounding budget, which is
         one for all pairs, covers that pair too.
 
         Raises:
@@ -113,10 +113,10 @@ class GloroNet(DefendedModel):
         return ops.convert_to_numpy(self._proof.named.margin_lipschitz)
 
     def lipschitz_rows(self, classes: Any, training: bool = False) -> Any:
-        """Rows of K for classes `[batch]`: `[batch, m]`, what losses train by.
+        """Return the rows of K for classes `[batch]`, by which losses train: `[batch, m]`.
 
-        Proven ones where the bounds are proven and nobody trains; otherwise training-time estimates, which may be low.
-        `training=True` moves the power iteration.
+        They are proven where the bounds are proven and nothing is being trained; otherwise they are training-time
+        estimates, which may be low. `training=True` moves the power iteration.
         """
         if training or self._is_estimating():
             return self._graph.estimate_rows(classes, training=training)
@@ -127,9 +127,9 @@ class GloroNet(DefendedModel):
         )
 
     def radius_from_scores(self, scores: Any) -> Any:
-        """Certified radius `[batch]` from scores `[batch, m + 1]`: what rounding costs is read off the score of ⊥.
+        """Return the certified radius `[batch]` from scores `[batch, m + 1]`; the score of ⊥ shows what rounding costs.
 
-        While training, and of scores that training made, an estimate.
+        While training, and for scores that training made, it is an estimate.
         """
         if self._is_estimating() or self._aside.trained:
             logits = scores[:, : self.num_classes]
@@ -141,7 +141,7 @@ class GloroNet(DefendedModel):
         return self._if_proven(radius, 0.0, frozen=is_at_hand(scores))
 
     def certificate_report(self, at_norm: float | None = None) -> CertificateReport:
-        """What the certificate is made of: bound, method, slack and rounding error of each layer, and the budget.
+        """Report what the certificate is made of: each layer's bound, method, slack and rounding error, and the budget.
 
         Args:
             at_norm: l2 norm of an input for which errors are stated; by default that of an input of all ones.
@@ -161,7 +161,7 @@ class GloroNet(DefendedModel):
 
     @classmethod
     def from_gloro(cls, live_model: Any, epsilon: float | None = None) -> GloroNet:
-        """Take over a live model of the `gloro` library (1.1.1 or later): a final model with the same network.
+        """Convert a live model of the `gloro` library (1.1.1 or later) into a final model with the same network.
 
         `gloro` needs legacy Keras, which lives beside Keras 3 as `tf_keras` (`docs/how-to/import-gloro.md`). The live
         model is read by duck typing and left as it is; neither `gloro` nor `tf_keras` is imported here. As with
@@ -180,7 +180,7 @@ class GloroNet(DefendedModel):
 
     @classmethod
     def _final(cls, network: keras.Model, epsilon: float) -> GloroNet:
-        """The network defended at the radius, its bounds proven."""
+        """Return the network defended at the radius, its bounds proven."""
         model = cls(network, epsilon=epsilon)
         model.finalize()
         return model

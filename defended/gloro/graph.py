@@ -111,8 +111,8 @@ class LipschitzGraph:
         Args:
             report: filled with a line for each layer.
             at_norm: the input's norm for which the report states errors.
-            claimed: `[k]` float64, bounds that somebody says hold of `operators`: each is verified, and where it does
-                not hold, found anew.
+            claimed: `[k]` float64, bounds that somebody claims for `operators`: each is verified and, where it does not
+                hold, found anew.
 
         Raises:
             ValueError: for a layer whose weights are not finite, naming it.

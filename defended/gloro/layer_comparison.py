@@ -2,7 +2,7 @@
 
 An output is compared with the exact one at the inputs that the same evaluation gave the layer, and may differ by what
 adding up in float32 explains. The exact one (`networks.exact`) shares no code with what evaluates. Where a certificate
-does not pay for rounding, what is exact is not known of the machine: outputs may differ by `UNBUDGETED` of the largest
+does not pay for rounding, it is not known how exact the machine is: outputs may differ by `UNBUDGETED` of the largest
 entry.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -35,7 +36,7 @@ class Run(NamedTuple):
 
 
 def compare_keras_layers(graph: LipschitzGraph, x: Array, thorough: bool = True) -> Array:
-    """Exact logits `[n, m]` float64 at inputs `[n, ...]`; raises where a layer of Keras's is another function.
+    """Return the exact logits `[n, m]` float64 at inputs `[n, ...]`; raise where one of Keras's layers differs.
 
     Raises:
         ValueError: naming the layer.
@@ -48,7 +49,7 @@ def compare_keras_layers(graph: LipschitzGraph, x: Array, thorough: bool = True)
 
 
 def compare_layers(graph: LipschitzGraph, run: Run, x: Array, counted: bool) -> None:
-    """Each layer's output with the exact one at the inputs that the same evaluation gave it."""
+    """Compare each layer's output with the exact one at the inputs that the same evaluation gave it."""
     n = len(next(iter(run.values.values())))
     for step in graph.all_steps:
         inputs = [run.values[slot].astype(np.float64) for slot in step.inputs]
@@ -71,12 +72,12 @@ def compare_layers(graph: LipschitzGraph, run: Run, x: Array, counted: bool) -> 
 
 
 def _fine(value: Array) -> Array:
-    """Rows whose entries are so small that no sum of them overflows in float32."""
+    """Return which rows have entries so small that no sum of them overflows in float32."""
     return np.nan_to_num(np.abs(value.reshape(len(value), -1)).max(axis=1, initial=0.0), nan=np.inf) < 2.0**60
 
 
 def _compare_distances(step: Any, inputs: Array, found: Array, rows: Array) -> None:
-    """A layer of the user's own: its outputs must not be further apart than its rule says."""
+    """Refuse a layer of the user's own whose outputs are further apart than its rule says."""
     if step.rule.operator is not None or len(step.inputs) > 1:
         return
     factor = step.rule.bound([1.0])
@@ -92,7 +93,7 @@ def _compare_distances(step: Any, inputs: Array, found: Array, rows: Array) -> N
 
 
 def run_by_layers(graph: LipschitzGraph, x: Array) -> Run:
-    """Keras's evaluation of each layer at what the layers before it gave."""
+    """Return Keras's evaluation of each layer at what the layers before it gave."""
     found = {0: ops.convert_to_tensor(x)}
     for step in graph.all_steps:
         found[step.output] = graph.evaluate.call_layer(step.layer, [found[slot] for slot in step.inputs])
@@ -101,7 +102,7 @@ def run_by_layers(graph: LipschitzGraph, x: Array) -> Run:
 
 
 def exact_values(graph: LipschitzGraph, x: Array) -> dict[int, Array]:
-    """The certified graph in float64, slot by slot, as far as its layers are known."""
+    """Evaluate the certified graph in float64, slot by slot, as far as its layers are known."""
     values = {0: x.astype(np.float64)}
     for step in graph.all_steps:
         if all(slot in values for slot in step.inputs):
@@ -118,13 +119,13 @@ def _exact_step(step: Any, inputs: list[Array]) -> Exact | None:
         return None
 
 
-def without_warnings() -> Any:
-    """A context in which overflow, which comparisons allow for, is not warned of."""
+def without_warnings() -> np.errstate:
+    """Return a context without warnings of overflow, which comparisons allow for."""
     return np.errstate(over="ignore", invalid="ignore")
 
 
-def differs(layer: Any, how: str, apart: float, allowed: float) -> ValueError:
-    """The error for a layer whose output is further from the exact one than rounding explains."""
+def differs(layer: keras.Operation, how: str, apart: float, allowed: float) -> ValueError:
+    """Return the error for a layer whose output is further from the exact one than rounding explains."""
     return ValueError(
         f"Layer {layer.name!r} ({type(layer).__name__}), evaluated {how}, is not the function that was proven: its "
         f"output is {apart:.3g} from the exact one, where rounding explains {allowed:.3g}. Was its `call` replaced, is "

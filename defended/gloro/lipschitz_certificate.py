@@ -40,7 +40,7 @@ class LipschitzCertificate(Certificate):
         proof: the model's constants; K and the budget for rounding are added to them.
         compiled: compiles functions of the model.
         rounding: whether the certificate pays for rounding.
-        add_iterate: from a name and a start makes the variable on which the estimate of a layer's norm moves on.
+        add_iterate: makes, from a name and a start, the variable on which the estimate of a layer's norm iterates.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class LipschitzCertificate(Certificate):
         return self.find(inputs, self.logits(inputs, training=False), epsilon)
 
     def find(self, inputs: Any, logits: Any, epsilon: Any) -> Finding:
-        """`judge`, of inputs whose logits are known."""
+        """Judge inputs whose logits are known, as `judge` does."""
         first, rows, budget = self._terms(inputs, logits)
 
         def radius() -> Any:
@@ -96,14 +96,14 @@ class LipschitzCertificate(Certificate):
         return evaluate(inputs, training)
 
     def _terms(self, inputs: Any, logits: Any) -> tuple[Leader, Any, Budget]:
-        """The predicted class, its row of K and what rounding costs."""
+        """Return the predicted class, its row of K and what rounding costs."""
         first = leader(logits)
         if self.drift and not self._rounding:
             first = first._replace(top=first.top - self.drift)
         return first, self.rows(first.predicted), self._rounding_of(inputs)
 
     def rows(self, classes: Any) -> Any:
-        """Rows of K, `[batch, m]`, for classes `[batch]`."""
+        """Return the rows of K, `[batch, m]`, for classes `[batch]`."""
         return take_rows(ops.convert_to_tensor(self._constants.margin_lipschitz), classes)
 
     def _rounding_of(self, inputs: Any) -> Budget:
@@ -112,14 +112,14 @@ class LipschitzCertificate(Certificate):
         return Budget(t0 + t1 * norm, limit - norm)
 
     def _norm(self, inputs: Any) -> Any:
-        """|x|, `[batch, 1]`."""
+        """Return |x|, `[batch, 1]`."""
         x = ops.reshape(ops.stop_gradient(inputs), (-1, self.graph.input_size))
         return ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True))
 
     def covered_drift(self, inputs: Any) -> Array | None:
-        """`[n, m]`: `2 K_ij * (t0 + t1 * |x|)`, what two float32 evaluations of `y_j - y_i` at x may differ by.
+        """Return `2 K_ij * (t0 + t1 * |x|)`, `[n, m]`: how much two float32 evaluations of `y_j - y_i` at x may differ.
 
-        None where the certificate does not pay for rounding.
+        It is None where the certificate does not pay for rounding.
         """
         if not self._rounding:
             return None
@@ -127,7 +127,7 @@ class LipschitzCertificate(Certificate):
         return 2 * np.asarray(ops.convert_to_numpy(allowed), dtype=np.float64)
 
     def radius_from_scores(self, scores: Any, epsilon: Any) -> Any:
-        """`[batch]`, not negative, from scores `[batch, m + 1]`: what rounding costs is read off the score of ⊥."""
+        """Return radii `[batch]`, at least 0, from scores `[batch, m + 1]`; ⊥'s score shows what rounding costs."""
         logits = scores[:, :-1]
         rows = self.rows(predicted_class(logits))
         slack = ops.max(logits, axis=-1) - scores[:, -1]
@@ -154,8 +154,8 @@ class LipschitzCertificate(Certificate):
         iterates = [tuple(variable.shape) for variable in self.iterates]
         if shapes != iterates or graph.num_classes != self.graph.num_classes:
             raise ValueError(
-                f"The layers of {network.name!r} are others than those that were defended: trainable maps came, "
-                f"went or changed their shapes. Defend the network as it is now: GloroNet(network, epsilon=...)."
+                f"The layers of {network.name!r} are not those that were defended: trainable maps were "
+                f"added, removed or changed in shape. Defend the network as it is now: GloroNet(network, epsilon=...)."
             )
         for operator, variable in zip(graph.operators, self.iterates, strict=True):
             operator.iterate = variable

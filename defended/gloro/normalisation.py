@@ -27,7 +27,7 @@ from defended.numerics.matrix_norms import bound_norm
 
 @lipschitz_rule(layers.BatchNormalization)
 def _batch_normalization(layer: Any, shape: Shape) -> LipschitzRule:
-    """With the statistics of training, as at inference: `x -> s * x + t`, a factor and a shift for each channel."""
+    """Return the rule at inference, with the statistics of training: `x -> s * x + t`, for each channel."""
     _check_normalises_channels(layer, shape)
     scale = normalisation_scale(layer)
     return linear_rule(
@@ -85,7 +85,8 @@ def fold_normalisation(
 ) -> tuple[LipschitzRule, LipschitzRule] | None:
     """Merge the factors of a normalisation into the linear layer before it, and return the rules of both.
 
-    The norm of the scaled map is smaller than the product of the norms. None where `rule` is not one of a linear layer.
+    The norm of the scaled map is smaller than the product of the norms. The result is None where `rule` is not that of
+    a linear layer.
     """
     operator = rule.operator
     if not isinstance(operator, DenseOperator | Conv2DOperator) or rule.then is not None or rule.factor != 1.0:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def in_float64(variable: Any) -> Array:
 
 
 def without_overflow(magnitudes: Array) -> Array:
-    """Return `magnitudes`, of products that float32 forms of weights alone, if none can overflow.
+    """Return `magnitudes`, those of products that float32 forms of weights alone, if none can overflow.
 
     Raises:
         ValueError: when one is so large that a float32 result may be infinite.
@@ -207,7 +208,7 @@ class Conv2DOperator(LinearOperator):
     def _axes(self) -> tuple[Axis, Axis]:
         return axes_of(self.taps, self.input_shape[:2], self.strides, self.padding)
 
-    def dense_kernel(self, kernel: Any, xp: Any) -> Any:
+    def dense_kernel(self, kernel: Any, xp: ModuleType) -> Any:
         """Return the equivalent dense kernel `[kh, kw, c_in, c_out]`; `xp` is `keras.ops` or NumPy."""
         if self._spread is not None:
             kernel = xp.einsum("ka,lb,klio->abio", *self._spread, kernel)
@@ -283,7 +284,7 @@ _TINY = 2.0**-100
 
 
 def _norm(values: Any) -> Any:
-    """Euclidean norm that neither overflows nor underflows; its gradient is finite everywhere, 0 at 0."""
+    """Return the Euclidean norm, which neither overflows nor underflows; its gradient is finite everywhere, 0 at 0."""
     largest = ops.stop_gradient(ops.max(ops.abs(values)))
     scale = ops.where(largest > 0, largest, ops.ones_like(largest))
     return ops.sqrt(ops.maximum(ops.sum(ops.square(values / scale)), _TINY)) * ops.where(largest > 0, scale, 0.0)

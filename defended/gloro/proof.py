@@ -1,4 +1,4 @@
-"""What is proven of a network for its weights as they are, and the proof of its last step: differences of logits."""
+"""What is proven of a network for its weights as they are, and the proof's last step: differences of logits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class LayerBound(NamedTuple):
     """Class of the layer."""
     method: str
     bound: float
-    """Upper bound on its Lipschitz constant; of the last layer, on the largest distance between two columns."""
+    """Upper bound on its Lipschitz constant; for the last layer, on the largest distance between two columns."""
     slack: float
     """`bound / lower - 1`, with a lower estimate of the norm by float32 power iteration; 0 for known constants."""
     roundings: int
@@ -84,7 +84,7 @@ class Differences(NamedTuple):
     errors: tuple[Array, Array]
     """As in `Proof`."""
     terms: list[Array]
-    """Bounds on the sums of magnitudes that a logit is added up from; empty where it is the value itself."""
+    """Bounds on the sums of magnitudes from which a logit is added up; empty where it is the value itself."""
 
 
 def differences_of_entries(classes: int, constant: float, value: Evaluated) -> Differences:

@@ -43,10 +43,10 @@ def affine(constant: float = 0.0, slope: float = 0.0) -> Array:
 
 
 def blocks(channels: int, taps: int = 1) -> int:
-    """Return in how many blocks of channels an inner product is evaluated: equal ones, if nearly as few will do.
+    """Return the number of blocks of channels that an inner product is evaluated in: equal ones, if nearly as few do.
 
     Args:
-        channels: of the input; a Dense layer's features.
+        channels: those of the input; a Dense layer's features.
         taps: products for each of them in one inner product.
     """
     fewest = -(-channels // max(BLOCK // taps, 1))

@@ -154,7 +154,7 @@ class LipschitzRule:
 _RULES: dict[type, Callable[[Any, Shape], LipschitzRule]] = {}
 
 
-def exact_rule(factor: Any = 1.0, **options: Any) -> LipschitzRule:
+def exact_rule(factor: float | Callable[[], Any] = 1.0, **options: Any) -> LipschitzRule:
     """Make a rule without rounding and with value 0 at 0, unless the options say otherwise."""
     return LipschitzRule(factor, **{"offset": 0.0, "roundings": 0, **options})
 

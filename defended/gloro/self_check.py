@@ -1,4 +1,4 @@
-"""Is what evaluates what was proven? Seen on inputs, before a model counts as final.
+"""Is what is evaluated what was proven? Checked on inputs, before a model counts as final.
 
 Four evaluations are compared: Keras's own, layer by layer and as a whole; the one that verdicts use; each of them
 eagerly and compiled, on an input alone and in batches; and the certified graph in float64 (`networks.exact`), which
@@ -6,7 +6,7 @@ shares no code with them. Layer by layer, an output may differ from the exact on
 as a whole, by the proven budget for rounding. Inputs are random ones of several sizes and kinds, points where the
 predicted class changes, and points to which the difference between two evaluations was driven.
 
-Where the certificate does not pay for rounding (`rounding=False`), what is exact is not known of the machine: outputs
+Where the certificate does not pay for rounding (`rounding=False`), it is not known how exact the machine is: outputs
 may differ by `UNBUDGETED` of the largest entry.
 """
 
@@ -63,7 +63,7 @@ def check_evaluation(subject: Subject, thorough: bool = True) -> None:
 
     Args:
         subject: what is checked.
-        thorough: False spares the search for inputs that tell evaluations apart, and Keras's layers one by one.
+        thorough: False omits the search for inputs that tell evaluations apart, and Keras's layers one by one.
 
     Raises:
         ValueError: naming the first layer whose output differs, how it was evaluated, and by how much.
@@ -82,7 +82,7 @@ def check_evaluation(subject: Subject, thorough: bool = True) -> None:
 
 
 def _inputs(network: keras.Model, graph: LipschitzGraph, thorough: bool) -> Array:
-    """Float32 inputs `[n, ...]` that ought to tell evaluations apart."""
+    """Return float32 inputs `[n, ...]` that ought to tell evaluations apart."""
     shape = tuple(network.input_shape[1:])
     largest = max([math.prod(shape), *(math.prod(step.shape) for step in graph.all_steps)])
     n = int(np.clip(_ENTRIES // max(largest, 1), _FEWEST_INPUTS, _MOST_INPUTS if thorough else _FEWEST_INPUTS + 1))
@@ -99,7 +99,7 @@ def _inputs(network: keras.Model, graph: LipschitzGraph, thorough: bool) -> Arra
 
 
 def _ties(network: keras.Model, x: Array) -> Array:
-    """A point near a change of the predicted class, on the way from the first input to another one; `[0 or 1, ...]`."""
+    """Return a point near a change of the predicted class, between the first input and another one; `[0 or 1, ...]`."""
 
     def classes(points: Array) -> Array:
         return np.asarray(ops.convert_to_numpy(network(points, training=False))).argmax(axis=1)
@@ -118,7 +118,7 @@ def _ties(network: keras.Model, x: Array) -> Array:
 
 
 def _apart(network: keras.Model, graph: LipschitzGraph, x: Array) -> Array:
-    """Inputs moved to where the network's own evaluation and that of verdicts differ more."""
+    """Return inputs moved to where the network's own evaluation and that of verdicts differ more."""
     import tensorflow as tf
 
     size = np.float32(np.abs(x).max())
@@ -168,7 +168,7 @@ def _collected(how: str, graph: LipschitzGraph, evaluate: Any, x: Array, parts: 
 
 
 def _compare_with_budget(subject: Subject, run: Run, exact: dict[int, Array], x: Array) -> None:
-    """Every value with the exact one at the network's input: within the proven bound on its error."""
+    """Compare every value with the exact one at the network's input: within the proven bound on its error."""
     n = len(next(iter(run.values.values())))
     norms = np.linalg.norm(x[:n].reshape(n, -1).astype(np.float64), axis=1)
     proof, usable = subject.proof, norms < subject.proof.limit
@@ -185,7 +185,7 @@ def _compare_with_budget(subject: Subject, run: Run, exact: dict[int, Array], x:
 
 
 def _compare_wholes(subject: Subject, exact: dict[int, Array], x: Array) -> None:
-    """The whole network, eager and compiled, and the compiled verdicts, with the exact logits."""
+    """Compare the whole network, eager and compiled, and the compiled verdicts, with the exact logits."""
     network, graph, proof = subject.network, subject.graph, subject.proof
     logits, inputs = exact.get(graph.output_slot), ops.convert_to_tensor(x)
     compiled_network = subject.compiled("network", lambda batch: network(batch, training=False), of_inputs=True)
@@ -215,7 +215,7 @@ def _compare_wholes(subject: Subject, exact: dict[int, Array], x: Array) -> None
 
 
 def _compare_verdicts(subject: Subject, judged: list[Array], logits: Array, x: Array) -> None:
-    """The compiled verdicts against the logits: an answer is the largest one, by a margin that its radius needs."""
+    """Compare the compiled verdicts with the logits: an answer is the largest, by a margin that its radius needs."""
     label, _, radius = judged
     constants = subject.constants.astype(np.float64)
     for row in np.flatnonzero(label >= 0):

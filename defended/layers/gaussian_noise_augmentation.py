@@ -11,7 +11,7 @@ from defended.arguments import positive_number
 
 
 def checked_sigma(sigma: Any) -> float:
-    """`sigma` as a positive finite number; otherwise `ValueError`."""
+    """Return `sigma` as a positive finite number, or raise `ValueError`."""
     return positive_number("sigma", sigma, "in input units")
 
 
@@ -41,7 +41,7 @@ class GaussianNoiseAugmentation(keras.layers.Layer):
         self.built = True
 
     def noise_like(self, inputs: Any) -> Any:
-        """Fresh noise of the shape and type of `inputs`."""
+        """Return fresh noise of the shape and type of `inputs`."""
         if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(inputs.dtype)):
             raise ValueError(
                 f"`{type(self).__name__}` needs floating-point inputs, in the units of sigma={self.sigma:g}. "

@@ -34,7 +34,7 @@ class LiResNetBlock(keras.layers.Layer):
         residual_scale: float = 1.0,
         use_bias: bool = True,
         use_affine: bool = True,
-        kernel_initializer: Any = "glorot_uniform",
+        kernel_initializer: str | keras.initializers.Initializer = "glorot_uniform",
         **kwargs: Any,
     ):
         super().__init__(**kwargs)

@@ -50,7 +50,7 @@ def _sort_pairs(inputs: Any) -> Any:
 
 @functools.cache
 def _compiled() -> Callable[[Any], Any]:
-    """`_sort_pairs` and its gradient, each one XLA kernel, wherever the graph around them is not compiled.
+    """Return `_sort_pairs` and its gradient, each as one XLA kernel, where the graph around them is not compiled.
 
     As separate TensorFlow operations they take longer than the convolutions they stand between.
     """

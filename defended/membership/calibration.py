@@ -6,31 +6,32 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def conformal_threshold(scores: Any, false_alarm_rate: float) -> float:
-    """A threshold that a further valid input's score exceeds with probability at most `false_alarm_rate`.
+def conformal_threshold(scores: ArrayLike, false_alarm_rate: float) -> float:
+    """Return a threshold that the score of a further valid input exceeds with probability at most `false_alarm_rate`.
 
-    The k-th smallest of n scores, `k = ceil((n + 1)(1 - alpha))`: where the n inputs and the further one are
-    exchangeable (drawn independently from one distribution, for one) its score is as likely to take any place among the
-    n + 1, so it exceeds the k-th of the others with probability at most alpha; at least alpha - 1/(n + 1) without ties.
-    The probability counts the draw of the calibration inputs too: it is that of deployments, not of one threshold.
-    (Vovk, Gammerman and Shafer 2005; Papadopoulos et al. 2002.)
+    It is the k-th smallest of the n scores, `k = ceil((n + 1)(1 - alpha))`. Where the n inputs and the further one are
+    exchangeable (for example, drawn independently from one distribution), the further one's score is equally likely to
+    take each of the n + 1 places, so it exceeds the k-th of the others with probability at most alpha, and at least
+    alpha - 1/(n + 1) without ties. The draw of the calibration inputs counts in this probability too: it is that of
+    deployments, not of one threshold. (Vovk, Gammerman and Shafer 2005; Papadopoulos et al. 2002.)
 
     Args:
-        scores: `[n]`, of inputs that were used for nothing else; infinite ones count as the largest.
+        scores: `[n]`, those of inputs that were used for nothing else; infinite ones count as the largest.
         false_alarm_rate: alpha, strictly between 0 and 1.
 
     Raises:
-        ValueError: for a rate out of range, NaN, scores that are too few for the rate (`n >= 1/alpha - 1` are enough),
-            or so many infinite ones that the threshold would let everything pass.
+        ValueError: for a rate out of range, NaN, too few scores for the rate (`n >= 1/alpha - 1` are enough), or so
+            many infinite ones that the threshold would let everything pass.
     """
     scores = np.asarray(scores, np.float64)
     alpha = float(false_alarm_rate)
     if not 0 < alpha < 1:
-        raise ValueError(f"`false_alarm_rate` must lie strictly between 0 and 1, as 0.05. Received: {alpha!r}")
+        raise ValueError(f"`false_alarm_rate` must lie strictly between 0 and 1, such as 0.05. Received: {alpha!r}")
     if scores.ndim != 1 or np.isnan(scores).any():
         raise ValueError(f"`scores` must be numbers [n], none of them NaN. Received: shape {scores.shape}")
     n = len(scores)

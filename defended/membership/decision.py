@@ -3,11 +3,11 @@
 With r the model's certified radius, `own` and `other` the distances to the nearest valid input of the predicted class
 and of another one (see `Nearest`), and reach = separation - epsilon:
 
-- *by the check*: `min(r, other) > epsilon`, radius `min(r, other)`. With labels of the model's own, other >= r anyway.
+- *by the check*: `min(r, other) > epsilon`, radius `min(r, other)`. With the model's own labels, other >= r anyway.
 - *by neighbours*: `own < reach` and `other > reach` and `r > 0`. With `room = min(reach - own, other - reach, r)`,
   each of the three falls by at most t when the input moves by t, and the label holds for t < r: so for t < room the
-  input is still answered. The certified radius is r all the same: what the check alone proves of the class.
-- *adversarial*: `other <= epsilon`, two classes are in reach.
+  input is still answered. The certified radius is still r, which is what the check alone proves about the class.
+- *adversarial*: `other <= epsilon`; two classes are in reach.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Reach(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What is decided of each input; tensors `[batch]`."""
+    """The decisions on each input; tensors `[batch]`."""
 
     radius: Any
     """float32, finite, above epsilon exactly where the check answers the input."""
@@ -42,12 +42,12 @@ class Decision(NamedTuple):
     """float32, `epsilon + room` where neighbours answer; 0 elsewhere."""
     by_check: Any
     by_neighbours: Any
-    """True where only they answer."""
+    """True where only neighbours answer."""
     adversarial: Any
 
 
 def decide(radius: Any, near: Nearest, reach: Reach) -> Decision:
-    """Decide by the certified radius `[batch]` and the distances."""
+    """Decide on each input by its certified radius `[batch]` and the distances."""
     checked = ops.minimum(radius, near.other)
     by_check = checked > reach.epsilon
     neighbourly = answered_by_neighbours(radius, near, reach)
@@ -59,7 +59,7 @@ def decide(radius: Any, near: Nearest, reach: Reach) -> Decision:
 
 
 def answered_by_neighbours(radius: Any, near: Nearest, reach: Reach) -> Any:
-    """The radius of an answer by neighbours: above epsilon where there is one; 0 without them."""
+    """Return the radius of an answer by neighbours: above epsilon where there is one; 0 where there is none."""
     if not reach.accepting:
         return ops.zeros_like(radius)
     room = ops.minimum(reach.neighbours - near.own, near.other - reach.neighbours)
@@ -68,11 +68,12 @@ def answered_by_neighbours(radius: Any, near: Nearest, reach: Reach) -> Any:
 
 
 def still_answered(above_epsilon: Any, positive: Any, near: Nearest, reach: Reach) -> Any:
-    """Return within which distance an input stays answered, `[batch]`, at least 0; by the check or by neighbours.
+    """Return the distance within which an input stays answered, by the check or by neighbours, `[batch]`, at least 0.
 
     Args:
-        above_epsilon: `[batch]`, within which distance the model's radius stays above epsilon, as float32 computes it.
-        positive: `[batch]`, within which it stays positive.
+        above_epsilon: `[batch]`, the distance within which the model's radius, as float32 computes it, stays above
+            epsilon.
+        positive: `[batch]`, the distance within which it stays positive.
         near: distances to valid inputs, each of which falls by at most t when the input moves by t.
         reach: the radii of the decision.
     """
@@ -82,9 +83,9 @@ def still_answered(above_epsilon: Any, positive: Any, near: Nearest, reach: Reac
 
 
 def guarded_radii(radii: Any, near: Nearest, reach: Reach) -> Any:
-    """`decide` for each competitor: radii `[batch, m]`, of which the smallest is the input's, differentiable.
+    """Return what `decide` gives for each competitor: radii `[batch, m]`, the smallest the input's; differentiable.
 
-    The guard's radius is the larger one of two minima over the competitors; all entries are of the larger one.
+    The guard's radius is the larger of two minima over the competitors; all entries belong to the larger one.
     """
     other = near.other[:, None]
     checked = ops.minimum(radii, other)

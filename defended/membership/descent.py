@@ -1,28 +1,33 @@
-"""The search for a valid input of another class inside the ball, by descent that keeps to a score."""
+"""The search for a valid input of another class inside the ball, by descent under a bound on a score."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from defended.membership.oracle import Nearest
 
+if TYPE_CHECKING:
+    from defended.defended_model import DefendedModel
+
 _FAR = float("inf")
 _CHUNK = 8
 
 
-def descend(model: Any, oracle: Any, threshold: Any, inputs: Any, predicted: Any, radius: Any, budget: int) -> Nearest:
-    """Look for z in the ball around each input with `score(z) <= threshold` and another label than `predicted`.
+def descend(
+    model: DefendedModel, oracle: Any, threshold: Any, inputs: Any, predicted: Any, radius: Any, budget: int
+) -> Nearest:
+    """Look for z in the ball around each input with `score(z) <= threshold` and a label other than `predicted`.
 
     `minimise y_j(z) - max over i != j of y_i(z)  subject to  score(z) <= threshold, ‖z - x‖ <= radius` by the switching
     subgradient method (Polyak 1967): a step of steepest descent on the score where z is not valid, on the margin where
     it is, then the projection onto the ball. Steps shrink from `radius` to 0. Every iterate is judged, x itself first.
 
-    A search that finds nothing proves nothing; what it finds is in the ball, valid by the score, labelled otherwise.
+    A search that finds nothing proves nothing; what it finds is in the ball, valid by the score and labelled otherwise.
 
     Args:
-        model: labels by its logits; `model.norm` is `"l2"` or `"linf"`.
+        model: labels inputs by its logits; `model.norm` is `"l2"` or `"linf"`.
         oracle: a `ScoreOracle`.
         threshold: scalar.
         inputs: `[batch, *input shape]` float32.
@@ -31,8 +36,8 @@ def descend(model: Any, oracle: Any, threshold: Any, inputs: Any, predicted: Any
         budget: steps.
 
     Returns:
-        `own`: 0 where the input itself is valid, else infinite; `other`: the distance of the nearest z that was found,
-        rounded up, infinite where none was. No gradients.
+        `own`: 0 where the input itself is valid, else infinite; `other`: the distance to the nearest z that was found,
+        rounded up, infinite where none was found. Neither has gradients.
     """
     x = tf.stop_gradient(tf.convert_to_tensor(inputs, tf.float32))
     usable = tf.reduce_all(tf.math.is_finite(x), axis=_features(x))
@@ -43,9 +48,9 @@ def descend(model: Any, oracle: Any, threshold: Any, inputs: Any, predicted: Any
 
 
 def _by_chunks(x: Any, predicted: Any, search: Any) -> tuple[Any, Any]:
-    """`search(x, predicted)` in chunks of one static size.
+    """Apply `search(x, predicted)` in chunks of one static size.
 
-    With the batch unknown, TensorFlow's derivatives compute shapes at run time, by operations that ONNX does not have.
+    With an unknown batch, TensorFlow's derivatives compute shapes at run time, by operations that ONNX does not have.
     """
     count = tf.shape(x)[0]
     chunks = (count + _CHUNK - 1) // _CHUNK
@@ -70,10 +75,10 @@ def _by_chunks(x: Any, predicted: Any, search: Any) -> tuple[Any, Any]:
 
 
 def _search(model: Any, oracle: Any, threshold: Any, radius: Any, budget: int) -> Any:
-    """The search for one chunk: `(x, predicted) -> (own, other)`."""
+    """Return the search for one chunk, a function `(x, predicted) -> (own, other)`."""
 
     def judge(z: Any, own_class: Any) -> tuple[Any, Any, Any]:
-        """Whether z is valid, whether it is labelled otherwise, and the gradient to follow."""
+        """Return whether z is valid, whether it is labelled otherwise, and the gradient to follow."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(z)
             logits, features = oracle.logits_and_features(z)
@@ -82,7 +87,7 @@ def _search(model: Any, oracle: Any, threshold: Any, radius: Any, budget: int) -
         own = tf.reduce_sum(tf.where(own_class, logits, tf.zeros_like(logits)), axis=-1, keepdims=True)
         score, towards = oracle.score_gradient(features)
         valid = (score <= threshold)[:, None]
-        # One backward pass serves both: of a row, either the margin or the score is followed.
+        # One backward pass serves both: for a row, either the margin or the score is followed.
         margin = tf.cast(own_class, tf.float32) - tf.cast(rivals >= rival, tf.float32)
         seeds = [tf.where(valid, margin, tf.zeros_like(margin)), tf.where(valid, tf.zeros_like(towards), towards)]
         gradient = tape.gradient([logits, features], z, output_gradients=seeds)
@@ -122,7 +127,7 @@ def _length(values: Any) -> Any:
 
 
 def _distance(delta: Any, norm: str) -> Any:
-    """`[batch]`, above the exact one by 2^-12 at most for inputs of less than 4000 numbers."""
+    """Return the distance `[batch]`, above the exact one by at most 2^-12 for inputs of fewer than 4000 numbers."""
     if norm == "linf":
         return tf.reduce_max(tf.abs(delta), axis=_features(delta)) * (1 + 2.0**-22)
     return tf.reshape(_length(delta), [-1]) * (1 + 2.0**-22)

@@ -16,7 +16,8 @@ class FaissSearch:
     """Exact range search: faiss (`IndexFlatL2`) proposes what may be within reach, differences in float64 decide.
 
     faiss computes squared distances in float32, directly or as `‖a‖² + ‖b‖² - 2<a, b>`; the radius that it is asked for
-    is wider than the reach by the proven error of either. In the maximum norm it is the l2 ball around the cube.
+    is wider than the reach by the proven error of either. In the maximum norm it is that of the l2 ball around the
+    cube.
 
     Args:
         points: `[count, n]` float32.
@@ -42,7 +43,10 @@ class FaissSearch:
         self._index.add(points)
 
     def nearest(self, inputs: Array, labels: Array, predicted: Array, reach: float) -> tuple[Array, Array, Array]:
-        """Distances within reach; otherwise as `range_search.nearest_points`, where infinity means beyond the reach."""
+        """Search as `range_search.nearest_points` does, within reach only.
+
+        Where nothing lies within reach, `own` is infinite and `other` is the reach, rounded down.
+        """
         count = len(inputs)
         indices = np.zeros((count, 2), np.int64)
         found = np.full((count, 2), np.inf)
@@ -59,6 +63,6 @@ class FaissSearch:
                     if distances[best] <= reach:
                         indices[row, kind], found[row, kind] = near[best], distances[best]
         own, other = found[:, 0] * (1 + 2.0**-22) + SMALLEST_NORMAL, found[:, 1] * (1 - 2.0**-22)
-        # Nothing within reach: whoever is, is farther than that.
+        # Nothing was found within reach: what there is lies farther away than that.
         other = np.where(np.isinf(other), reach * (1 - 2.0**-22), other)
         return indices, own.astype(np.float32), other.astype(np.float32)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+from numpy.typing import ArrayLike
 
 from defended.arguments import one_of
 from defended.certificate import Array
@@ -24,7 +26,7 @@ _MODES = ("strict", "separated")
 
 
 def _of_the_model(name: str) -> ProvingProperty:
-    """An attribute of the model inside, as one of the guard's: there is none where the model has none."""
+    """Return a property that reads an attribute of the model inside; the guard has it only where the model does."""
     return ProvingProperty(lambda guard: getattr(guard.base, name))
 
 
@@ -33,24 +35,26 @@ class MembershipGuard(TrainingBatch, DefendedModel):
     """A defended model that looks for valid inputs around what it receives (Leino et al. 2022, section 4.2).
 
     On receiving x', the guard searches the closed ball of radius epsilon for a valid input that the model labels
-    differently. One found proves that x' is in reach of two classes: rejected for certain, with the reason
-    `"adversarial"`. Otherwise the robustness check of the model decides, as it would alone.
+    differently. One that is found proves that x' is in reach of two classes: it is rejected for certain, with the
+    reason `"adversarial"`. Otherwise the model's robustness check decides, as it would alone.
 
     **What a guard can change.** A certificate that holds leaves no differently labelled valid input in the ball. So
-    with labels of the model's own, `accept="strict"` answers exactly what the model answers, and tells of a rejection
-    whether it is certainly in reach of two classes. With given classes (`StoredPoints(x, y)`) it also rejects answers
-    that contradict a stored point within epsilon.
+    with the model's own labels, `accept="strict"` answers exactly what the model answers, and says of each rejected
+    input whether it is certainly in reach of two classes. With given classes (`StoredPoints(x, y)`) it also rejects
+    answers that contradict a stored point within epsilon.
 
     **Answering more.** `accept="separated"` also answers, with the model's label, an input that the check rejects, when
-    a stored point of that label lies within `reach = separation - epsilon`, and none of another. Under the assumption
-    that valid inputs of different classes lie more than `separation` apart, whether stored or not, the answer is the
-    class of the valid input that x' was made from, as both lie within `separation` of the stored point. That the
-    stored points keep the distance is checked by every `finalize()`, on all pairs; of inputs that are not stored it
-    stays an assumption, and `certificate_assumptions` says so. A score cannot do this: not finding is no proof.
+    a stored point of that label lies within `reach = separation - epsilon`, and none of another label. Under the
+    assumption that valid inputs of different classes lie more than `separation` apart, whether stored or not, the
+    answer is the class of the valid input that x' was made from, since both lie within `separation` of the stored
+    point. Every `finalize()` checks, on all pairs, that the stored points keep this distance; for inputs that are not
+    stored it stays an assumption, and `certificate_assumptions` says so. A score cannot do this: to find nothing is no
+    proof.
 
-    `certified_radius` is in any case what the own certificate proves: within it the class does not change. For an input
-    that only its neighbours answer it is at most epsilon. How far such an input may move and still be answered so is
-    told apart: `neighbour_radius` is epsilon plus that distance, and 0 elsewhere. `availability_radius` has both.
+    `certified_radius` is in any case what the certificate itself proves: within it the class does not change. For an
+    input that only neighbours answer, it is at most epsilon. How far such an input may move and still be answered by
+    them is reported separately: `neighbour_radius` is epsilon plus that distance, and 0 elsewhere.
+    `availability_radius` covers both.
 
     The guard falls back to the check, never to an answer: while nothing is proven (`is_final`), where no valid input is
     near, and where the search did not end.
@@ -58,14 +62,14 @@ class MembershipGuard(TrainingBatch, DefendedModel):
     Args:
         model: a `DefendedModel` whose verdicts are not drawn at random; its norm and epsilon are the guard's.
         oracle: a `MembershipOracle`, such as `StoredPoints(x_train)`.
-        budget: steps of the search, at least 1: of a descent for a score; a search of points is one step.
+        budget: steps of the search, at least 1: those of a descent for a score; a search of points is one step.
         accept: `"strict"` or `"separated"`.
-        separation: for `"separated"`: the distance, in input units, that valid inputs of different classes keep; at
-            least `2 epsilon`. None for hardly more (a thousandth) than that.
+        separation: for `"separated"`: the distance, in input units, that valid inputs of different classes keep; more
+            than `2 epsilon`. None for slightly more (a thousandth) than that.
 
     Raises:
-        TypeError: for a model that is not defended, draws its verdicts or is a guard itself, or an oracle that is none.
-        ValueError: for a budget of 0, a separation below 2 epsilon, an oracle of other shapes, classes or another norm.
+        TypeError: for a model that is not defended, draws its verdicts or is a guard, or an oracle of another type.
+        ValueError: for a budget below 1, a separation of at most 2 epsilon, an oracle of other shapes, classes or norm.
         RuntimeError: when Keras does not run on TensorFlow.
 
     Example:
@@ -116,7 +120,7 @@ class MembershipGuard(TrainingBatch, DefendedModel):
     def _inside(self) -> tuple[DefendedModel, ...]:
         return (self.base,)
 
-    # What losses, metrics and reports ask of the model inside, where it has it.
+    # What losses, metrics and reports read from the model inside, where it has it.
     lipschitz_rows = _of_the_model("lipschitz_rows")
     margin_lipschitz = _of_the_model("margin_lipschitz")
     certificate_report = _of_the_model("certificate_report")
@@ -134,7 +138,7 @@ class MembershipGuard(TrainingBatch, DefendedModel):
         With `accept="separated"`, a larger one needs `finalize()`, which checks the separation that it assumes.
 
         Raises:
-            ValueError: when assigned more than half of the separation.
+            ValueError: when assigned half of the separation or more.
         """
         return self._settings.epsilon
 
@@ -157,8 +161,10 @@ class MembershipGuard(TrainingBatch, DefendedModel):
 
     # Verdicts.
 
-    def reasons(self, x: Any, batch_size: int | None = None) -> Array:
-        """Why each input `[n, *input shape]` was answered or rejected: `[n]` of `REASONS`; batches as in `verdicts`."""
+    def reasons(self, x: ArrayLike, batch_size: int | None = None) -> Array:
+        """Return why each input `[n, *input shape]` was answered or rejected: `[n]` of `REASONS`; batches are as in
+        `verdicts`.
+        """
         x, batch_size = self._checked_inputs(x), self._batch_size(batch_size)
         self.ensure_proven()
         reason = self._compiled("reasons", lambda batch: self._outputs(batch)["reason"])
@@ -169,7 +175,7 @@ class MembershipGuard(TrainingBatch, DefendedModel):
         return np.array(REASONS)[np.concatenate([np.zeros(0, np.int64), *parts])]
 
     def deployed(self, inputs: Any) -> dict[str, Any]:
-        """As `DefendedModel.deployed`; `reason` is an int32 index into `REASONS`.
+        """Return what `DefendedModel.deployed` does; `reason` is an int32 index into `REASONS`.
 
         Raises:
             RuntimeError: when the model is not final, or its oracle searches outside of the graph.
@@ -182,7 +188,7 @@ class MembershipGuard(TrainingBatch, DefendedModel):
         return super().deployed(inputs)
 
     def answering_radii(self, inputs: Any) -> Any:
-        """`[batch, m]`: as `competitor_radii`, with what neighbours answer: for attacks, which descend it."""
+        """Return radii `[batch, m]` like `competitor_radii`, answers by neighbours included; attacks descend them."""
 
         def radii(part: Any) -> Any:
             epsilon = ops.convert_to_tensor(self.epsilon)
@@ -191,12 +197,12 @@ class MembershipGuard(TrainingBatch, DefendedModel):
         return self._at_entry("answering radii", radii, inputs)
 
     def availability_radius(self, inputs: Any) -> Any:
-        """`[batch]` float32: no perturbation of smaller norm can force ⊥, by the certificate or by neighbours."""
+        """Return the norm below which no perturbation can force ⊥, by certificate or neighbours, `[batch]` float32."""
         return super().availability_radius(inputs)
 
     def neighbour_radius(self, inputs: Any) -> Any:
-        """`[batch]` float32: where stored neighbours answer, epsilon plus the distance by which an input may move and
-        still be answered by them; 0 elsewhere. The answer rests on the separation that is assumed of valid inputs.
+        """Return, where stored neighbours answer, epsilon plus the distance by which an input may move and still be
+        answered by them, `[batch]` float32; 0 elsewhere. Such answers rest on the separation assumed of valid inputs.
         """
 
         def found(part: Any) -> Any:
@@ -206,17 +212,17 @@ class MembershipGuard(TrainingBatch, DefendedModel):
         return self._at_entry("neighbours", found, inputs)
 
     def radius_from_scores(self, scores: Any) -> Any:
-        """The certified radius of the robustness check alone, `[batch]`, from scores `[batch, m + 1]`."""
+        """Return the certified radius of the robustness check alone, `[batch]`, from scores `[batch, m + 1]`."""
         return self.base.radius_from_scores(scores)
 
     def undefended_logits(self, inputs: Any) -> Any:
-        """`[batch, m]`: the network's logits at the inputs themselves, in inference mode."""
+        """Return the network's logits `[batch, m]` at the inputs themselves, in inference mode."""
         return self.base.undefended_logits(inputs)
 
     # Training is the model's: the guard enters at run time.
 
     def _batches(self) -> dict[int, Any]:
-        # What losses and metrics ask of the model inside, it answers of the guard's batch.
+        # Where losses and metrics ask the model inside, it answers for the guard's batch.
         return self.base._batches() if isinstance(self.base, TrainingBatch) else super()._batches()
 
     # The certificate's state.
@@ -225,14 +231,14 @@ class MembershipGuard(TrainingBatch, DefendedModel):
         """Prove the model's bounds, label the oracle's points or calibrate its score, and check the separation.
 
         Raises:
-            ValueError: when stored points of different classes lie closer than the separation that is assumed: how
-                many pairs, and the largest epsilon that holds.
+            ValueError: when stored points of different classes lie closer than the separation that is assumed; it
+                says how many pairs do, and the largest epsilon that holds.
         """
         super().finalize()
 
     @property
     def certificate_method(self) -> str:  # type: ignore[override]
-        """The model's, and the oracle."""
+        """The model's method, and the oracle."""
         how = (
             f"valid inputs of another class within epsilon are looked for ({self.oracle.describe()}); none found, the "
             f"robustness check decides"
@@ -243,7 +249,7 @@ class MembershipGuard(TrainingBatch, DefendedModel):
 
     @property
     def certificate_assumptions(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The model's, and what answers by neighbours rest on."""
+        """The model's assumptions, and those that answers by neighbours rest on."""
         if self.accept != "separated":
             return tuple(self.base.certificate_assumptions)
         return (
@@ -265,7 +271,7 @@ class MembershipGuard(TrainingBatch, DefendedModel):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> MembershipGuard:
+    def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> MembershipGuard:
         config = dict(config)
         parts = {
             name: keras.saving.deserialize_keras_object(config.pop(name), custom_objects=custom_objects)

@@ -15,12 +15,12 @@ from defended.membership.decision import Reach, decide, guarded_radii, still_ans
 from defended.membership.oracle import MembershipOracle, Nearest
 from defended.settings import ProvenConstants
 
-# Of the separation of classes, beyond 2 epsilon: so that a point on the ball's surface is found in any arithmetic.
+# The separation of classes exceeds 2 epsilon by this share: a point on the ball's surface is found in any arithmetic.
 ROOM = 2.0**-10
 
 
 class GuardCertificate(Certificate):
-    """Judges by the model inside, and changes its radius by the distances to valid inputs.
+    """The certificate of the model inside, with a radius that depends on the distances to valid inputs too.
 
     Args:
         base: the model inside; the oracle labels its points by it.
@@ -28,7 +28,7 @@ class GuardCertificate(Certificate):
         oracle: where valid inputs are looked for.
         budget: steps of a search.
         accepting: whether neighbours may answer.
-        separation: that is assumed of valid inputs of different classes; None for hardly more than 2 epsilon.
+        separation: the one assumed of valid inputs of different classes; None for slightly more than 2 epsilon.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class GuardCertificate(Certificate):
     # The distances that answers by neighbours rest on.
 
     def reach(self, epsilon: Any) -> Any:
-        """How far away a stored point may be and still answer."""
+        """Return how far away a stored point may be and still answer."""
         return epsilon * (1 + 2 * ROOM) if self._separation is None else self._separation - epsilon
 
     def assumed(self) -> float:
-        """The separation that answers by neighbours rest on, rounded up."""
+        """Return the separation that answers by neighbours rest on, rounded up."""
         epsilon = ops.convert_to_tensor(self._base.epsilon)
         return (_number(self.reach(epsilon)) + _number(epsilon)) * (1 + 2.0**-18)
 
@@ -115,7 +115,7 @@ class GuardCertificate(Certificate):
         return self._guarded_radii(inputs, epsilon, accepting=False)
 
     def answering_radii(self, inputs: Any, epsilon: Any) -> Any:
-        """`[batch, m]`: as `competitor_radii`, with what neighbours answer."""
+        """Return radii `[batch, m]` like `competitor_radii`, answers by neighbours included."""
         return self._guarded_radii(inputs, epsilon, accepting=self._accepting)
 
     def _guarded_radii(self, inputs: Any, epsilon: Any, accepting: bool) -> Any:
@@ -131,7 +131,7 @@ class GuardCertificate(Certificate):
         return self.inner.logits(inputs, training)
 
     def covered_drift(self, inputs: Any) -> Array | None:
-        """The model's: neighbours answer only where its radius is positive, so its label stands too."""
+        """Return the model's: neighbours answer only where its radius is positive, so its label stands too."""
         return self.inner.covered_drift(inputs)
 
     # Training is the model's: the guard enters at run time.
@@ -159,12 +159,12 @@ class GuardCertificate(Certificate):
         self._base._check(thorough)
 
     def holds(self) -> bool:
-        """Whether the stored points were seen to keep the separation that epsilon needs now."""
+        """Return whether the stored points were found to keep the separation that epsilon needs now."""
         return not self._accepting or self.assumed() <= _number(self._constants.checked_separation)
 
     @property
     def variables(self) -> Sequence[Any]:
-        """The oracle's."""
+        """The oracle's variables."""
         return self._oracle.variables
 
     def identity(self) -> list[Any]:

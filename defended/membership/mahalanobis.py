@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 from keras import ops
+from numpy.typing import ArrayLike
 
 from defended.membership.oracle import Array, class_numbers
 from defended.membership.scores import ScoreOracle
 
+if TYPE_CHECKING:
+    from defended.defended_model import DefendedModel
+
 
 @keras.saving.register_keras_serializable(package="defended")
 class MahalanobisScore(ScoreOracle):
-    """`min over c of (f - mu_c)ᵀ S^-1 (f - mu_c)` for features f: class-conditional Gaussians of one covariance S.
+    """`min over c of (f - mu_c)ᵀ S^-1 (f - mu_c)` for features f: class-conditional Gaussians with one covariance S.
 
     S is estimated from the features less their class means, shrunk towards a multiple of the identity by Ledoit and
     Wolf's (2004) intensity, so that it can be inverted however few inputs there are.
 
     Args:
         x: `[n, *input shape]`, valid inputs, at least two.
-        y: `[n]` their classes.
+        y: `[n]`, their classes.
         calibration: `[k, *input shape]`, valid inputs not seen before.
         **options: as for `ScoreOracle`: `false_alarm_rate`, `layer`, `threshold`.
     """
 
-    def __init__(self, x: Any, y: Any, calibration: Any, **options: Any):
+    def __init__(self, x: ArrayLike, y: ArrayLike, calibration: ArrayLike, **options: Any):
         super().__init__(x, calibration, **options)
         self._aside.classes = class_numbers("y", y, self.shape[0])
         if self.shape[0] < 2:
             raise ValueError("`x` must hold at least two points: one has no spread.")
 
-    def bind(self, model: Any) -> None:
+    def bind(self, model: DefendedModel) -> None:
         classes = getattr(self._aside, "classes", None)
         if classes is not None and classes.max() >= model.num_classes:
             raise ValueError(
@@ -73,6 +77,6 @@ class MahalanobisScore(ScoreOracle):
         apart = ops.matmul(features, whitening)[:, None] - centres[None]
         squares = ops.sum(ops.square(apart), axis=-1) + missing[None]
         score = ops.min(squares, axis=-1)
-        # In a tie of classes the sum of both is followed.
+        # Where classes tie, the sum of both is followed.
         nearest = ops.cast(squares <= score[:, None], "float32")
         return score, 2 * ops.matmul(ops.sum(apart * nearest[:, :, None], axis=1), ops.transpose(whitening))

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from numpy.typing import ArrayLike
 
 from defended.margins import take_rows
 from defended.membership.oracle import Array
@@ -17,7 +18,7 @@ from defended.membership.scores import ScoreOracle
 class NearestNeighbourScore(ScoreOracle):
     """Squared Euclidean distance of the features to those of the k-th nearest valid input.
 
-    Unlike in the paper, features are not divided by their length, which tells a network's inputs from others as well.
+    Unlike in the paper, features are not divided by their length, which also tells a network's inputs from others.
     The graph holds the features of all valid inputs: some thousand are enough for a score.
 
     Args:
@@ -27,7 +28,7 @@ class NearestNeighbourScore(ScoreOracle):
         **options: as for `ScoreOracle`: `false_alarm_rate`, `layer`, `threshold`.
     """
 
-    def __init__(self, x: Any, calibration: Any, k: int = 5, **options: Any):
+    def __init__(self, x: ArrayLike, calibration: ArrayLike, k: int = 5, **options: Any):
         super().__init__(x, calibration, **options)
         if isinstance(k, bool) or int(k) != k or not 1 <= k <= self.shape[0]:
             raise ValueError(
@@ -63,7 +64,7 @@ class NearestNeighbourScore(ScoreOracle):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> NearestNeighbourScore:
-        """An oracle whose score comes with the weights."""
+        """Return an oracle whose score comes with the weights."""
         config = dict(config)
         k = config.pop("k")
         oracle: NearestNeighbourScore = super().from_config(config)

@@ -1,12 +1,16 @@
-"""What an oracle of valid inputs must be able to say: the protocol between oracles and `MembershipGuard`."""
+"""What an oracle of valid inputs must provide: the protocol between oracles and `MembershipGuard`."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
+from numpy.typing import ArrayLike
+
+if TYPE_CHECKING:
+    from defended.defended_model import DefendedModel
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -17,16 +21,16 @@ class Nearest(NamedTuple):
     own: Any
     """An upper bound on the distance to the nearest valid input of the predicted class."""
     other: Any
-    """Distance to the nearest valid input of another class: of a complete search a lower bound, so that a larger value
-    proves that there is none nearer; otherwise that of one which was found."""
+    """Distance to the nearest valid input of another class: for a complete search a lower bound, so that a larger value
+    proves that there is none nearer; otherwise the distance to one that was found."""
 
 
 class MembershipOracle(keras.layers.Layer):
     """A source of valid inputs, as section 4.2 of Leino et al. (2022) asks for.
 
     It knows either *points* that are valid (`StoredPoints`), and then searches them all, or a *score* that is high
-    where an input is not valid (`MahalanobisScore`, `NearestNeighbourScore`), and then looks for a
-    valid input by descent.
+    where an input is not valid (`MahalanobisScore`, `NearestNeighbourScore`), and then looks for a valid
+    input by descent.
 
     Attributes:
         is_complete: whether a search misses nothing. Only then can `MembershipGuard` answer more than its model does.
@@ -40,33 +44,35 @@ class MembershipOracle(keras.layers.Layer):
         super().__init__(name=name, trainable=False, **kwargs)
 
     @abstractmethod
-    def bind(self, model: Any) -> None:
-        """See that the oracle fits a `DefendedModel`: its input shape, norm and classes. Otherwise `ValueError`."""
+    def bind(self, model: DefendedModel) -> None:
+        """Raise a ValueError unless the oracle fits the model: its input shape, norm and classes."""
 
     @abstractmethod
-    def prove(self, model: Any) -> None:
+    def prove(self, model: DefendedModel) -> None:
         """Compute what depends on the model's weights as they are now: labels, statistics, a threshold."""
 
     @abstractmethod
-    def nearest(self, model: Any, inputs: Any, predicted: Any, radius: Any, reach: Any, budget: int) -> Nearest:
+    def nearest(
+        self, model: DefendedModel, inputs: Any, predicted: Any, radius: Any, reach: Any, budget: int
+    ) -> Nearest:
         """Search around inputs `[batch, *input shape]`, in the graph.
 
         Args:
-            model: the `DefendedModel` whose labels count.
-            inputs: finite or not; what is said of inputs that are not finite is never used.
+            model: the one whose labels count.
+            inputs: finite or not; what is returned for inputs that are not finite is never used.
             predicted: `[batch]` int32, the class that the model gives each input.
             radius: scalar, the ball that a valid input of another class is looked for in.
-            reach: scalar, at least `radius`: up to there distances matter.
+            reach: scalar, at least `radius`: the distance up to which distances matter.
             budget: steps of a descent; a search of points is one step.
         """
 
     def describe(self) -> str:
-        """What the oracle knows, in the words of a manifest."""
+        """Return what the oracle knows, in words for a manifest."""
         return type(self).__name__
 
 
-def finite_points(name: str, x: Any, domain: tuple[float, float] | None = None) -> Array:
-    """`x` as a float32 array `[n, ...]` of at least one finite point inside the domain; otherwise `ValueError`."""
+def finite_points(name: str, x: ArrayLike, domain: tuple[float, float] | None = None) -> Array:
+    """Return `x` as a float32 array `[n, ...]` of one or more finite points in the domain, or raise a ValueError."""
     x = np.asarray(x)
     if x.ndim < 2 or not len(x):
         raise ValueError(
@@ -90,8 +96,8 @@ def finite_points(name: str, x: Any, domain: tuple[float, float] | None = None) 
     return x
 
 
-def class_numbers(name: str, y: Any, n: int) -> Array:
-    """`y` as `[n]` int32 class numbers; otherwise `ValueError`."""
+def class_numbers(name: str, y: ArrayLike, n: int) -> Array:
+    """Return `y` as `[n]` int32 class numbers, or raise a ValueError."""
     y = np.asarray(y)
     if y.shape != (n,) or y.dtype.kind not in "iu" or y.min() < 0:
         raise ValueError(
@@ -101,8 +107,8 @@ def class_numbers(name: str, y: Any, n: int) -> Array:
     return y.astype(np.int32)
 
 
-def same_shape(name: str, shape: tuple[int, ...], model: Any) -> None:
-    """`ValueError` unless points of `shape` are inputs of the model."""
+def same_shape(name: str, shape: tuple[int, ...], model: DefendedModel) -> None:
+    """Raise a ValueError unless points of `shape` are inputs of the model."""
     expected = tuple(model.input_shape[1:])
     if tuple(shape) != expected:
         raise ValueError(

@@ -2,8 +2,7 @@
 
 **Euclidean.** `‖a‖² + ‖b‖² - 2<a, b>` over blocks of points, in float64. Products of float32 numbers are exact there,
 so only sums round, and the error is at most `2 γ (‖a‖² + ‖b‖²)`, γ = nu / (1 - nu), u = 2^-53, in any order of
-summation;
-twice that is subtracted. A point at distance d is therefore reported at d or less, and never below
+summation; twice that is subtracted. A point at distance d is therefore reported at d or less, and never below
 `sqrt(d² - 8 γ (‖a‖² + ‖b‖²))`: for images in [0, 1] of 784 pixels that is `d - 1e-9 / d` at most.
 
 **Maximum norm.** Differences in float32, block by block: one rounding each, and the maximum adds none.
@@ -21,13 +20,13 @@ import tensorflow as tf
 from defended.numerics import float64
 from defended.numerics.float32 import SMALLEST_NORMAL
 
-_BLOCK = 8192  # points whose distances are there at a time
+_BLOCK = 8192  # points whose distances are held at a time
 _NUMBERS = 2**14  # coordinates of points that are subtracted at a time, for each input
 _WIDER, _NARROWER = 1.0 + 2.0**-22, 1.0 - 2.0**-22
 
 
 def nearest_points(inputs: Any, points: Any, labels: Any, predicted: Any, norm: str) -> tuple[Any, Any, Any]:
-    """Distances and indices of the nearest points.
+    """Return the indices of the nearest points and the distances to them.
 
     Args:
         inputs: `[batch, n]` float32.
@@ -51,7 +50,7 @@ def nearest_points(inputs: Any, points: Any, labels: Any, predicted: Any, norm: 
 
 
 def distance(inputs: Any, points: Any, norm: str) -> Any:
-    """`[batch]` float32 distances of rows, by direct differences, within 2^-22 relative; differentiable."""
+    """Return distances of rows, `[batch]` float32, by direct differences, within 2^-22 relative; differentiable."""
     if norm == "linf":
         return tf.reduce_max(tf.abs(inputs - points), axis=-1)
     # Exact in float64 but for the sum; its smallest positive value keeps the root's derivative finite.
@@ -60,7 +59,7 @@ def distance(inputs: Any, points: Any, norm: str) -> Any:
 
 
 def with_gradient(bound: Any, inputs: Any, points: Any, norm: str) -> Any:
-    """`bound` to the bit, with the gradient of the distance to `points`."""
+    """Return `bound`, to the bit, with the gradient of the distance to `points`."""
     found = distance(inputs, points, norm)
     usable = tf.math.is_finite(bound) & tf.math.is_finite(found)
     return tf.where(usable, tf.stop_gradient(bound) + (found - tf.stop_gradient(found)), tf.stop_gradient(bound))
@@ -109,7 +108,7 @@ def _nothing(inputs: Any, dtype: Any) -> tuple[Any, ...]:
 
 
 def _better(best: tuple[Any, ...], lower: Any, mine: Any, first: Any) -> tuple[Any, ...]:
-    """The nearest of those before and of one more block, for both kinds."""
+    """Return the nearest of those before and of one more block, for both kinds."""
     far = tf.constant(float("inf"), lower.dtype)
     kept = []
     for (index, value), chosen in zip((best[:2], best[2:]), (mine, tf.logical_not(mine)), strict=True):

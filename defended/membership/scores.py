@@ -1,33 +1,37 @@
-"""What oracles by a score share: features, a calibrated threshold, and the search for a valid input by descent."""
+"""What score oracles share: features, a calibrated threshold, and the search for a valid input by descent."""
 
 from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 from keras import ops
+from numpy.typing import ArrayLike
 
 from defended.membership.calibration import conformal_threshold
 from defended.membership.oracle import Array, MembershipOracle, Nearest, finite_points, same_shape
 from defended.networks.identity import digest_of_settings, digest_of_values
+
+if TYPE_CHECKING:
+    from defended.defended_model import DefendedModel
 
 INPUT = "input"
 _BATCH = 512
 
 
 class ScoreOracle(MembershipOracle):
-    """An oracle that takes an input for valid when its score is at most a threshold.
+    """An oracle that takes an input to be valid when its score is at most a threshold.
 
-    The threshold is calibrated on held-out inputs: of further valid inputs, at most a share `false_alarm_rate` is taken
-    for invalid (`conformal_threshold`; on average over draws of the calibration inputs). Nothing is known of invalid
-    ones: how many of those pass is a matter of measurement.
+    The threshold is calibrated on held-out inputs: at most a share `false_alarm_rate` of further valid inputs is taken
+    to be invalid (`conformal_threshold`; on average over draws of the calibration inputs). Nothing is known about
+    invalid ones: how many of them pass has to be measured.
 
-    The score reads the network's features, so it is computed anew, from the data given here, by every `finalize()` that
-    finds other weights. The data themselves are not saved with a model.
+    The score reads the network's features, so every `finalize()` that finds other weights computes it anew, from the
+    data given here. The data themselves are not saved with a model.
 
     Args:
         x: `[n, *input shape]`, valid inputs.
@@ -40,8 +44,8 @@ class ScoreOracle(MembershipOracle):
 
     def __init__(
         self,
-        x: Any,
-        calibration: Any,
+        x: ArrayLike,
+        calibration: ArrayLike,
         *,
         false_alarm_rate: float = 0.05,
         layer: str | None = None,
@@ -90,7 +94,7 @@ class ScoreOracle(MembershipOracle):
 
     @property
     def threshold(self) -> float:
-        """The largest score of an input that is taken for valid."""
+        """The largest score of an input that is taken to be valid."""
         return float(ops.convert_to_numpy(self._threshold))
 
     @property
@@ -98,7 +102,7 @@ class ScoreOracle(MembershipOracle):
         """The share of the calibration inputs whose score is above the threshold."""
         return float(ops.convert_to_numpy(self._observed_rate))
 
-    def bind(self, model: Any) -> None:
+    def bind(self, model: DefendedModel) -> None:
         same_shape("x", self.shape[1:], model)
         if self._aside.features is None:
             self._aside.features = feature_extractor(model.network, self.layer)
@@ -111,39 +115,39 @@ class ScoreOracle(MembershipOracle):
 
     @abstractmethod
     def score_gradient(self, features: Any) -> tuple[Any, Any]:
-        """Scores `[batch]` float32 of features `[batch, d]`, the higher the less valid, and the gradient `[batch, d]`.
+        """Score features `[batch, d]`: return `[batch]` float32, higher if less valid, and gradients `[batch, d]`.
 
-        Written out, since the derivatives that TensorFlow makes of sums and minima do not convert to ONNX.
+        Gradients are written out: the derivatives that TensorFlow makes of sums and minima do not convert to ONNX.
         """
 
     def logits_and_features(self, inputs: Any) -> tuple[Any, Any]:
-        """The network's logits `[batch, m]` and what is scored, in one evaluation."""
+        """Return the network's logits `[batch, m]` and the features that are scored, in one evaluation."""
         logits, features = self._aside.both(inputs, training=False)
         return logits, ops.reshape(features, (-1, int(np.prod(features.shape[1:]))))
 
     def features(self, inputs: Any) -> Any:
-        """`[batch, d]`, what is scored."""
+        """Return the features that are scored, `[batch, d]`."""
         features = self._aside.features(inputs, training=False)
         return ops.reshape(features, (-1, int(np.prod(features.shape[1:]))))
 
     def score(self, inputs: Any) -> Any:
-        """`[batch]` float32: above `threshold` where an input is not taken for valid."""
+        """Return scores `[batch]` float32, above `threshold` where an input is not taken to be valid."""
         return self.score_gradient(self.features(ops.convert_to_tensor(inputs)))[0]
 
     def excess(self, inputs: Any) -> Any:
-        """`[batch]` float32, differentiable: by how much the score is above the threshold, as a share of that.
+        """Return how far the score is above the threshold, as a share of that, `[batch]` float32; differentiable.
 
-        Positive where an input is not taken for valid: what an attack must keep from, see `attacks.EvasiveDescent`.
+        Positive values mark inputs that are not taken to be valid; an attack must avoid them: `attacks.EvasiveDescent`.
         """
         threshold = ops.convert_to_tensor(self._threshold)
         return (self.score(inputs) - threshold) / ops.maximum(ops.abs(threshold), 2.0**-100)
 
-    def prove(self, model: Any) -> None:
-        """Make the score and its threshold for the network as it is now.
+    def prove(self, model: DefendedModel) -> None:
+        """Compute the score and its threshold for the network as it is now.
 
         Raises:
             ValueError: when the data were not saved with the model and the weights are others, when features are not
-                finite, or when a threshold would take every calibration input for invalid.
+                finite, or when a threshold would take every calibration input to be invalid.
         """
         parts = (digest_of_settings(model.network), digest_of_values(model.network.variables))
         digest = np.frombuffer(hashlib.sha256(b"".join(parts)).digest(), np.int32)
@@ -177,7 +181,7 @@ class ScoreOracle(MembershipOracle):
         self._made_for.assign(digest)
 
     def load_own_variables(self, store: Any) -> None:
-        """Keras's hook; files of earlier versions keep one number where there are eight now."""
+        """Load the variables, as Keras asks; files of earlier versions hold one number where there are eight now."""
         own = [*self._trainable_variables, *self._non_trainable_variables]
         index = str(next(i for i, variable in enumerate(own) if variable is self._made_for))
         self._aside.is_of_earlier_version = index in store.keys() and np.shape(store[index]) == ()  # noqa: SIM118
@@ -195,7 +199,9 @@ class ScoreOracle(MembershipOracle):
         parts = [compiled(tf.constant(x[i : i + _BATCH])).numpy() for i in range(0, len(x), _BATCH)]
         return np.concatenate(parts)
 
-    def nearest(self, model: Any, inputs: Any, predicted: Any, radius: Any, reach: Any, budget: int) -> Nearest:
+    def nearest(
+        self, model: DefendedModel, inputs: Any, predicted: Any, radius: Any, reach: Any, budget: int
+    ) -> Nearest:
         from defended.membership.descent import descend
 
         threshold = ops.convert_to_tensor(self._threshold)
@@ -215,7 +221,7 @@ class ScoreOracle(MembershipOracle):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
-        """An oracle whose score comes with the weights; its data were not saved."""
+        """Return an oracle whose score comes with the weights; its data were not saved."""
         config = dict(config)
         oracle = cls.__new__(cls)
         MembershipOracle.__init__(oracle, name=config["name"])
@@ -223,11 +229,11 @@ class ScoreOracle(MembershipOracle):
         return oracle
 
 
-def feature_extractor(network: Any, layer: str | None) -> keras.Model:
-    """The network up to a layer: to what the last Dense layer reads, where none is named.
+def feature_extractor(network: keras.Model, layer: str | None) -> keras.Model:
+    """Return the network up to a layer or, where none is named, up to what the last Dense layer reads.
 
     Raises:
-        ValueError: for a layer that the network does not have, or one without Dense layers and no name.
+        ValueError: for a layer that the network does not have, or no name and a network without Dense layers.
     """
     if layer == INPUT:
         return keras.Model(network.inputs, keras.layers.Identity()(network.inputs[0]))

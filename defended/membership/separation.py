@@ -1,4 +1,4 @@
-"""How far apart points of different classes lie: the assumption of answering by neighbours, checked on what is held."""
+"""How far apart points of different classes lie: the assumption of answers by neighbours, checked on given points."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def close_pairs(points: Array, labels: Array, radius: float, norm: str) -> Separ
 
 
 def measured(a: Array, b: Array, norm: str) -> Array:
-    """Distances of rows `[k]` float64, by direct differences in float64."""
+    """Return the distances between rows, `[k]` float64, by direct differences in float64."""
     delta = np.abs(a.astype(np.float64) - b.astype(np.float64))
     return np.sqrt(np.square(delta).sum(axis=1)) if norm == "l2" else delta.max(axis=1, initial=0.0)
 
 
 def _blocks(labels: Array) -> Iterator[tuple[slice, slice]]:
-    """Blocks of all pairs of two classes, each pair once: the points of a class with those of later ones."""
+    """Yield blocks of all pairs of two classes, each pair once: the points of a class with those of later ones."""
     ends = np.flatnonzero(np.diff(labels)) + 1
     starts = np.concatenate([[0], ends])
     for begin, end in zip(starts[: len(ends)], ends, strict=True):

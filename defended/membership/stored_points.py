@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 from keras import ops
+from numpy.typing import ArrayLike
 
 from defended.margins import predicted_class
 from defended.membership.faiss_search import FaissSearch
 from defended.membership.oracle import MembershipOracle, Nearest, class_numbers, finite_points, same_shape
 from defended.membership.separation import Separation, close_pairs
 
+if TYPE_CHECKING:
+    from defended.defended_model import DefendedModel
+
 IN_GRAPH = 2**26
-"""Numbers that a graph holds at most, 256 MiB: 85,000 images of 28 x 28. More points are searched by faiss."""
+"""The most numbers that a graph holds, 256 MiB: 85,000 images of 28 x 28. More points are searched by faiss."""
 
 
 @keras.saving.register_keras_serializable(package="defended")
@@ -27,26 +31,26 @@ class StoredPoints(MembershipOracle):
     (`defended.membership.range_search`).
     It errs outwards for points of another class than the predicted one, and inwards for those of the same.
 
-    Up to `IN_GRAPH` numbers the search is part of the graph and of its exports. Larger stores are searched by faiss,
-    proposals checked in float64, in Python only.
+    Up to `IN_GRAPH` numbers the search is part of the graph and of its exports. Larger stores are searched by faiss, in
+    Python only, and its proposals are checked in float64.
 
     Args:
         x: `[n, *input shape]`, n >= 1, finite and inside the domain. The points are saved with the model.
-        y: `[n]` their true classes; None takes the model's own labels, found anew by every `finalize()`.
+        y: `[n]`, their true classes; None takes the model's own labels, found anew by every `finalize()`.
         domain: where valid inputs lie, `(low, high)`; None for anywhere.
         max_in_graph: numbers up to which the search is in the graph.
 
     Raises:
         ValueError: for no points, NaN or infinity, points outside the domain, labels of another length.
-        ImportError: for more than a graph should hold, without faiss.
+        ImportError: for more numbers than a graph should hold, without faiss.
     """
 
     is_complete = True
 
     def __init__(
         self,
-        x: Any,
-        y: Any = None,
+        x: ArrayLike,
+        y: ArrayLike | None = None,
         *,
         domain: tuple[float, float] | None = (0.0, 1.0),
         max_in_graph: int = IN_GRAPH,
@@ -78,7 +82,7 @@ class StoredPoints(MembershipOracle):
     def __len__(self) -> int:
         return self.shape[0]
 
-    def bind(self, model: Any) -> None:
+    def bind(self, model: DefendedModel) -> None:
         same_shape("x", self.shape[1:], model)
         largest = int(ops.convert_to_numpy(self.labels).max())
         if self.has_labels and largest >= model.num_classes:
@@ -88,7 +92,7 @@ class StoredPoints(MembershipOracle):
         if not self.in_graph:
             self._faiss(model.norm)
 
-    def prove(self, model: Any) -> None:
+    def prove(self, model: DefendedModel) -> None:
         """Label the points by the model, unless their classes were given.
 
         Raises:
@@ -114,7 +118,9 @@ class StoredPoints(MembershipOracle):
             )
         self.labels.assign(labels)
 
-    def nearest(self, model: Any, inputs: Any, predicted: Any, radius: Any, reach: Any, budget: int) -> Nearest:
+    def nearest(
+        self, model: DefendedModel, inputs: Any, predicted: Any, radius: Any, reach: Any, budget: int
+    ) -> Nearest:
         import tensorflow as tf
 
         from defended.membership.range_search import nearest_points, with_gradient
@@ -137,9 +143,9 @@ class StoredPoints(MembershipOracle):
         )
 
     def separation(self, radius: float, norm: str) -> Separation:
-        """Pairs of stored points of different classes within `radius` of each other: all pairs, in float64.
+        """Count pairs of stored points of different classes within `radius` of each other: all pairs, in float64.
 
-        Takes time with the square of the number of points: 60,000 images of 28 x 28 some minutes.
+        The time grows with the square of the number of points: 60,000 images of 28 x 28 take some minutes.
         """
         points, labels = ops.convert_to_numpy(self.points), ops.convert_to_numpy(self.labels)
         return close_pairs(points, labels, radius, norm)
@@ -166,7 +172,7 @@ class StoredPoints(MembershipOracle):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> StoredPoints:
-        """An oracle of the same size, whose points come with the weights."""
+        """Return an oracle of the same size, whose points come with the weights."""
         config = dict(config)
         oracle = cls.__new__(cls)
         MembershipOracle.__init__(oracle, name=config["name"])

@@ -1,1 +1,1 @@
-"""What holds of a Keras network whatever defends it: its identity, its exact values, and what it is given."""
+"""What holds for a Keras network whatever defends it: its identity, its exact values, and what it is given."""

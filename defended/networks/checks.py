@@ -1,4 +1,4 @@
-"""What a network must be to be defended, and what a radius must be: refused here with the remedy."""
+"""What a network must be to be defended, and what a radius must be; all else is refused here, with the remedy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def checked_radius(epsilon: Any) -> float:
     return value
 
 
-def require_float32_policy(dtype: Any) -> str:
+def require_float32_policy(dtype: str | keras.DTypePolicy | None) -> str:
     """Return `"float32"`, or raise `ValueError` for another dtype that a defended model is asked to compute in."""
     name = getattr(dtype, "name", dtype)
     if name not in (None, "float32"):
@@ -30,7 +30,7 @@ def require_float32_policy(dtype: Any) -> str:
 
 
 def checked_network(model: Any) -> keras.Model:
-    """Return `model`, if it is a built network with one input and logits `[batch, m]` out in float32.
+    """Return `model`, if it is a built network with one input and logits `[batch, m]` as its output, in float32.
 
     Raises:
         TypeError: for anything that is not a Keras model.
@@ -95,7 +95,7 @@ def check_plain_weights(layer: layers.Layer) -> None:
 
 
 def check_channels_last(layer: layers.Layer) -> None:
-    """Refuse a layer whose channels are not its last axis, naming it: `ValueError`."""
+    """Raise `ValueError`, naming the layer, where its channels are not its last axis."""
     if getattr(layer, "data_format", "channels_last") != "channels_last":
         raise ValueError(
             f"Layer {layer.name!r} ({type(layer).__name__}) uses data_format={layer.data_format!r}. "

@@ -21,9 +21,9 @@ class Inconsistency(NamedTuple):
 
 
 def inconsistency(network: keras.Model) -> Inconsistency | None:
-    """Say how evaluations of a network differ that should be the same; None where they are.
+    """Say how evaluations of a network that should be the same differ; None where they are the same.
 
-    Compared on three random inputs are: the same batch twice, an input alone and two of them, and a compiled graph.
+    It compares, on three random inputs, the same batch twice, an input alone and two of them, and a compiled graph.
     """
     x = np.random.default_rng(0).uniform(size=(3, *network.input_shape[1:])).astype("float32")
 

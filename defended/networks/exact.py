@@ -1,9 +1,9 @@
 """What layers compute, in float64 NumPy, and how far a float32 evaluation of one layer may stray from it.
 
-Written from the layers' documentation and their weights, with nothing of a layer's own code: so a layer whose code does
-something else is found out. An entry added up of n terms, in any order, strays by at most `gamma_n` times the sum of
-their magnitudes, `gamma_n = n u / (1 - n u)`, u = 2^-24 (Higham 2002, section 3.1). Tolerances count a few operations
-more than any evaluation takes, and numbers that are flushed to zero.
+It is written from the layers' documentation and their weights, with none of a layer's own code, so a layer whose code
+does something else is found out. An entry that adds up n terms, in any order, strays by at most `gamma_n` times the sum
+of their magnitudes, `gamma_n = n u / (1 - n u)`, u = 2^-24 (Higham 2002, section 3.1). Tolerances count a few
+operations more than any evaluation takes, and numbers that are flushed to zero.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def _activated(activation: Any, argument: Exact) -> Exact:
-    """An activation of an argument that float32 computed within a tolerance."""
+    """Return an activation of an argument that float32 computed within a tolerance."""
     if isinstance(activation, keras.layers.Layer):
         rule = _RULES.get(type(activation))
         made = rule(activation, [argument.value]) if rule is not None else None

@@ -1,14 +1,13 @@
 """Tests whether a network is still the one that was proven: a digest, and a watch that costs next to nothing.
 
 The digest is SHA-256 over architecture, settings, code and weights, so that two networks that share it are the same
-network. It takes a millisecond and more. The watch remembers which objects the settings are and which buffers the
+network. It takes a millisecond or more. The watch remembers which objects the settings are and which buffers the
 weights lie in; where all of them are still the same, nothing was assigned, and the digest need not be made again.
 
 What a watch cannot see: a change inside an object that a layer holds (an entry of a list, a variable that a function
-closes over), writing into a buffer behind TensorFlow's back, and one in code that layers call, such as a function of
-Keras that was replaced. The digest sees the first
-where it is part of a layer's configuration. On a GPU, and with PyTorch, buffers tell nothing, and weights are compared
-by their digest.
+closes over), a write into a buffer behind TensorFlow's back, and a change in code that layers call, such as a function
+of Keras that was replaced. The digest sees the first where it is part of a layer's configuration. On a GPU, and with
+PyTorch, buffers say nothing, and weights are compared by their digest.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class Watch:
         self._held = [_buffer(variable) for variable in self._variables]
 
     def settings_are_untouched(self) -> bool:
-        """Whether every layer holds the very objects that it held, and runs the very methods."""
+        """Return whether every layer holds the very objects that it held, and runs the very methods that it ran."""
         try:
             return all(now == then for now, then in self._layers) and all(
                 getattr(cls, name) is method for (cls, name), method in self._methods.items()
@@ -71,7 +70,7 @@ class Watch:
             return False
 
     def values_are_untouched(self) -> bool:
-        """Whether every variable still lies in the buffer that it lay in; False where that is not known."""
+        """Return whether every variable still lies in the buffer that it lay in; False where that is not known."""
         return all(
             held is not None and _is_same(_buffer(variable), held)
             for variable, held in zip(self._variables, self._held, strict=True)
@@ -113,7 +112,7 @@ def _settings(network: keras.Model) -> Iterator[str]:
         yield f"{cls.__module__}.{cls.__qualname__} {layer.name}"
         yield from (_code(getattr(cls, name)) for name in ("call", "__call__"))
         own = vars(layer)
-        # Of Keras's layers the configuration says all; what else they hold depends on how they came about.
+        # For Keras's layers the configuration says all; what else they hold depends on how they were made.
         is_kerass = cls.__module__.split(".")[0] == "keras"
         for name in sorted(own):
             value = own[name]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from keras import ops
+from numpy.typing import ArrayLike
 
 from defended.arguments import whole_number
 
@@ -14,8 +15,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _REAL = ("float", "int", "uint", "bool", "bfloat")
 
 
-def float32_array(x: Any, name: str = "x") -> Array:
-    """Return `x` as a float32 array: of whole numbers, floats of any width, booleans, lists or tensors.
+def float32_array(x: ArrayLike, name: str = "x") -> Array:
+    """Return `x`, which may be whole numbers, floats of any width, booleans, lists or tensors, as a float32 array.
 
     Values that float32 cannot hold are rounded to nearest; a certificate is then about the rounded point.
 
@@ -35,10 +36,10 @@ def float32_array(x: Any, name: str = "x") -> Array:
 
 
 def float32_tensor(x: Any, name: str = "inputs") -> Any:
-    """Return `x` as a float32 tensor: of tensors (symbolic ones too) and of whatever `float32_array` takes.
+    """Return `x`, a tensor (symbolic ones too) or whatever `float32_array` takes, as a float32 tensor.
 
     Raises:
-        TypeError: as `float32_array`.
+        TypeError: as for `float32_array`.
     """
     if not (ops.is_tensor(x) or hasattr(x, "_keras_history")):
         return ops.convert_to_tensor(float32_array(x, name))

@@ -24,5 +24,5 @@ LINEAR = (None, activations.linear)
 
 
 def is_plain_convolution(layer: layers.Layer) -> bool:
-    """Whether the layer is a convolution of one group, channels last: `activation(kernel * x + bias)`."""
+    """Return whether the layer is a convolution of one group, channels last: `activation(kernel * x + bias)`."""
     return type(layer) is layers.Conv2D and layer.groups == 1 and layer.data_format == "channels_last"

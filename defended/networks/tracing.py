@@ -20,9 +20,9 @@ class Step:
     inputs: tuple[int, ...]
     output: int
     input_shapes: tuple[Shape, ...]
-    """Without the batch axis, as all shapes."""
+    """Without the batch axis, like all shapes."""
     shape: Shape
-    """Of the output."""
+    """The shape of the output."""
 
 
 class Trace(NamedTuple):
@@ -73,7 +73,7 @@ def _append(steps: list[Step], network: Any, source: int) -> int:
 
 
 def _check_is_graph(network: Any) -> None:
-    """Refuse a model whose `call` may do something else than its graph of layers says, or with several outputs."""
+    """Refuse a model whose `call` may do something other than its graph of layers says, or with several outputs."""
     tensor = keras.Input((1,))
     functional = type(keras.Model(tensor, layers.Identity()(tensor)))
     if type(network).call not in (functional.call, keras.Sequential.call):

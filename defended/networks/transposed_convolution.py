@@ -19,7 +19,7 @@ def transposed_convolution(
         strides: vertical and horizontal stride.
         padding: `"valid"` or `"same"`.
         offsets: rows and columns of padding before the first entry.
-        shape: of the convolution's input, without the batch axis.
+        shape: the shape of the convolution's input, without the batch axis.
     """
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
@@ -27,8 +27,8 @@ def transposed_convolution(
         size = tf.stack([tf.shape(rows)[0], *shape])
         found = tf.nn.conv2d_transpose(rows, kernel, size, list(strides), padding.upper())
         return tf.ensure_shape(found, (rows.shape[0], *shape))
-    # This reaches every position of the padded input that some tap reads; those behind it get zeros, the padding is
-    # cut off.
+    # This reaches every position of the padded input that some tap reads; those behind it get zeros, and the
+    # padding is cut off.
     full = ops.conv_transpose(rows, kernel, strides=strides, padding="valid", data_format="channels_last")
     missing = [
         (0, max(0, offset + want - got)) for offset, want, got in zip(offsets, shape[:2], full.shape[1:3], strict=True)

@@ -41,7 +41,7 @@ def bound_conv2d_norm(
         input_shape: `(height, width)` of the input.
         strides: vertical and horizontal stride.
         padding: `"valid"` or `"same"` (TensorFlow's convention: the odd pixel goes to the bottom right).
-        claimed: what somebody says is a bound; one factorisation verifies it, in place of a search.
+        claimed: a bound that somebody claims; one factorisation verifies it, in place of a search.
     """
     axes = axes_of(kernel.shape, input_shape, strides, padding)
     # Taps that only ever read padding would set the scale of the others.
@@ -55,7 +55,9 @@ def bound_conv2d_norm(
     return scaled_root(_bound_squared_on_torus(kernel, axes) if squared is None else squared, exponent)
 
 
-def conv2d_norm_method(kernel_shape: Sequence[int], input_shape: Sequence[int], strides: Any, padding: str) -> str:
+def conv2d_norm_method(
+    kernel_shape: Sequence[int], input_shape: Sequence[int], strides: tuple[int, int], padding: str
+) -> str:
     """Say how `bound_conv2d_norm` bounds an operator of this geometry."""
     band = _narrowest_band(axes_of(kernel_shape, input_shape, strides, padding), *kernel_shape[2:])
     return "banded factorisation" if band.is_affordable else "frequencies of a torus"
@@ -114,7 +116,7 @@ class _Coupling(NamedTuple):
 
 
 def _couplings(axis: Axis, over_inputs: bool) -> Iterator[_Coupling]:
-    """All pairs of taps (t, s) that meet, with row = column + displacement.
+    """Yield all pairs of taps (t, s) that meet, with row = column + displacement.
 
     Over inputs, an output reads the row with t and the column with s; over outputs, the row reads an input with t and
     the column the same one with s.
@@ -139,7 +141,7 @@ def _intersection(one: range, other: range) -> range:
 
 
 def _gram(kernel: Array, axes: Sequence[Axis], band: _Band) -> Array:
-    """The lower triangle of the Gram matrix by columns, `[height, width, channels, band.width + 1]`."""
+    """Return the lower triangle of the Gram matrix by columns, `[height, width, channels, band.width + 1]`."""
     subscripts = "tio,sjo->tsij" if band.over_inputs else "tio,sip->tsop"
     kw = kernel.shape[1]
     taps = kernel.reshape(-1, *kernel.shape[2:])
@@ -213,7 +215,7 @@ def _adjoint(kernel: Array, axes: Sequence[Axis], outputs: Array) -> Array:
 
 
 def _placements(kernel: Array, axes: Sequence[Axis]) -> Iterator[tuple[Any, Any, Array]]:
-    """For each tap the outputs, the inputs that it reads for them, and its matrix."""
+    """Yield for each tap the outputs, the inputs that it reads for them, and its matrix."""
     for taps in np.ndindex(*kernel.shape[:2]):
         readers = [axis.readers(tap) for axis, tap in zip(axes, taps, strict=True)]
         if all(readers):
@@ -233,7 +235,7 @@ def torus_blocks(kernel: Array, axes: Sequence[Axis]) -> tuple[Array, list[int]]
 
     Returns:
         The blocks `[frequencies, s_y * s_x * c_in, c_out]`, complex, of half of the coarse frequencies: a real kernel
-        has conjugate blocks at opposite ones. They are not divided by s yet. And the coarse torus's sides.
+        has conjugate blocks at opposite ones. They are not divided by s yet. Then the sides of the coarse torus.
     """
     coarse = [axis.torus() for axis in axes]
     transfer = kernel.astype(np.complex128)
@@ -251,7 +253,7 @@ def entry_errors(kernel: Array) -> Array:
     """Return bounds `[c_in, c_out]` on the rounding errors of the entries of `torus_blocks`.
 
     An angle goes through three roundings, and angles reach 2 pi: an exponential is within `3 * 2 pi u + 2 u < 21 u`,
-    the product of two within 42 u. To multiply them by taps and to add these up takes at most `taps + 4` complex
+    the product of two within 42 u. Multiplying them by taps and adding these up takes at most `taps + 4` complex
     operations, each within `2 sqrt(2) u` of the sum of the taps' magnitudes.
     """
     taps = kernel.shape[0] * kernel.shape[1]

@@ -25,7 +25,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 def bound_largest_eigenvalue(gram: Array, claimed: float | None = None) -> float:
     """Bound the largest eigenvalue of a symmetric positive semidefinite matrix `[n, n]`.
 
-    `claimed`, what somebody says is a bound, is verified by one factorisation, and spares the search where it holds.
+    `claimed`, a bound that somebody claims, is verified by one factorisation, which spares the search where it holds.
     """
     n = len(gram)
     if not np.any(gram):
@@ -73,14 +73,14 @@ def verified(estimate: float, n: int, longest: int, factorises: Callable[[float]
 
 
 def is_verified(bound: float, n: int, longest: int, factorises: Callable[[float], bool]) -> bool:
-    """Whether one factorisation proves a bound; arguments as in `verified`."""
+    """Return whether one factorisation proves a bound; arguments are as in `verified`."""
     # Half of the theorem's d once more, at least 3 u of the bound for n >= 2: the shift is rounded twice, each entry of
     # the diagonal once. (For n = 1 a positive difference is all the proof that is needed.)
     return factorises(bound * (1 - 1.5 * _rump(n, longest)))
 
 
 def _rump(n: int, longest: int) -> float:
-    """The theorem's d in units of the bound c: the trace of `c I - G` is at most `n c`."""
+    """Return the theorem's d in units of the bound c: the trace of `c I - G` is at most `n c`."""
     # 1 / (1 - gamma) <= 1.02 where the longest inner product has at most 2^47 terms.
     return 1.02 * n * gamma(longest + 1)
 
@@ -108,7 +108,7 @@ def estimate_by_lanczos(product: Callable[[Array], Array], n: int, tolerance: fl
 
 
 def bound_by_gram_iteration(gram: Array, steps: int = 13) -> float:
-    """Bound it by Gram iteration with Frobenius rescaling (Delattre et al. 2023), rounding errors carried along.
+    """Bound the eigenvalue by Gram iteration, rescaled by Frobenius norms (Delattre et al. 2023), with rounding errors.
 
     `R_{k+1} = R_k^2 / |R_k^2|_F`. The Frobenius norm bounds the last spectral norm, and backwards
     `|R_k|_2^2 = |R_k^2|_2 <= |computed R_k^2|_2 + gamma_n |R_k|_F^2`. The overestimate is at most n^(2^-steps / 2).

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from defended.numerics import float32
 from defended.numerics.eigenvalues import bound_largest_eigenvalue
@@ -61,7 +62,7 @@ def bound_nonnegative_norm(matrix: Array) -> float:
 
 
 def bound_norm(vector: Array, copies: float = 1) -> float:
-    """Bound the l2 norm of some copies of a vector, one behind the other, from above."""
+    """Bound the l2 norm of some copies of a vector, one after the other, from above."""
     # n squares and n - 1 sums, halved by the root, and four more operations: 2^-40 is more for all n < 2^14.
     return float(np.linalg.norm(vector) * copies**0.5) * (1 + max(2.0**-40, gamma(np.size(vector) / 2 + 8)))
 
@@ -85,7 +86,7 @@ def max_pooling_overlap(size: int, pool: int, stride: int, padding: str) -> int:
     return int(Axis(pool, size, stride, padding).coverage().sum(axis=0).max())
 
 
-def round_up_to_float32(values: Any) -> Array:
+def round_up_to_float32(values: ArrayLike) -> Array:
     """Return float32 values never below `values`; positive ones are at least the smallest normal float32."""
     values = np.asarray(values, dtype=np.float64)
     with np.errstate(over="ignore"):

@@ -1,4 +1,4 @@
-"""The affine maps of a network, with all that bounding takes: forward, transposed, and with magnitudes of weights.
+"""The affine maps of a network, in every form that bounding needs: forward, transposed, and with magnitudes of weights.
 
 Values are rows: `[rows, *shape]` float32. `roundings` is the number of float32 operations on the way from a product to
 an output entry, forward (the bias included) and transposed; it enters the budget of `defended.polytope.rounding`.
@@ -36,40 +36,40 @@ class AffineMap:
     largest: int = 1
 
     def forward(self, values: Any, blocked: bool = True) -> Any:
-        """`W z + b`, `[rows, *output_shape]`; `blocked` as the budget for rounding counts, otherwise at one go."""
+        """Return `W z + b`, `[rows, *output_shape]`; `blocked` as the budget for rounding counts, else in one go."""
         raise NotImplementedError
 
     def linear(self, values: Any, blocked: bool = True) -> Any:
-        """`W z`."""
+        """Return `W z`."""
         return self.forward(values, blocked)
 
     def magnitudes(self, values: Any, blocked: bool = True) -> Any:
-        """`|W| z`."""
+        """Return `|W| z`."""
         return self.linear(values, blocked)
 
     def squares(self, values: Any, blocked: bool = True) -> Any:
-        """`W² z`, the weights squared entry by entry."""
+        """Return `W² z`, the weights squared entry by entry."""
         raise NotImplementedError
 
     def bias_magnitudes(self) -> Any:
-        """`|b|`, broadcasting against the output."""
+        """Return `|b|`, which broadcasts against the output."""
         return 0.0
 
     def transposed(self, rows: Any) -> Any:
-        """`Wᵀ a`, `[rows, *input_shape]`."""
+        """Return `Wᵀ a`, `[rows, *input_shape]`."""
         raise NotImplementedError
 
     def matrix_rows(self) -> Any:
-        """The rows of W, `[outputs, *input_shape]`."""
+        """Return the rows of W, `[outputs, *input_shape]`."""
         size = math.prod(self.output_shape)
         return self.transposed(ops.reshape(identity(size), (size, *self.output_shape)))
 
     def largest_bias(self) -> Any:
-        """`max |b|`."""
+        """Return `max |b|`."""
         return ops.convert_to_numpy(ops.max(self.bias_magnitudes()))
 
     def row_sums(self) -> Any:
-        """`|W| 1`, float32 `[1, *output_shape]`: the l1 norms of the rows."""
+        """Return `|W| 1`, float32 `[1, *output_shape]`: the l1 norms of the rows."""
         return self.magnitudes(ops.ones((1, *self.input_shape)))
 
 
@@ -116,7 +116,7 @@ class KernelMap(AffineMap):
         return ops.abs(ops.convert_to_tensor(self.layer.bias)) if self.layer.use_bias else 0.0
 
     def _times(self, values: Any, kernel: Any, blocked: bool) -> Any:
-        """The linear map with another kernel."""
+        """Apply the linear map with another kernel."""
         raise NotImplementedError
 
 
@@ -169,7 +169,7 @@ class ConvMap(KernelMap):
         return ops.pad(found, ((0, 0), *unseen, (0, 0))) if shape != self.input_shape else found
 
     def transposed_patches(self, rows: Any) -> Any:
-        """`Wᵀ a` of coefficients on a patch `[rows, h, w, filters]` of the output: on the patch of the input below."""
+        """Return `Wᵀ a` of coefficients on a patch `[rows, h, w, filters]` of the output: on the input's patch."""
         height, width, filters = rows.shape[1:]
         size = [(n - 1) * s + k for n, s, k in zip((height, width), self.strides, self.kernel_size, strict=True)]
         shape = (*size, self.input_shape[-1])
@@ -200,7 +200,7 @@ class ConvMap(KernelMap):
         return total
 
     def _only_column(self, values: Any) -> Any:
-        """What the windows of a single column see, zeros where they reach beyond the map."""
+        """Return what the windows of a single column see, with zeros where they reach beyond the map."""
         (top, left), width = self.offsets, self.kernel_size[1]
         bottom = (self.output_shape[0] - 1) * self.strides[0] + self.kernel_size[0] - self.input_shape[0] - top
         seen = values[:, :, : width - left]

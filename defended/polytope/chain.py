@@ -23,7 +23,7 @@ class Chain:
     size: dict[int, Any] = field(default_factory=dict)
     """Bounds on magnitudes."""
     pending: dict[int, Any] = field(default_factory=dict)
-    """What rounding may cost since the last ReLU, for each entry; absent where nothing."""
+    """What rounding may cost since the last ReLU, for each entry; absent where it costs nothing."""
     reference: dict[int, Any] = field(default_factory=dict)
     lines: dict[int, Lines] = field(default_factory=dict)
     reach: dict[int, tuple[Any, Any]] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Chain:
     def through_relu(
         self, index: int, rows: Any, side: str, weighted: Callable[[Any, Any], Any], spread: Callable[[Any], Any]
     ) -> tuple[Any, Any]:
-        """Carry rows of coefficients on a ReLU to its argument; returns them and what the lines take.
+        """Carry rows of coefficients on a ReLU to its argument; return them and what the lines take.
 
         Args:
             index: the ReLU.

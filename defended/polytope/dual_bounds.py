@@ -70,8 +70,8 @@ class DualBounds:
     def chains(self, inputs: Any, epsilon: Any, hidden: str = "dual") -> list[Chain]:
         """Return bounds on all values over the balls of radius `epsilon` `[batch]` around `inputs`.
 
-        With the adaptive slope, the paper's chain and the tighter one. `hidden="interval"` bounds hidden values by
-        interval arithmetic only, in one chain: looser, and much cheaper.
+        With the adaptive slope, these are the paper's chain and the tighter one. `hidden="interval"` bounds hidden
+        values by interval arithmetic only, in one chain: looser, and much cheaper.
         """
         if hidden == "interval":
             chain = Chain(self.slope, reference=dict(enumerate(self.graph.values(inputs, self.shares.counted))))
@@ -132,7 +132,7 @@ class DualBounds:
                 chain.reference[index] = reference
 
     def _relax(self, chain: Chain, index: int, column: Any, others: Chain | None, dual: bool) -> Any:
-        """Enclose a ReLU between lines, the bounds on its argument refined first; its reference if centred."""
+        """Refine the bounds on a ReLU's argument and enclose it between lines; return its reference if centred."""
         source = self.graph.nodes[index].sources[0]
         if dual and not self.graph.nodes[source].exact:
             self._refine(chain, source, column)
@@ -152,7 +152,7 @@ class DualBounds:
         return made.slope * argument + (made.lift - made.low_drop) / 2
 
     def add_branches(self, chain: Chain, index: int) -> Any:
-        """Bound a sum of branches, and what rounding costs in it; returns its reference if centred."""
+        """Bound a sum of branches, and what rounding costs in it; return its reference if centred."""
         sources = self.graph.nodes[index].sources
         lower, upper = (_sum(bound[source] for source in sources) for bound in (chain.lower, chain.upper))
         if self.shares.counted:
@@ -165,7 +165,7 @@ class DualBounds:
         return _sum(chain.reference[source] for source in sources) if chain.centred else None
 
     def through_map(self, chain: Chain, index: int, column: Any) -> Any:
-        """Bound an affine map by interval arithmetic, rounding included; returns its reference if centred."""
+        """Bound an affine map by interval arithmetic, rounding included; return its reference if centred."""
         node = self.graph.nodes[index]
         affine, source = _map_of(node), node.sources[0]
         below, above = chain.lower[source], chain.upper[source]
@@ -209,7 +209,7 @@ class DualBounds:
     # Rows of coefficients, carried back to the input.
 
     def _entries_carried_back(self, chain: Chain, index: int, side: str) -> tuple[Any, Any]:
-        """`_carried_back` of every entry of a value: `[batch, *shape]` twice."""
+        """Return what `_carried_back` does for every entry of a value, `[batch, *shape]` twice."""
         if index in self._patches:
             spent, norm = self._patches[index].carried_back(chain, side)
             more = 1.0 + self.shares.sums
@@ -219,7 +219,7 @@ class DualBounds:
         return (ops.reshape(part, (-1, *node.shape)) for part in (spent, norm))  # type: ignore[return-value]
 
     def _carried_back(self, chain: Chain, index: int, rows: Any, side: str, boxes: bool = False) -> tuple[Any, Any]:
-        """What lines and ball may take from rows of coefficients on a value: `[batch, targets]` twice.
+        """Return what lines and ball may take from rows of coefficients on a value, `[batch, targets]` twice.
 
         Args:
             chain: lines for all ReLUs before.

@@ -83,7 +83,7 @@ class DualCertificate(Certificate):
         return Finding(logits, at_epsilon[0], radius, finite_rows(inputs))
 
     def competitor_radii(self, inputs: Any, epsilon: Any) -> Any:
-        """`[batch, m]`: the zeros of the bounds on `y_j - y_i` along the lines that are made for epsilon."""
+        """Return the zeros of the bounds on `y_j - y_i` along the lines that are made for epsilon, `[batch, m]`."""
         first = leader(self.logits(inputs, training=False))
         radius = _enlarged(ops.broadcast_to(epsilon, ops.shape(inputs)[:1]))
         margins, valid = self._margins(inputs, first, radius, self._proven)
@@ -102,14 +102,14 @@ class DualCertificate(Certificate):
         return self.graph.values(ops.convert_to_tensor(inputs), blocked=not training)[-1]
 
     def margin_bounds(self, inputs: Any, radius: Any, counted: bool = True) -> Any:
-        """`[batch, m]` lower bounds on `y_j - y_i` within radii `[batch]`; `counted`: those that pay for rounding."""
+        """Return lower bounds `[batch, m]` on `y_j - y_i` within radii `[batch]`; `counted` ones pay for rounding."""
         first = leader(self.logits(inputs, training=False))
         margins, valid = self._margins(inputs, first, radius, self._proven if counted else self._estimated)
         value = ops.where(valid[:, None], _best(margins, radius), -FLOAT_MAX)
         return ops.where(first.rivals, ops.maximum(value, -FLOAT_MAX), 0.0)
 
     def certify(self, inputs: Any, first: Leader, radius: Any) -> tuple[Any, Any]:
-        """Proven slack `[batch]` at radii `[batch]`, and the radius that the lines made for it prove by themselves."""
+        """Return slack `[batch]` proven at radii `[batch]`, and the radius that the lines made for them prove alone."""
         reach = _enlarged(radius)
         margins, valid = self._margins(inputs, first, reach, self._proven)
         slack = ops.min(ops.where(first.rivals, _best(margins, reach), FLOAT_MAX), axis=-1)
@@ -118,8 +118,8 @@ class DualCertificate(Certificate):
         return ops.where(valid, slack, -1.0), ops.where(ops.logical_and(valid, root > 0), root, 0.0)
 
     def _margins(self, inputs: Any, first: Leader, radius: Any, bounds: DualBounds) -> tuple[list[Margins], Any]:
-        """Bounds for the predicted classes over balls of radius `[batch]`, and where they hold: where a proof has
-        looked at the weights, and nothing can overflow.
+        """Return bounds for the predicted classes over balls of radius `[batch]`, and where they hold: where a proof
+        has looked at the weights, and nothing can overflow.
         """
         rows = ops.cast(ops.logical_not(first.rivals), "float32")
         chains = bounds.chains(inputs, radius)
@@ -135,9 +135,9 @@ class DualCertificate(Certificate):
         return margins, valid
 
     def covered_drift(self, inputs: Any) -> Array | None:
-        """`[n, m]`: what the bounds pay for rounding at x itself, in a ball of radius 0.
+        """Return what the bounds pay for rounding at x itself, in a ball of radius 0, `[n, m]`.
 
-        No float32 evaluation of `y_j - y_i` is further below any other than this, and so no two are further apart.
+        No float32 evaluation of `y_j - y_i` is below any other by more than this, so no two are further apart.
         None where the certificate does not pay for rounding.
         """
         if not self.rounding:
@@ -151,7 +151,7 @@ class DualCertificate(Certificate):
         return np.maximum(values.max(axis=1, keepdims=True) - values - np.concatenate(bounds), 0.0)
 
     def _bounds_at(self, inputs: Any) -> Any:
-        """The bounds in a ball of radius 0."""
+        """Return the bounds in a ball of radius 0."""
         return self.margin_bounds(inputs, ops.zeros(ops.shape(inputs)[:1]))
 
     # Training.
@@ -161,13 +161,13 @@ class DualCertificate(Certificate):
         return logits, self.estimated_slack(inputs, leader(logits), ops.broadcast_to(epsilon, ops.shape(inputs)[:1]))
 
     def estimated_slack(self, inputs: Any, first: Leader, radius: Any) -> Any:
-        """`[batch]`, by the bounds that training uses."""
+        """Return the slack `[batch]` by the bounds that training uses."""
         rows = ops.cast(ops.logical_not(first.rivals), "float32")
         margins = self.estimated_margins(inputs, rows, radius)
         return ops.min(ops.where(first.rivals, margins, FLOAT_MAX), axis=-1)
 
     def estimated_margins(self, inputs: Any, rows: Any, radius: Any) -> Any:
-        """`[batch, m]` bounds on `y_j - y_i` for one class of each input, as `training_bounds` says."""
+        """Return bounds `[batch, m]` on `y_j - y_i` for one class j of each input, as `training_bounds` says."""
         bounds, radius = self._estimated, ops.reshape(radius, (-1,))
         boxes = self.training_bounds == "interval"
         if self.training_bounds == "projected":
@@ -211,12 +211,12 @@ class DualCertificate(Certificate):
 
 
 def _best(margins: list[Margins], radius: Any) -> Any:
-    """The largest of several lower bounds at radii `[batch]`, `[batch, m]`."""
+    """Return the largest of several lower bounds at radii `[batch]`, `[batch, m]`."""
     return _largest([margin.kept - radius[:, None] * margin.steepness for margin in margins])
 
 
 def _largest(values: list[Any]) -> Any:
-    """The largest of several tensors, entry by entry."""
+    """Return the largest of several tensors, entry by entry."""
     best = values[0]
     for value in values[1:]:
         best = ops.maximum(best, value)
@@ -224,5 +224,5 @@ def _largest(values: list[Any]) -> Any:
 
 
 def _enlarged(radius: Any) -> Any:
-    """A little more than the radius, so that the open ball of `radius * ABOVE` is certified with it."""
+    """Return a little more than the radius, so that the open ball of `radius * ABOVE` is certified with it."""
     return radius * _REACH

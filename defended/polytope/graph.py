@@ -37,7 +37,7 @@ class Node:
 
     @property
     def size(self) -> int:
-        """Entries of the value."""
+        """The number of entries of the value."""
         return math.prod(self.shape)
 
 
@@ -134,7 +134,7 @@ class PolytopeGraph:
         return len(self.nodes) - 1
 
     def _append_relu(self, source: int, layer: str) -> int:
-        """Append the ReLU of a value, behind an exact map where that is the input or a ReLU itself."""
+        """Append the ReLU of a value, behind an exact map where that is the input or itself a ReLU."""
         node = self.nodes[source]
         if node.kind in ("input", "relu"):
             source = self._append("affine", (source,), node.shape, ReshapeMap(node.shape, node.shape), layer)

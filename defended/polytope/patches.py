@@ -49,7 +49,7 @@ class _Level:
 
 
 class Patches:
-    """Carry the entries of one value, a convolution or what a map leaves as it is, back to the input.
+    """The entries of one value, a convolution or what a map leaves as it is, carried back to the input.
 
     Args:
         graph: the network.
@@ -74,12 +74,12 @@ class Patches:
 
     @property
     def largest(self) -> int:
-        """Entries of the largest patch."""
+        """The number of entries of the largest patch."""
         return max(math.prod(shape) for shape in self.shapes)
 
     @property
     def shapes(self) -> list[Shape]:
-        """Of the patches, each on the map of one value below."""
+        """The shapes of the patches, each on the map of one value below."""
         return [(*level.size, level.channels) for level in self._levels.values()]
 
     def carried_back(self, chain: Chain, side: str) -> tuple[Any, Any]:

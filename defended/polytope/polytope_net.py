@@ -30,8 +30,8 @@ class PolytopeNet(TrainingBatch, DefendedModel):
 
     A point x is certified at eps when the lower bounds on `y_j - y_i` over the closed ball around it are positive, for
     the predicted class j and every other class i. They bound the logits as float32 computes them anywhere in the ball,
-    and the exact ones too. The score of ⊥ is `top score - smallest bound`, differentiable, so `fit`
-    trains the certificate. The bounds need one backward pass for every hidden ReLU and class; nothing is proven in
+    and the exact ones too. The score of ⊥ is `top score - smallest bound`, differentiable, so `fit` trains the
+    certificate. The bounds need one backward pass for every hidden ReLU and class; nothing is proven in
     advance but that sums cannot overflow (`finalize`).
 
     Args:
@@ -69,8 +69,8 @@ class PolytopeNet(TrainingBatch, DefendedModel):
 
     def __init__(
         self,
-        network: Any,
-        outputs: Any = None,
+        network: keras.Model | keras.KerasTensor,
+        outputs: keras.KerasTensor | None = None,
         *,
         epsilon: float,
         norm: str = "linf",
@@ -131,11 +131,11 @@ class PolytopeNet(TrainingBatch, DefendedModel):
     # Bounds.
 
     def margin_lower_bounds(self, inputs: Any, epsilon: Any = None) -> Any:
-        """`[batch, m]`: lower bounds on `y_j - y_i` over the closed ball, for the predicted class j and each class i.
+        """Return lower bounds `[batch, m]` on `y_j - y_i` over the closed ball, for the predicted class j and each i.
 
-        They hold of the exact logits and of those that float32 computes, anywhere in the ball; proven where the model
-        is final. 0 for i = j; minus the largest float32 where nothing can be said: an input that is not finite, or
-        values that could overflow.
+        They hold for the exact logits and for those that float32 computes, anywhere in the ball, and are proven where
+        the model is final. They are 0 for i = j, and minus the largest float32 where nothing can be said: an input
+        that is not finite, or values that could overflow.
 
         Args:
             inputs: `[batch, *input shape]`.
@@ -144,7 +144,7 @@ class PolytopeNet(TrainingBatch, DefendedModel):
         return self._bounds_within(inputs, epsilon, counted=True)
 
     def rounding_slack(self, inputs: Any, epsilon: Any = None) -> Any:
-        """`[batch, m]`: what rounding takes off `margin_lower_bounds`, against the same bounds without it."""
+        """Return what rounding takes off `margin_lower_bounds`, against the same bounds without it, `[batch, m]`."""
         return self._bounds_within(inputs, epsilon, counted=False) - self.margin_lower_bounds(inputs, epsilon)
 
     def _bounds_within(self, inputs: Any, epsilon: Any, counted: bool) -> Any:
@@ -168,27 +168,28 @@ class PolytopeNet(TrainingBatch, DefendedModel):
         return self._at_entry("margins", bounds, inputs, radius)
 
     def competitor_radii(self, inputs: Any) -> Any:
-        """`[batch, m]`: radius at which class i might overtake, by the lines made for epsilon; differentiable in x.
+        """Return the radius `[batch, m]` at which class i might overtake by the lines for epsilon; differentiable in x.
 
         The lines hold within epsilon, where the bound on `y_j - y_i` falls linearly with the radius: this is its zero.
         So it is above epsilon exactly where class i is excluded at epsilon; below epsilon it is proven, above it
-        an extrapolation. For attacks, which descend it. The largest float32 for the predicted class.
+        an extrapolation. Attacks descend it. It is the largest float32 for the predicted class.
         """
         return super().competitor_radii(inputs)
 
     def certified_radius(self, inputs: Any) -> Any:
-        """`[batch]` float32: no perturbation of smaller norm changes the predicted class; 0 where nothing is certified.
+        """Return the norm below which no perturbation changes the predicted class, `[batch]` float32; 0 where nothing
+        is certified.
 
-        Found by bisection on [0, 4 eps]: a lower bound, never below what the bounds at eps and at 2 eps prove, and at
-        most 3.94 eps with the default number of steps.
+        It is found by bisection on [0, 4 eps]: a lower bound, never below what the bounds at eps and at 2 eps prove,
+        and at most 3.94 eps with the default number of steps.
         """
         return super().certified_radius(inputs)
 
     def availability_radius(self, inputs: Any) -> Any:
-        """`[batch]` float32 `max(r - eps, 0)`: within it, no perturbation should force ⊥.
+        """Return `max(r - eps, 0)`, `[batch]` float32: within it, no perturbation should force ⊥.
 
-        Not a proof: over a ball inside another one the bounds are as a rule tighter, but lines follow their bounds, and
-        need not leave less. A wrong *answer* stays impossible.
+        This is not a proof: over a ball inside another one the bounds are as a rule tighter, but lines follow their
+        bounds, and need not leave less. A wrong *answer* stays impossible.
         """
         return super().availability_radius(inputs)
 
@@ -200,7 +201,7 @@ class PolytopeNet(TrainingBatch, DefendedModel):
     # Training.
 
     def worst_case_logits(self, rows: Any) -> Any:
-        """`[batch, m]`: minus the bounds on `y_t - y_i`, for the batch whose loss or metrics are being computed.
+        """Return minus the bounds on `y_t - y_i`, `[batch, m]`, for the batch whose loss or metrics are being computed.
 
         Args:
             rows: `[batch, m]`, one-hot rows of the classes t.
@@ -212,10 +213,10 @@ class PolytopeNet(TrainingBatch, DefendedModel):
         return (rows - 1.0) * self._certificate.estimated_margins(inputs, rows, radius)
 
     def radius_from_scores(self, scores: Any) -> Any:
-        """`[batch]`: the radii at which the batch at hand is certified: 0, eps or 2 eps (and a trifle).
+        """Return the radii at which the batch at hand is certified, `[batch]`: 0, eps or 2 eps (and a trifle more).
 
-        Metrics use it. In a training step it is the training radius or 0, and so it is outside of `fit` and `evaluate`,
-        where scores come without inputs (for `model.epsilon`).
+        Metrics use it. In a training step it is the training radius or 0; outside of `fit` and `evaluate`, where scores
+        come without inputs, it is `model.epsilon` or 0.
         """
         epsilon = ops.convert_to_tensor(self.epsilon)
         if not self._batch_is_known() or self._batch_is_training():

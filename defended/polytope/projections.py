@@ -4,8 +4,8 @@ With parallel lines, a value deviates from the centre of the relaxation by a sum
 the input (the ball) and one for each ReLU whose sign is open (half the distance of its lines). The bound is the sum
 of their magnitudes. Multiplied by independent Cauchy numbers and added up, they give a Cauchy number of that scale,
 and the median of the magnitudes of K such numbers estimates it (section 3.2 there; for l2 balls, the root of the mean
-square under normal numbers). K forward passes do for all entries of all layers, where exact bounds take a backward
-pass for every entry. Nothing is proven by them.
+square under normal numbers). K forward passes are enough for all entries of all layers, where exact bounds take a
+backward pass for every entry. Nothing is proven by them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from defended.polytope.relaxation import lines
 _MARGIN = 1e-4  # cuts Cauchy numbers at 3000, beyond which float32 sums suffer and medians do not change
 
 
-def projected_chain(bounds: DualBounds, inputs: Any, epsilon: Any, count: int, seeds: Any) -> Chain:
+def projected_chain(
+    bounds: DualBounds, inputs: Any, epsilon: Any, count: int, seeds: keras.random.SeedGenerator | None
+) -> Chain:
     """Return a chain of parallel lines between estimated bounds.
 
     Args:
@@ -33,7 +35,7 @@ def projected_chain(bounds: DualBounds, inputs: Any, epsilon: Any, count: int, s
         inputs: `[batch, *shape]`.
         epsilon: `[batch]` or `[1]`.
         count: K, the number of projections.
-        seeds: a `keras.random.SeedGenerator`.
+        seeds: of the random numbers.
     """
     graph, norm = bounds.graph, bounds.norm
     chain = Chain("wong-kolter", centred=True)
@@ -75,14 +77,14 @@ def projected_chain(bounds: DualBounds, inputs: Any, epsilon: Any, count: int, s
 
 
 def _noise(norm: str, shape: tuple[int, ...], seeds: Any) -> Any:
-    """Cauchy numbers for sums of magnitudes, normal ones for roots of sums of squares."""
+    """Draw Cauchy numbers for sums of magnitudes, normal ones for roots of sums of squares."""
     if norm == "l2":
         return keras.random.normal(shape, seed=seeds)
     return ops.tan(math.pi * (keras.random.uniform(shape, _MARGIN, 1 - _MARGIN, seed=seeds) - 0.5))
 
 
 def _estimate(norm: str, ball: Any, drawn: Any) -> Any:
-    """How far values deviate, `[batch, *shape]`."""
+    """Estimate how far values deviate, `[batch, *shape]`."""
     if norm == "linf":
         return _median(ops.abs(ball + drawn))
     return ops.sqrt(ops.mean(ops.square(ball), axis=1) + 1e-12) + _median(ops.abs(drawn))

@@ -48,7 +48,7 @@ def search_radius(
 
 
 def traced_once(certify: Callable[[Any], tuple[Any, Any]]) -> Callable[[Any], tuple[Any, Any]]:
-    """Return the same function; while TensorFlow makes a graph, in one of its own that all steps of the search call.
+    """Return the same function; while TensorFlow makes a graph, as one of its own that all steps of the search call.
 
     A first answer spends most of its time on tracing, and the bounds are by far the largest part of its graph.
     """

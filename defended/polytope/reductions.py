@@ -10,8 +10,8 @@ from keras import ops
 Shape = tuple[int, ...]
 
 TERMS = 64
-"""Terms of a block of a convolution's inner products, where that can be; those of a Dense layer are left whole up to
-twice as many."""
+"""Terms of a block of a convolution's inner products, where possible; those of a Dense layer are left whole up to twice
+as many."""
 
 
 def block_of(terms: int) -> int:

@@ -12,7 +12,7 @@ from defended.numerics.float32 import UNIT_ROUNDOFF
 class Lines(NamedTuple):
     """`low_slope z - low_drop <= relu(z) <= slope z + lift`, for z in [lower, upper]; tensors `[batch, *shape]`.
 
-    Both hold of computed values within q of z: rounding has widened them.
+    Both hold for computed values within q of z: rounding has widened them.
     """
 
     slope: Any

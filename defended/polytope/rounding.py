@@ -6,7 +6,7 @@ fused multiply-add, is off by at most `gamma_n |a|ᵀ|b|` (Higham 2002, section 
 `m = |W| Z_s + |b|`:
 
 - the network computes `z_v = W z_s + b + d` with `|d| <= gamma_f m`, f the roundings of an output entry. The same holds
-  of the reference point (the value at x, or the centre of the relaxation), from which bounds measure deviations;
+  for the reference point (the value at x, or the centre of the relaxation), from which bounds measure deviations;
 - the bounds' coefficients a_v go through the transposed map: `a_s = Wᵀ a_v + e` with `|e| <= gamma_t |W|ᵀ|a_v|`, t the
   roundings of the transposed map. A dual bound holds for *any* coefficients, if `e · (z_s - reference)` is paid for.
   With l <= z_s <= u, a reference inside or, as a centre, at most `(u - l) / 2` outside, that is at most

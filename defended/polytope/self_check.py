@@ -1,4 +1,4 @@
-"""Is what evaluates what was bounded? The maps of a network, each way they are used, against float64.
+"""Whether what evaluates is what was bounded: the maps of a network, in each way they are used, against float64.
 
 The bounds at run time are made by the same kernels as the logits: forward, transposed, with magnitudes and with squares
 of weights. So each is compared with the exact map, entry by entry, on random values alone and in a batch; Keras's
@@ -29,7 +29,7 @@ _ENTRIES = 2**22
 
 
 class Subject(NamedTuple):
-    """A network, what was bounded of it, and how it is evaluated."""
+    """A network, the graph that was bounded, and how it is evaluated."""
 
     name: str
     network: keras.Model
@@ -48,7 +48,7 @@ class Subject(NamedTuple):
 
 
 def check_evaluation(subject: Subject, thorough: bool = True) -> None:
-    """Raise where a map, a layer or the network is evaluated as another function than the one that is bounded.
+    """Raise where a map, a layer or the network is evaluated as a function other than the bounded one.
 
     Raises:
         ValueError: naming the layer, and how it was evaluated.
@@ -70,7 +70,7 @@ def check_evaluation(subject: Subject, thorough: bool = True) -> None:
 
 
 def _check_logits(subject: Subject, exact: Array, x: Array) -> None:
-    """The network in Keras and ours, eager and compiled, and the verdicts, against exact logits `[n, m]`."""
+    """Compare the network, as Keras's and as ours, eager and compiled, and the verdicts with exact logits `[n, m]`."""
     inputs = ops.convert_to_tensor(x)
     ours, whole = subject.logits, (lambda batch: subject.network(batch, training=False))
     runs = {
@@ -109,7 +109,7 @@ def _check_logits(subject: Subject, exact: Array, x: Array) -> None:
 
 
 def _check_map(affine: AffineMap, layer: str, of_layer: Any, rng: np.random.Generator) -> None:
-    """Every way in which a map is used, at random values."""
+    """Check every way in which a map is used, at random values."""
     weights = _weights(affine, of_layer)
     if weights is None:
         return
@@ -140,7 +140,7 @@ def _check_map(affine: AffineMap, layer: str, of_layer: Any, rng: np.random.Gene
 
 
 def _weights(affine: AffineMap, layer: Any) -> Any:
-    """The exact map, with magnitudes, with squares, and its transpose together with that of the magnitudes."""
+    """Return the exact map, with magnitudes, with squares, and its transpose together with that of the magnitudes."""
     if isinstance(affine, DenseMap):
         kernel = ops.convert_to_numpy(affine.layer.kernel).astype(np.float64)
         return (

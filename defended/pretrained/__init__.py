@@ -30,18 +30,18 @@ class Entry(NamedTuple):
     settings: dict[str, Any]
     """What the defence is built with: the radius `epsilon` it defends, in input units, and for smoothing `sigma`."""
     command: str
-    """What trained it, run from the root of a clone."""
+    """The command that trained it, run from the root of a clone."""
     sha256: str
 
 
 def index() -> dict[str, Entry]:
-    """The nets that ship, by name."""
+    """Return the nets that ship, by name."""
     content = json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
     return {name: Entry(name, **entry) for name, entry in content.items()}
 
 
 def entry_of(name: str) -> Entry:
-    """The entry of a name; `ValueError` for an unknown one."""
+    """Return the entry of a name, or raise `ValueError` for an unknown one."""
     entries = index()
     if name not in entries:
         raise ValueError(f"Unknown net {name!r}. Known: {', '.join(sorted(entries))}.")
@@ -49,9 +49,9 @@ def entry_of(name: str) -> Entry:
 
 
 def path(name: str) -> Path:
-    """The file of a net, its hash checked.
+    """Return the file of a net, its hash checked.
 
-    The folder that the environment variable `DEFENDED_ZOO` names is looked in before the package's own.
+    The folder that the environment variable `DEFENDED_ZOO` names is searched before the package's own.
 
     Raises:
         ValueError: for an unknown name, or a file that is not the one that was published.
@@ -76,13 +76,13 @@ def path(name: str) -> Path:
 
 
 def load(name: str, **settings: Any) -> DefendedModel:
-    """A trained net of the zoo, defended and final.
+    """Open a trained net of the zoo, defended and final.
 
     Args:
         name: such as `"mnist-2c2f-0.3"`; `zoo.names()` lists them. A number at the end is the radius that the net was
             trained for: `"mnist-2c2f-0.6"` is trained at twice the radius 0.3 that it defends (radius doubling).
-        settings: of the defence, in place of the net's own: `epsilon`, the radius defended, in input units; for a
-            plain network whatever else `SmoothedNet` or `PolytopeNet` takes.
+        settings: settings of the defence, in place of the net's own: `epsilon`, the radius defended, in input units;
+            for a plain network, whatever else `SmoothedNet` or `PolytopeNet` takes.
 
     Raises:
         ValueError: for an unknown name, a setting that does not fit, or a file that was changed since it was published.
@@ -103,7 +103,7 @@ def load(name: str, **settings: Any) -> DefendedModel:
 
 
 def publish(name: str, file: str | os.PathLike[str], **entry: Any) -> Path:
-    """Put a net into the zoo of this clone, under a new hash: what the training commands in `benchmarks/` end with.
+    """Put a net into the zoo of this clone, under a new hash; the training commands in `benchmarks/` end with this.
 
     Args:
         name: the net's name.

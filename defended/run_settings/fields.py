@@ -1,4 +1,4 @@
-"""Types of settings, with their limits, and what a class of settings says of each of its fields."""
+"""Types of settings, with their limits, and what a class of settings says about each of its fields."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NotNegative = Annotated[FiniteFloat, Ge(0)]
 
 @dataclass(frozen=True)
 class Placeholder:
-    """What a help page shows in the place of a setting's value, such as `FILE.keras`."""
+    """What a help page shows in place of a setting's value, such as `FILE.keras`."""
 
     text: str
 
@@ -42,7 +42,7 @@ class Setting(NamedTuple):
     """What the class says below the field, in one line."""
 
     def check(self, value: Any) -> None:
-        """Raise a ValueError where a value is not within the limits; pydantic's models do so by themselves."""
+        """Raise a ValueError where a value is not within the limits, which pydantic's models do by themselves."""
         if self.above is not None and not value > self.above:
             raise ValueError(f"`{self.name}` must be above {self.above}. Received: {value!r}.")
         if self.lowest is not None and not value >= self.lowest:

@@ -20,14 +20,14 @@ class ServerSettings:
     """Settings of one server, checked when they are made; most are options of `defended serve`.
 
     Raises:
-        ValueError: a limit that is not positive, a token that is short, or an address that other machines reach
+        ValueError: for a limit that is not positive, a token that is short, or an address that other machines reach
             without TLS and a token.
     """
 
     directory: Path
     """A folder of `NAME/VERSION` artefacts, or one model's folder, whose children are versions."""
     host: str = "127.0.0.1"
-    """Address to listen on. Any but loopback takes --certificate, --key and --token-file."""
+    """Address to listen on. Any but loopback needs --certificate, --key and --token-file."""
     rest_port: int | None = 8501
     """Port of REST, 0 for a free one, None for no REST."""
     grpc_port: int | None = 8500
@@ -41,27 +41,27 @@ class ServerSettings:
     audit_signature: bool | None = None
     """Whether the signature `audit`, whose radii help attackers, is offered. None: on loopback only."""
     versions: Count = 1
-    """Serve the so many largest versions of a model that load."""
+    """Serve this many of a model's versions, the largest that load."""
     labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """For each model, its labels and the versions that they name."""
     poll_seconds: Positive = 2.0
-    """Look for new versions so often."""
+    """Seconds between two looks for new versions."""
     max_batch: Count = 128
-    """Merge waiting requests up to so many inputs."""
+    """Merge waiting requests up to this many inputs."""
     max_latency: NotNegative = 0.005
-    """Seconds a request waits for others at most while the model is busy."""
+    """Seconds that a request waits for others at most while the model is busy."""
     max_rows: Count = 1024
     """Inputs of one request."""
     max_queued_rows: Count = 4096
     """Inputs that may wait; further requests get 429 or RESOURCE_EXHAUSTED."""
     max_requests: Count = 256
-    """Requests in work at a time; likewise."""
+    """Requests in work at a time; further ones likewise."""
     max_body: Count = 32 * 2**20
     """Bytes of one request."""
     max_body_total: Count = 256 * 2**20
     """Bytes of all requests being read or in work over REST."""
     timeout: Positive = 30.0
-    """Seconds to answer a request, 504 or DEADLINE_EXCEEDED after."""
+    """Seconds to answer a request, after which it gets 504 or DEADLINE_EXCEEDED."""
     read_timeout: Positive = 15.0
     """Seconds a client may take to send a request and to receive its answer."""
     shutdown_timeout: Positive = 30.0
@@ -82,7 +82,7 @@ def check_exposure(host: str, certificate: Path | None, key: Path | None, token:
     """Refuse to listen where other machines connect without TLS and a token.
 
     Raises:
-        ValueError: they are missing, or do not fit together.
+        ValueError: where they are missing, or do not fit together.
     """
     if (certificate is None) != (key is None):
         raise ValueError("TLS takes both files: give `certificate` and `key`, or neither.")

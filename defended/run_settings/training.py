@@ -15,7 +15,7 @@ class TrainingSettings(BaseModel):
     """What decides a training run's result; each setting is an option of `defended train`.
 
     Raises:
-        ValueError: an unknown setting, or a value outside of its limits.
+        ValueError: for an unknown setting, or a value outside of its limits.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,7 +43,7 @@ class TrainingSettings(BaseModel):
     sharpen: bool = False
     """At the end rewrite the weights so that more is proven of the same function."""
     sharpen_every: Annotated[NaturalNumber, Placeholder("EPOCHS")] = 0
-    """Sharpen during training too, after every so many epochs."""
+    """Sharpen during training too, each time after this many epochs."""
     bfloat16: bool = False
     """Train in bfloat16 where oneDNN can; prove as ever."""
     loss: str = "trades_kl.1.5"

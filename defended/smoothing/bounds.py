@@ -1,4 +1,4 @@
-"""The statistics of CERTIFY and PREDICT (Cohen et al. 2019), in float64, rounded towards less.
+"""The statistics of CERTIFY and PREDICT (Cohen et al. 2019), in float64, rounded down.
 
 Quantiles of the beta distribution come from SciPy, which agrees with itself to 1e-11 over all counts up to 1e5.
 TensorFlow Probability's (0.25) are as good except at a probability of exactly 1/2, where `betaincinv` returns its
@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -21,11 +22,11 @@ MAX_SAMPLES = 2**22
 _DOWN = 1 - 2.0**-34
 
 
-def lower_confidence_bound(counts: Any, samples: int, alpha: float) -> Array:
-    """Clopper–Pearson lower bounds: with probability at least 1 - alpha below the probability of success.
+def lower_confidence_bound(counts: ArrayLike, samples: int, alpha: float) -> Array:
+    """Return Clopper–Pearson lower bounds: with probability at least 1 - alpha below the probability of success.
 
-    The largest p with `P(Binomial(n, p) >= k) <= alpha`, that is the alpha-quantile of Beta(k, n - k + 1), less 6e-11
-    of itself for the error of its computation.
+    Each is the largest p with `P(Binomial(n, p) >= k) <= alpha`, that is the alpha-quantile of Beta(k, n - k + 1), less
+    6e-11 of itself for the error of its computation.
 
     Args:
         counts: whole numbers k in [0, samples], any shape.
@@ -48,11 +49,11 @@ def lower_confidence_bound(counts: Any, samples: int, alpha: float) -> Array:
     return np.where(counts > 0, betaincinv(some, samples - some + 1.0, alpha) * _DOWN, 0.0)
 
 
-def binomial_p_value(first: Any, second: Any) -> Array:
-    """Two-sided p-value of "both are equally likely" after `first` and `second` of n = first + second fair draws.
+def binomial_p_value(first: ArrayLike, second: ArrayLike) -> Array:
+    """Return the two-sided p-value of "both are equally likely" after counts `first` and `second`.
 
-    At probability 1/2 the binomial distribution is symmetric, so it is twice the upper tail of the larger count, at
-    most 1. No draws tell nothing: 1.
+    They are those of n = first + second fair draws. At probability 1/2 the binomial distribution is symmetric, so the
+    p-value is twice the upper tail of the larger count, at most 1. Without draws it is 1.
 
     Returns:
         float64, the broadcast shape.
@@ -70,8 +71,8 @@ def binomial_p_value(first: Any, second: Any) -> Array:
     return np.minimum(1.0, 2 * tail)
 
 
-def radius_of_bound(bound: Any, sigma: float) -> Array:
-    """`sigma * Phi^-1(bound)` (Cohen et al. 2019, theorem 1), float32 rounded down; 0 for bounds of at most 1/2."""
+def radius_of_bound(bound: ArrayLike, sigma: float) -> Array:
+    """Return `sigma * Phi^-1(bound)` (Cohen et al. 2019, theorem 1), float32 rounded down; 0 for bounds up to 1/2."""
     from scipy.special import ndtri
 
     bound = np.asarray(bound, np.float64)
@@ -82,12 +83,12 @@ def radius_of_bound(bound: Any, sigma: float) -> Array:
 
 
 def radius_ceiling(sigma: float, samples: int, alpha: float) -> float:
-    """`sigma * Phi^-1(alpha^(1/n))`: the radius of an input whose n votes are all for one class, and so the largest."""
+    """Return `sigma * Phi^-1(alpha^(1/n))`, the radius where all n votes are for one class, and so the largest."""
     return float(radius_of_bound(lower_confidence_bound(samples, samples, alpha), sigma))
 
 
 def smallest_samples(epsilon: float, sigma: float, alpha: float) -> int | None:
-    """The smallest n whose ceiling lies above epsilon; None where `MAX_SAMPLES` are not enough."""
+    """Return the smallest n whose ceiling lies above epsilon; None where `MAX_SAMPLES` are not enough."""
     from scipy.special import log_ndtr
 
     epsilon = float(np.float32(epsilon))
@@ -100,8 +101,8 @@ def smallest_samples(epsilon: float, sigma: float, alpha: float) -> int | None:
     return None
 
 
-def checked_alpha(alpha: Any) -> float:
-    """`alpha` as a probability strictly between 0 and 1; otherwise `ValueError`."""
+def checked_alpha(alpha: float) -> float:
+    """Return `alpha` as a probability strictly between 0 and 1, or raise a ValueError."""
     value = float(alpha)
     if not 0 < value < 1:
         raise ValueError(

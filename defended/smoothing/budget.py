@@ -1,11 +1,14 @@
-"""How many rows a device likes to evaluate at a time."""
+"""How many rows a device is to evaluate at a time."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from defended.smoothing.sampler import Sampler
 
 # On a CPU, what two evaluations at a time take: measured on 2C2F, whose activations then stay in the caches; four times
 # as many rows cost one input a quarter of its rate. Activations grow with the input, so larger inputs get fewer rows.
@@ -14,10 +17,10 @@ _FIRST, _LAST = 64, 2**16
 _WORTHWHILE = 1.05
 
 
-def rows_at_once(sampler: Any) -> int:
-    """The rows to evaluate at a time: on a GPU what `fastest_rows` finds for a chunk of this sampler.
+def rows_at_once(sampler: Sampler) -> int:
+    """Return how many rows to evaluate at a time: on a GPU, what `fastest_rows` finds for a chunk of this sampler.
 
-    On a CPU at most `CPU_ROWS`, fewer of large inputs.
+    On a CPU, at most `CPU_ROWS`, and fewer for large inputs.
     """
     import tensorflow as tf
 
@@ -40,10 +43,10 @@ def rows_at_once(sampler: Any) -> int:
 
 
 def fastest_rows(seconds: Callable[[int], float]) -> int:
-    """The number of rows from which on doubling no longer makes a row 5 % cheaper, or does not fit into memory.
+    """Return the number of rows whose doubling no longer makes a row 5 % cheaper, or does not fit into memory.
 
     Args:
-        seconds: the time that one evaluation of so many rows takes; raises `tf.errors.ResourceExhaustedError` where
+        seconds: the time that one evaluation of this many rows takes; raises `tf.errors.ResourceExhaustedError` where
             they do not fit.
 
     Raises:

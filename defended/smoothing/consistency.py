@@ -13,7 +13,7 @@ from defended.arguments import number_not_negative
 
 @keras.saving.register_keras_serializable(package="defended")
 class Consistency(keras.losses.Loss):
-    """What predictions under m noise draws disagree, and how unsure they are together (Jeong & Shin 2020).
+    """How far predictions under m noise draws disagree, and how unsure they are together (Jeong & Shin 2020).
 
     With p_i the softmax under draw i and q their mean:
 
@@ -26,8 +26,8 @@ class Consistency(keras.losses.Loss):
             at sigma = 0.25.
         entropy_weight: eta, the factor of the entropy; not negative.
 
-    In a call, `y_pred` are logits `[batch, m, classes]`; `y_true` is not used. The result is
-    `[batch]` before reduction.
+    In a call, `y_pred` are logits `[batch, m, classes]`; `y_true` is not used. The result is `[batch]` before
+    reduction.
 
     Reference: Jeong & Shin, "Consistency Regularization for Certified Robustness of Smoothed Classifiers", 2020.
     """

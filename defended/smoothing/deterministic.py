@@ -1,4 +1,4 @@
-"""A network that is to vote must be a function of its input: refused here where it is not."""
+"""A network that is to vote must be a function of its input; one that is not is refused here."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from defended.networks.consistency import inconsistency
 def require_deterministic(network: keras.Model) -> None:
     """Refuse a network that is random, or looks at the rest of the batch, at inference.
 
-    Smoothing is about a function of one input. Noise of the network's own would add to sigma unseen; statistics of the
-    batch would make an answer depend on its company.
+    Smoothing is about a function of one input. The network's own noise would add to sigma unseen; statistics of the
+    batch would make an answer depend on the other inputs.
 
     Raises:
         ValueError: when a layer is called with `training=True`, naming it; when two evaluations of one input differ;
-            when an input's logits alone and in company differ.
+            when an input's logits differ between alone and in a batch.
     """
     for layer in _layers_in_training(network):
         raise ValueError(
@@ -28,12 +28,12 @@ def require_deterministic(network: keras.Model) -> None:
     if found is not None:
         raise ValueError(
             f"`network` {found.what}. A smoothed classifier's guarantee is about a function of one input. "
-            f"{found.remedy}; noise for training belongs into `train_noisy`, or a layer that acts in training only."
+            f"{found.remedy}; noise for training belongs in `train_noisy`, or a layer that acts in training only."
         )
 
 
 def _layers_in_training(network: Any) -> list[Any]:
-    """Layers whose calls in a functional graph have `training=True` written into them."""
+    """Return the layers whose calls in a functional graph have `training=True` written into them."""
     return [
         layer
         for layer in network._flatten_layers(include_self=False)

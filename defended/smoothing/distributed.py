@@ -1,15 +1,18 @@
-"""Verdicts by several devices: each judges its share of a batch, with noise of its own."""
+"""Verdicts by several devices, each of which judges its share of a batch, with noise of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from defended.defended_model import DefendedModel
 
-def judge_in_replicas(strategy: Any, model: Any) -> Callable[[Any], tuple[Any, ...]]:
-    """A function of a batch `[n, ...]` that gives labels, rejections and radii `[n]`, its parts judged in parallel.
+
+def judge_in_replicas(strategy: Any, model: DefendedModel) -> Callable[[Any], tuple[Any, ...]]:
+    """Return a function from a batch `[n, ...]` to labels, rejections and radii `[n]`, which judges parts in parallel.
 
     A replica samples with the copy of the weights on its device; nothing is exchanged before the end.
     """

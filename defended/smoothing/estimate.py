@@ -16,20 +16,20 @@ _SEED = 20190211
 
 
 def standard_noise(draws: int, shape: tuple[int, ...]) -> Any:
-    """`[draws, *shape]` float32 standard normal numbers, always the same: common random numbers for estimates."""
+    """Return standard normal numbers `[draws, *shape]` float32, always the same ones: estimates share them."""
     with tf.init_scope():
         normal = tensorflow_probability().distributions.Normal(0.0, 1.0)
         return normal.sample((draws, *shape), seed=tf.constant([_SEED, 0]))
 
 
 def estimate_competitor_radii(logits: Any, sigma: float) -> Any:
-    """`[batch, m]` from logits `[batch, draws, m]` under noise; not a bound.
+    """Estimate competitor radii `[batch, m]` from logits `[batch, draws, m]` under noise; they are not bounds.
 
     With q the mean softmax, j the class of its largest and b that of its second largest entry:
     `sigma * Phi^-1(q_j) + sigma / 2 * (Phi^-1(q_b) - Phi^-1(q_i))`. The smallest entry, that of b, is the radius that
     CERTIFY would give to q_j. The largest float32 stands where i = j.
     """
-    # In logarithms: near 1, a float32 probability has no digits left, and the rest of it has.
+    # In logarithms: near 1, a float32 probability has no digits left, while its complement has.
     shares = tf.reduce_logsumexp(tf.nn.log_softmax(logits), axis=1) - np.log(logits.shape[1])
     first = leader(shares)
     others = tf.reduce_logsumexp(tf.where(first.rivals, shares, -np.inf), axis=-1, keepdims=True)
@@ -39,5 +39,5 @@ def estimate_competitor_radii(logits: Any, sigma: float) -> Any:
 
 
 def _normal_quantile(log_probability: Any) -> Any:
-    """`Phi^-1(exp(log_probability))`, finite; differentiable where the probability is above 1e-30."""
+    """Return `Phi^-1(exp(log_probability))`, finite; differentiable where the probability is above 1e-30."""
     return tf.math.ndtri(tf.exp(tf.clip_by_value(log_probability, -69.0, -1e-7)))

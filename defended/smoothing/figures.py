@@ -30,7 +30,7 @@ class Panel(NamedTuple):
 
 
 def draw_certification(panels: Mapping[str, Panel], strict: bool = True, columns: int = 2) -> Figure:
-    """VRA and the upper bound on the false positive rate at every radius eps, a panel a log.
+    """Draw VRA and the upper bound on the false positive rate at every radius eps, one panel for each log.
 
     Where `2 eps` lies above the ceiling, nothing can be certified at 2 eps and the upper bound is 100 % for any
     network; that part is shaded.
@@ -61,7 +61,7 @@ def draw_certification(panels: Mapping[str, Panel], strict: bool = True, columns
 
 
 def curves(log: CertificationLog, strict: bool = True, ceiling: float | None = None) -> tuple[Any, Any, Any]:
-    """Radii, VRA and the upper bound on the false positive rate: arrays of one length, up to the largest radius."""
+    """Return radii up to the largest, VRA and the upper bound on the false positive rate: arrays of one length."""
     end = max(float(log.radius.max(initial=0.0)), ceiling or 0.0) or 1.0
     radii = np.linspace(0, end, 401)[1:]
     return radii, vra_curve(log.radius, log.correct, radii, strict), fpr_upper_curve(log.radius, radii, strict)

@@ -19,7 +19,8 @@ class Gate(NamedTuple):
     """Decisions on k votes for the candidate among the first t draws, at K checkpoints t.
 
     At a checkpoint, `k >= answer` ends the sampling with an answer, `k <= futile` with ⊥; at the last one every count
-    does either. A count that answers proves a radius above epsilon, so the thresholds and the table agree to the bit.
+    does one or the other. A count that answers proves a radius above epsilon, so the thresholds and the table agree to
+    the bit.
     """
 
     checkpoints: Array
@@ -29,14 +30,14 @@ class Gate(NamedTuple):
     futile: Array
     """`[K]` int32, the largest count that gives up; -1 where none does."""
     radius: Array
-    """float32, rounded down; of the count k at checkpoint j it is `radius[offset[j] + k]`, for every k at the last
+    """float32, rounded down; for the count k at checkpoint j it is `radius[offset[j] + k]`: for every k at the last
     checkpoint, for `k >= answer[j]` at the others."""
     offset: Array
     """`[K]` int32."""
 
 
 def fixed_gate(epsilon: float, sigma: float, samples: int, alpha: float) -> Gate:
-    """The gate of CERTIFY: one look, after n draws (Cohen et al. 2019, section 3.2.2).
+    """Return the gate of CERTIFY: one look, after n draws (Cohen et al. 2019, section 3.2.2).
 
     `R = sigma * Phi^-1(p)` with p the Clopper–Pearson lower bound at alpha for the candidate's probability. It answers
     where `R > epsilon`. For each input on its own, with probability at least 1 - alpha over the draws, R is at most
@@ -54,7 +55,7 @@ def fixed_gate(epsilon: float, sigma: float, samples: int, alpha: float) -> Gate
 
 
 def radius_table(sigma: float, samples: int, alpha: float) -> Array:
-    """`[n + 1]` float32: the certified radius for each count."""
+    """Return the certified radius for each count, `[n + 1]` float32."""
     radius = np.zeros(samples + 1, np.float32)
     # Half of the votes or fewer never prove a majority.
     counts = np.arange(samples // 2 + 1, samples + 1)
@@ -64,6 +65,6 @@ def radius_table(sigma: float, samples: int, alpha: float) -> Array:
 
 
 def smallest_answer(radius: Array, epsilon: float) -> int:
-    """The smallest count whose radius lies above epsilon, a float32 number; the table's length where none does."""
+    """Return the smallest count whose radius lies above epsilon, a float32 number; the table's length if none does."""
     above = np.flatnonzero(radius > np.float32(epsilon))
     return int(above[0]) if len(above) else len(radius)

@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from defended._io import atomic_write_text
 from defended.arguments import positive_number
@@ -34,8 +35,8 @@ class CertificationLog:
     """Certified radii of `n` test inputs, l2, in input units; the arrays are read-only.
 
     Where a rate asks for "certified at eps", the ball is closed, as everywhere in this library: `radius > eps`, both in
-    float32. Published figures count `radius >= eps`; `strict=False` does. The two differ where a radius is exactly eps,
-    which in files with three digits happens.
+    float32. Published figures count `radius >= eps`, and so does `strict=False`. The two differ where a radius is
+    exactly eps, which happens in files with three digits.
 
     Args:
         index: `[n]`, each input's number in its data set.
@@ -92,44 +93,44 @@ class CertificationLog:
         return _mean(np.where(self.correct, self.radius, 0.0))
 
     def certified(self, epsilon: float, strict: bool = True) -> Array:
-        """`[n]` bool, whether the radius exceeds epsilon (`strict=False`: reaches it)."""
+        """Return whether the radius exceeds epsilon (`strict=False`: reaches it), `[n]` bool."""
         positive_number("epsilon", epsilon)
         return exceeds(self.radius, epsilon, strict)
 
     def vra(self, epsilon: float, strict: bool = True) -> float:
-        """Verified-robust accuracy: share of inputs that are correct and certified at epsilon."""
+        """Return the verified-robust accuracy: the share of inputs that are correct and certified at epsilon."""
         return self._share("vra", epsilon, strict)
 
     def vra_2eps(self, epsilon: float, strict: bool = True) -> float:
-        """Share of inputs that are correct and certified at 2 epsilon."""
+        """Return the share of inputs that are correct and certified at 2 epsilon."""
         return self._share("vra_2eps", epsilon, strict)
 
     def rejection_rate(self, epsilon: float, strict: bool = True) -> float:
-        """Share of inputs that a classifier defended at epsilon rejects."""
+        """Return the share of inputs that a classifier defended at epsilon rejects."""
         return self._share("rejection_rate", epsilon, strict)
 
     def fpr_upper(self, epsilon: float, strict: bool = True) -> float:
-        """Upper bound on the false positive rate, `1 - |r > 2 eps| / |r > eps|`, over all inputs.
+        """Return the upper bound on the false positive rate, `1 - |r > 2 eps| / |r > eps|`, over all inputs.
 
-        Of the inputs that are answered at epsilon, the share that a perturbation within epsilon might turn into a
-        rejection (Leino et al. 2022, section 3). NaN where none is answered. It holds up to the probability that a
-        certificate is wrong, alpha for each input.
+        It is the share of the inputs answered at epsilon that a perturbation within epsilon might turn into a rejection
+        (Leino et al. 2022, section 3); NaN where none is answered. It holds up to the probability that a certificate is
+        wrong, alpha for each input.
         """
         return self._share("fpr_upper", epsilon, strict)
 
     def fpr_upper_correct(self, epsilon: float, strict: bool = True) -> float:
-        """`fpr_upper` over the inputs that are certified and correct: the denominator of the paper's code."""
+        """Return `fpr_upper` over the inputs that are certified and correct: the denominator of the paper's code."""
         return self._share("fpr_upper_correct", epsilon, strict)
 
     def _share(self, name: str, epsilon: float, strict: bool) -> float:
-        """A rate of `defended.statistics.rates`; NaN where it is one of nothing."""
+        """Return a rate of `defended.statistics.rates`; NaN where it is taken over no inputs."""
         positive_number("epsilon", epsilon)
         rate = InputFacts.at(self.radius, self.correct, epsilon, strict).rate(name)
         return float(rate) if rate.total else math.nan
 
 
-def certify(model: SmoothedNet, x: Any, y: Any, *, index: Any = None, batch_size: int = 64) -> CertificationLog:
-    """Run CERTIFY on labelled inputs and keep every class and radius, also those at or below the model's epsilon.
+def certify(model: SmoothedNet, x: ArrayLike, y: Any, *, index: Any = None, batch_size: int = 64) -> CertificationLog:
+    """Run CERTIFY on labelled inputs and keep every class and radius, even those at or below the model's epsilon.
 
     Args:
         model: a `SmoothedNet` in mode `"fixed"`; its samples, alpha, sigma and seed are used.
@@ -164,8 +165,8 @@ def certify(model: SmoothedNet, x: Any, y: Any, *, index: Any = None, batch_size
 def read_log(path: str | os.PathLike[str]) -> CertificationLog:
     """Read a file of CERTIFY's results.
 
-    Tab-separated, one line an input, under the header `idx label predict radius correct time`; `time` in seconds or as
-    `h:mm:ss.ssssss`, `correct` 0 or 1.
+    It is tab-separated, one line per input, under the header `idx label predict radius correct time`; `time` is in
+    seconds or as `h:mm:ss.ssssss`, `correct` is 0 or 1.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -191,9 +192,9 @@ def read_log(path: str | os.PathLike[str]) -> CertificationLog:
 
 
 def write_log(path: str | os.PathLike[str], log: CertificationLog) -> Path:
-    """Write a file that `read_log` and Cohen et al.'s analysis code read; whole or not at all.
+    """Write a file that `read_log` and Cohen et al.'s analysis code read, whole or not at all, and return its path.
 
-    Radii are written with all their digits: reading the file gives the same float64 numbers. Returns the path.
+    Radii are written with all their digits: reading the file gives the same float64 numbers.
     """
     lines = ["\t".join(_COLUMNS)]
     for index, label, predicted, radius, correct, seconds in zip(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -24,37 +25,37 @@ _EVALUATING: ContextVar[bool] = ContextVar("evaluating", default=False)
 
 @keras.saving.register_keras_serializable(package="defended")
 def crossentropy_from_logits(y_true: Any, y_pred: Any) -> Any:
-    """Cross-entropy `[batch]` of logits `[batch, m]`; labels are class numbers or rows of probabilities."""
+    """Return the cross-entropy `[batch]` of logits `[batch, m]`; labels are class numbers or rows of probabilities."""
     return crossentropy(soft_labels(y_true, y_pred.shape[-1]), y_pred)
 
 
 @keras.saving.register_keras_serializable(package="defended")
 class NoisyTrainer(keras.Model):
-    """Trains a plain classifier under noise from N(0, sigma² I), so that it can be smoothed.
+    """A trainer of a plain classifier under noise from N(0, sigma² I), so that it can be smoothed.
 
     `trainer.compile(...)` and `trainer.fit(...)` are Keras's, with any data, callbacks, class or sample weights, and
-    train the weights of `network` itself, in which nothing is left of the noise. The loss of an input is the mean of
+    train the weights of `network` itself, which keeps nothing of the noise. The loss of an input is the mean of
     the compiled loss over its draws (Cohen et al. 2019: one draw), plus `consistency`; with `adversary`, the draws are
     around adversarial examples of the smoothed classifier. The two can be combined.
 
-    Validation and `evaluate` measure under one fresh draw of noise an input, without consistency and adversary: that is
-    what the smoothed classifier counts. `trainer(x)` and `predict` are the network, without noise.
+    Validation and `evaluate` measure under one fresh draw of noise per input, without consistency and adversary: that
+    is what the smoothed classifier counts. `trainer(x)` and `predict` are the network, without noise.
 
     Args:
         network: a built Keras model with one input and logits `[batch, m]` out.
         sigma: standard deviation of the noise, in input units; the one that the smoothed classifier will have.
-        draws: noise draws for each input in a step; the step costs as many times more.
+        draws: noise draws for each input in a step, which costs that many times as much.
         consistency: a `Consistency` loss; needs at least two draws.
         adversary: a `SmoothAdv` attack; needs the TensorFlow backend.
 
     Raises:
         ValueError: when an argument is out of range, or the network cannot be smoothed.
-        RuntimeError: for `adversary` on another backend than TensorFlow.
+        RuntimeError: for `adversary` on a backend other than TensorFlow.
     """
 
     def __init__(
         self,
-        network: Any,
+        network: keras.Model,
         *,
         sigma: float,
         draws: int = 1,
@@ -89,9 +90,9 @@ class NoisyTrainer(keras.Model):
         return self.augmentation.sigma
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """Logits: `[batch, draws, m]` while training with several draws, otherwise `[batch, m]`.
+        """Return logits: `[batch, draws, m]` while training with several draws, otherwise `[batch, m]`.
 
-        `inputs` are `[batch, ...]`, or a pair of them and of noise `[batch * draws, ...]` that was drawn before.
+        `inputs` are `[batch, ...]`, or a pair of inputs and noise `[batch * draws, ...]` that was drawn before.
         """
         if training:
             inputs, noise = inputs if isinstance(inputs, tuple | list) else (inputs, self._draw(inputs))
@@ -101,8 +102,10 @@ class NoisyTrainer(keras.Model):
             inputs = inputs + self.augmentation.noise_like(inputs)
         return self.network(inputs, training=False)
 
-    def compile(self, optimizer: Any = "adam", loss: Any = "crossentropy", **kwargs: Any) -> None:
-        """`keras.Model.compile`; cross-entropies given by name take logits, and labels of either kind."""
+    def compile(
+        self, optimizer: str | keras.optimizers.Optimizer = "adam", loss: Any = "crossentropy", **kwargs: Any
+    ) -> None:
+        """Compile as Keras does; cross-entropies given by name take logits, and labels of either kind."""
         names = ("crossentropy", "sparse_categorical_crossentropy", "categorical_crossentropy")
         super().compile(optimizer, crossentropy_from_logits if loss in names else loss, **kwargs)
 
@@ -123,7 +126,7 @@ class NoisyTrainer(keras.Model):
         return super().compute_metrics(x, *self._by_draw(y, y_pred, sample_weight))
 
     def train_step(self, *arguments: Any) -> Any:
-        """One step of training, as Keras calls it; with an adversary, on the inputs that it has found."""
+        """Run one step of training, as Keras calls it; with an adversary, on the inputs that it has found."""
         if self.adversary is None:
             return super().train_step(*arguments)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(arguments[0])
@@ -133,7 +136,7 @@ class NoisyTrainer(keras.Model):
         return super().train_step(((attacked, noise), y, sample_weight))
 
     def test_step(self, *arguments: Any) -> Any:
-        """One step of evaluation, as Keras calls it, under noise."""
+        """Run one step of evaluation, as Keras calls it, under noise."""
         token = _EVALUATING.set(True)
         try:
             return super().test_step(*arguments)
@@ -141,7 +144,7 @@ class NoisyTrainer(keras.Model):
             _EVALUATING.reset(token)
 
     def fit(self, x: Any = None, y: Any = None, callbacks: Any = None, **kwargs: Any) -> Any:
-        """`keras.Model.fit`.
+        """Fit as `keras.Model.fit` does.
 
         Raises:
             ValueError: when integer labels lie outside [0, m).
@@ -159,11 +162,11 @@ class NoisyTrainer(keras.Model):
         return self.augmentation.noise_like(self._repeated(x))
 
     def _repeated(self, values: Any) -> Any:
-        """`[batch * draws, ...]`, the copies of an input one after the other; None stays None."""
+        """Return `[batch * draws, ...]`, the copies of an input one after the other; None stays None."""
         return values if values is None or self.draws == 1 else ops.repeat(values, self.draws, axis=0)
 
     def _by_draw(self, y: Any, y_pred: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
-        """Labels, logits and weights with a row for each draw."""
+        """Return labels, logits and weights with a row for each draw."""
         if len(y_pred.shape) == 2:
             return y, y_pred, sample_weight
         logits = ops.reshape(y_pred, (-1, y_pred.shape[-1]))
@@ -185,7 +188,7 @@ class NoisyTrainer(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> NoisyTrainer:
+    def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> NoisyTrainer:
         parts = {
             name: keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
             for name in ("network", "consistency", "adversary")
@@ -194,7 +197,7 @@ class NoisyTrainer(keras.Model):
 
 
 def train_noisy(
-    network: Any,
+    network: keras.Model,
     x: Any,
     y: Any = None,
     *,
@@ -202,14 +205,14 @@ def train_noisy(
     draws: int = 1,
     consistency: Consistency | None = None,
     adversary: SmoothAdv | None = None,
-    optimizer: Any = "adam",
-    loss: Any = "crossentropy",
+    optimizer: str | keras.optimizers.Optimizer = "adam",
+    loss: str | keras.losses.Loss | Callable[..., Any] = "crossentropy",
     metrics: Any = ("accuracy",),
     **fit: Any,
-) -> Any:
+) -> keras.callbacks.History:
     """Train the weights of `network` under noise, in place, and return Keras's `History`.
 
-    A `NoisyTrainer`, compiled and fitted: its arguments are there. For more of `compile`, use it itself.
+    This compiles and fits a `NoisyTrainer`, which explains its arguments. For more of `compile`, use that itself.
 
     Args:
         network: a built Keras model with one input and logits `[batch, m]` out.
@@ -222,7 +225,7 @@ def train_noisy(
         optimizer: as in Keras.
         loss: as in Keras; cross-entropies given by name take logits.
         metrics: as in Keras, measured under noise.
-        **fit: arguments of `keras.Model.fit`, as `epochs`, `validation_data`, `callbacks`, `class_weight`.
+        **fit: arguments of `keras.Model.fit`, such as `epochs`, `validation_data`, `callbacks`, `class_weight`.
     """
     trainer = NoisyTrainer(network, sigma=sigma, draws=draws, consistency=consistency, adversary=adversary)
     trainer.compile(optimizer, loss, metrics=list(metrics) if isinstance(metrics, tuple) else metrics)
@@ -230,7 +233,7 @@ def train_noisy(
 
 
 class _WarmUp(keras.callbacks.Callback):
-    """Moves the attack's radius, by the epoch's number: a run that was interrupted goes on with the right one."""
+    """Sets the attack's radius by the epoch's number, so that an interrupted run goes on with the right one."""
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.model.attack_scale.assign(self.model.adversary.scale(epoch))

@@ -22,9 +22,9 @@ class Sampled(NamedTuple):
     counts: Any
     """`[batch, m]` int32, the votes of the draws that decided; those of the selection are not among them."""
     drawn: Any
-    """`[batch]` int32, how many draws that were; a draw whose logits are not finite votes for nobody."""
+    """`[batch]` int32, how many draws these were; a draw whose logits are not finite votes for no class."""
     margin: Any
-    """`[batch]` int32, votes for the candidate beyond those that would just not answer; positive: answer."""
+    """`[batch]` int32, votes for the candidate beyond those that would just not answer; positive: an answer."""
     radius: Any
     """`[batch]` float32, proven; 0 where sampling was given up early, and where the input is not finite."""
     samples_used: Any
@@ -117,15 +117,15 @@ class Sampler:
         return found
 
     def count(self, inputs: Any, number: int, seed: Any) -> Any:
-        """`[batch, m]` int32 votes of `number` draws; none for inputs that are not finite."""
+        """Return the votes of `number` draws, `[batch, m]` int32; none for inputs that are not finite."""
         votes, _ = self._votes(inputs, number, seed, tf.constant(0))
         return tf.where(finite_rows(inputs)[:, None], votes, 0)
 
     def noise(self, count: Any, seed: Any) -> Any:
-        """`[count, *input shape]` float32, independent normal numbers; a function of the seed, `[2]` int32.
+        """Return independent normal numbers, `[count, *input shape]` float32; a function of the seed, `[2]` int32.
 
-        TensorFlow Probability's uniform numbers, by the transform of Box and Muller: its normal ones are made by the
-        same transform of the same numbers, one at a time, which on CPUs takes twice as long.
+        They are TensorFlow Probability's uniform numbers under the transform of Box and Muller: its normal ones are
+        made by the same transform of the same numbers, one at a time, which takes twice as long on CPUs.
         """
         shape = self.network.input_shape[1:]
         size = count * math.prod(shape)
@@ -139,12 +139,12 @@ class Sampler:
         return tf.reshape(normal if math.prod(shape) % 2 == 0 else normal[:size], tf.stack([count, *shape]))
 
     def logits(self, points: Any) -> Any:
-        """The network's logits in inference mode and in this sampler's precision, given as float32."""
+        """Return the network's logits in inference mode and in this sampler's precision, as float32."""
         with evaluated_in(self.network, self.precision):
             return tf.cast(self.network(points, training=False), tf.float32)
 
     def _votes(self, points: Any, number: Any, seed: Any, step: Any) -> tuple[Any, Any]:
-        """Votes `[batch, m]` int32 of `number` draws, in chunks, and the number of the next chunk of the stream."""
+        """Return votes `[batch, m]` int32 of `number` draws, in chunks, and the number of the stream's next chunk."""
         # While a CPU waits for the end of one evaluation, it can work on the next: together they keep to the budget.
         rounds = 1 if tf.config.list_logical_devices("GPU") else 2
         limit = max(1, self.max_batch() // rounds)
@@ -164,7 +164,7 @@ class Sampler:
         return counts, step
 
     def _chunk_of(self, points: Any, draws: Any, seed: Any, limit: int) -> Any:
-        """Votes `[batch, m]` int32 of some draws for every point, `limit` rows at a time (at least a point's)."""
+        """Return votes `[batch, m]` int32 of draws for every point, `limit` rows at a time (at least a point's)."""
         batch = tf.shape(points)[0]
         width = tf.maximum(1, limit // draws)
 
@@ -192,7 +192,7 @@ class Sampler:
         )
 
     def count_chunk(self, points: Any, noise: Any) -> Any:
-        """Votes `[batch, m]` int32 under noise `[batch, draws, ...]`, or `[1, draws, ...]` for all points the same."""
+        """Return votes `[batch, m]` int32 under noise `[batch, draws, ...]`, or `[1, draws, ...]` for all points."""
         shape, (batch, draws) = list(points.shape[1:]), (tf.shape(points)[0], tf.shape(noise)[1])
         logits = self.logits(tf.reshape(points[:, None] + noise, [batch * draws, *shape]))
         votes = tf.one_hot(tf.argmax(logits, axis=-1, output_type=tf.int32), self.num_classes, dtype=tf.int32)
@@ -202,7 +202,7 @@ class Sampler:
 
 
 def fresh_seed() -> Any:
-    """`[2]` int32 from the system's entropy at every run, in Python, in graphs and in exported artefacts.
+    """Return a seed `[2]` int32 from the system's entropy at every run, in Python, in graphs and in exported artefacts.
 
     The operation has no seed to be set, so neither `keras.utils.set_random_seed` nor a copy of an artefact can make
     two processes draw the same noise; and no state, so there is nothing to restore from a checkpoint.
@@ -211,7 +211,7 @@ def fresh_seed() -> Any:
 
 
 def seed_of(seed: int, inputs: Any) -> Any:
-    """`[2]` int32, a function of the number `seed` and of the content of `inputs`: for experiments that must repeat."""
+    """Return a seed `[2]` int32, a function of `seed` and the content of `inputs`, for experiments that must repeat."""
     bits = tf.reshape(tf.bitcast(inputs, tf.int32), [-1])
     # Odd factors, so that every bit of every entry counts; sums of int32 wrap around.
     factors = 2 * tf.range(tf.size(bits)) * 40503 + 1
@@ -236,7 +236,7 @@ def evaluated_in(network: keras.Model, precision: str) -> Iterator[None]:
 
 
 def tensorflow_probability() -> Any:
-    """The module, imported at the first use: it takes seconds that only smoothing needs."""
+    """Return the module, imported at the first use: the import takes seconds that only smoothing needs."""
     with warnings.catch_warnings():
         # It asks for versions through distutils, which is deprecated.
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -1,4 +1,4 @@
-"""A gate that looks after 50 draws, and after each quarter more: a confidence sequence in place of a fixed sample.
+"""A gate that looks after some 50 draws, and after each quarter more: a confidence sequence in place of a fixed sample.
 
 **Theorem.** Let X_1, X_2, ... be independent draws, 1 with probability p, and S_t their sum. Let w be a distribution on
 (0, 1) that is fixed beforehand, and for p0 in (0, 1)
@@ -11,7 +11,7 @@ not excluded, `M_t(p0) < 1/a`, form an interval; with L_t its lower end,
 
     P(L_t <= p for all t) >= 1 - a:
 
-the bound holds at whatever moment one looks, also at one chosen by the outcomes. The cap n is judged, in addition, by
+the bound holds at whatever moment one looks, even at one chosen by the outcomes. The cap n is judged, in addition, by
 Clopper–Pearson's bound. With a = alpha/2 for each, the two together fail with probability at most alpha. Every answer
 rests on one of the two, hence: *for each input, a wrong radius at the stop has probability at most alpha*.
 
@@ -33,6 +33,7 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from defended.smoothing.bounds import radius_of_bound
 from defended.smoothing.gate import Gate, radius_table, smallest_answer
@@ -45,7 +46,9 @@ _MARGIN = 1e-6
 
 
 def sequential_gate(epsilon: float, sigma: float, samples: int, alpha: float) -> Gate:
-    """The gate that stops early, valid at alpha whenever it stops (theorem above), after `samples` draws at the latest.
+    """Return the gate that stops early, after `samples` draws at the latest.
+
+    It is valid at alpha whenever it stops (theorem above).
 
     Args:
         epsilon: radius to decide on, in input units; a float32 number.
@@ -77,8 +80,8 @@ def sequential_gate(epsilon: float, sigma: float, samples: int, alpha: float) ->
     return Gate(checkpoints, answers, futiles, np.concatenate(tables), offset.astype(np.int32))
 
 
-def lower_confidence_sequence(counts: Any, t: int, alpha: float, share: float) -> Array:
-    """Bounds L_t of the theorem: with probability at least 1 - alpha below p at all t together.
+def lower_confidence_sequence(counts: ArrayLike, t: int, alpha: float, share: float) -> Array:
+    """Return the bounds L_t of the theorem: with probability at least 1 - alpha, `L_t <= p` at all t together.
 
     Args:
         counts: `[c]` whole numbers S_t in [0, t].
@@ -109,7 +112,7 @@ def lower_confidence_sequence(counts: Any, t: int, alpha: float, share: float) -
 
 
 def _log_wealth_below(counts: Array, t: int, share: float) -> Array:
-    """Log wealth of bets by Beta(1/2, 1) restricted to (0, share), against "p >= share"."""
+    """Return the log wealth of bets by Beta(1/2, 1) restricted to (0, share), against "p >= share"."""
     from scipy.special import betainc, betaln, xlog1py, xlogy
 
     k = counts.astype(np.float64)
@@ -122,7 +125,7 @@ def _log_wealth_below(counts: Array, t: int, share: float) -> Array:
 
 
 def _checkpoints(share: float, samples: int, alpha: float) -> list[int]:
-    """Looks before the cap: the first where a unanimous vote answers, then a quarter more each time."""
+    """Return the looks before the cap: the first where a unanimous vote answers, then a quarter more each time."""
     looks: list[int] = []
     t = max(1, math.ceil(math.log(alpha / 2) / math.log(share)))
     while t < samples and float(lower_confidence_sequence([t], t, alpha / 2, share)[0]) <= share:

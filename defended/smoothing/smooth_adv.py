@@ -48,11 +48,11 @@ class SmoothAdv:
         self.clip = None if clip is None else (float(clip[0]), float(clip[1]))
 
     def scale(self, epoch: int) -> float:
-        """The share of the radius that epoch number `epoch`, counted from 0, is attacked with."""
+        """Return the share of the radius with which epoch number `epoch`, counted from 0, is attacked."""
         return min(1.0, (epoch + 1) / self.warmup) if self.warmup else 1.0
 
-    def perturb(self, network: Any, x: Any, targets: Any, noise: Any, scale: Any = 1.0) -> Any:
-        """Attacked inputs `[batch, ...]` within `scale * epsilon` of `x`, in float32; no gradient flows through them.
+    def perturb(self, network: keras.Model, x: Any, targets: Any, noise: Any, scale: Any = 1.0) -> Any:
+        """Return attacked inputs `[batch, ...]` float32 within `scale * epsilon` of `x`; gradients stop at them.
 
         Args:
             network: logits out; evaluated with `training=False`.
@@ -72,7 +72,7 @@ class SmoothAdv:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(delta)
                 logits = network(tf.repeat(x + delta, draws, axis=0) + noise, training=False)
-                # Of the sum, so that an input's gradient does not depend on its company.
+                # The sum, so that an input's gradient does not depend on the others.
                 loss = tf.reduce_sum(smoothed_crossentropy(targets, logits))
             gradient = tape.gradient(loss, delta)
             delta = _into_ball(delta + step * _direction(gradient), radius)
@@ -90,7 +90,7 @@ class SmoothAdv:
 
 
 def smoothed_crossentropy(targets: Any, logits: Any) -> Any:
-    """`-Σ_k t_k log (1/m) Σ_i p_k` of targets `[batch, classes]` and logits `[batch * m, classes]`, `[batch]`.
+    """Return `-Σ_k t_k log (1/m) Σ_i p_k`, `[batch]`, of targets `[batch, classes]` and logits `[batch * m, classes]`.
 
     The m rows of an input follow each other.
     """
@@ -102,13 +102,13 @@ def smoothed_crossentropy(targets: Any, logits: Any) -> Any:
 
 
 def _norm(values: Any) -> Any:
-    """Euclidean norm of each row, `[batch, 1, ..., 1]`."""
+    """Return the Euclidean norm of each row, `[batch, 1, ..., 1]`."""
     axes = tuple(range(1, len(values.shape)))
     return ops.sqrt(ops.sum(ops.square(values), axis=axes, keepdims=True))
 
 
 def _direction(gradient: Any) -> Any:
-    """`gradient` of norm 1 in each row; 0 where it is. A sure network's is so small that its square underflows."""
+    """Return `gradient` at norm 1 in each row; 0 where it is 0. A sure network's is so small that squares underflow."""
     largest = ops.max(ops.abs(gradient), axis=tuple(range(1, len(gradient.shape))), keepdims=True)
     scaled = gradient / ops.maximum(largest, SMALLEST_NORMAL)
     return scaled / ops.maximum(_norm(scaled), SMALLEST_NORMAL)

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from numpy.typing import ArrayLike
 
 from defended.arguments import one_of, positive_number, whole_number
 from defended.certificate import Array, of_certificate
@@ -47,7 +48,7 @@ class SmoothedNet(DefendedModel):
     hundred draws, inputs near the threshold all `samples`. Its radius is what was proven when it stopped, just above
     epsilon or more; an input that was given up early has radius 0. Measure radii and availability in mode `"fixed"`.
 
-    The network needs no rule and no bound: any one will do that computes a function of its input. Batch normalisation
+    The network needs no rule and no bound: any will do that computes a function of its input. Batch normalisation
     and dropout act as at inference. Train it under the same noise, or its votes will be scattered.
 
     Args:
@@ -61,10 +62,10 @@ class SmoothedNet(DefendedModel):
         seed: None draws fresh entropy at every call, as service needs it. A number makes the noise of a call a function
             of it and of the content of the batch, so that an experiment repeats to the bit. An export is always fresh.
         max_batch: the most noisy inputs that are evaluated at a time, the memory budget; None for up to 1024 on a CPU,
-            and for what the device is found to like on a GPU.
-        precision: `"float32"`, or `"bfloat16"` or `"float16"` to evaluate the network in. The noise is drawn and added
-            in float32 all the same. What is certified is then the network in that precision, another one than in
-            float32: figures of the one do not hold for the other.
+            and for what is found to be fast on a GPU.
+        precision: `"float32"`, or `"bfloat16"` or `"float16"` to evaluate the network in. The noise is still drawn and
+            added in float32. What is certified is then the network in that precision, which is not the one in float32:
+            figures for the one do not hold for the other.
         attack_samples: draws behind `competitor_radii`.
 
     Raises:
@@ -81,7 +82,7 @@ class SmoothedNet(DefendedModel):
 
     def __init__(
         self,
-        network: Any,
+        network: keras.Model,
         epsilon: float,
         sigma: float,
         samples: int = 100_000,
@@ -133,8 +134,8 @@ class SmoothedNet(DefendedModel):
     def gate(self) -> Gate:
         """The thresholds and radii in use, see `defended.smoothing.Gate`: those of epsilon as it is now.
 
-        Where the variable was moved to what the number of samples can never certify, those of before: no radius that
-        they prove exceeds such an epsilon, so nothing is answered.
+        Where the variable was moved to what the number of samples can never certify, they are those of before: no
+        radius that they prove exceeds such an epsilon, so nothing is answered.
         """
         return self._certificate.gate
 
@@ -162,18 +163,18 @@ class SmoothedNet(DefendedModel):
     # Verdicts.
 
     def certified_radius(self, inputs: Any) -> Any:
-        """`[batch]` float32, from a run of sampling of its own: with probability at least 1 - alpha for each input, the
-        smoothed classifier does not change within it; 0 where nothing is certified.
+        """Return the radius `[batch]` float32, from a sampling run of its own: with probability at least 1 - alpha for
+        each input, the smoothed classifier does not change within it; 0 where nothing is certified.
 
-        Label and radius of one run are what `verdicts` gives.
+        `verdicts` gives the label and the radius of one run.
         """
         return super().certified_radius(inputs)
 
     def radius_from_scores(self, scores: Any) -> Any:
-        """Certified radius `[batch]` from scores `[batch, m + 1]`: of mode `"fixed"` that of the leader's votes.
+        """Return certified radii `[batch]` from scores `[batch, m + 1]`: in mode `"fixed"` those of the leaders' votes.
 
-        Of a rejection it is no more than the leader's votes show: whether the leader was the candidate is not told.
-        In mode `"sequential"` scores do not tell how many draws there were: just above epsilon where answered, else 0.
+        For a rejection it is no more than the leader's votes show: scores do not say whether it was the candidate. In
+        mode `"sequential"` they do not say how many draws there were: just above epsilon where answered, else 0.
         """
         answered = ops.not_equal(leader(scores).predicted, self.num_classes)
         epsilon = ops.convert_to_tensor(self.epsilon)
@@ -186,8 +187,8 @@ class SmoothedNet(DefendedModel):
         return ops.where(answered, ops.maximum(radius, least), ops.where(radius > epsilon, 0.0, radius))
 
     def availability_radius(self, inputs: Any) -> Any:
-        """`[batch]` float32 `max(R - epsilon, 0)`, up to sampling error: no perturbation of smaller norm makes the true
-        radius, `sigma * Phi^-1(P(g(x)))`, fall to epsilon.
+        """Return `max(R - epsilon, 0)`, `[batch]` float32: up to sampling error, no perturbation of smaller norm makes
+        the true radius, `sigma * Phi^-1(P(g(x)))`, fall to epsilon.
 
         The true radius is 1-Lipschitz while the class holds. The deployed check bounds it from below, by new draws, and
         so rejects some inputs whose true radius exceeds epsilon by less than the bound's own slack; nearly all of them
@@ -196,16 +197,16 @@ class SmoothedNet(DefendedModel):
         return super().availability_radius(inputs)
 
     def competitor_radii(self, inputs: Any) -> Any:
-        """`[batch, m]`: *estimate* of the radius within which class i does not overtake; differentiable in x.
+        """Estimate the radius `[batch, m]` within which class i does not overtake; differentiable in x.
 
-        From the mean softmax over `attack_samples` fixed draws (`defended.smoothing.estimate`). The smallest entry is
-        the radius that CERTIFY would give to such shares; the largest float32 stands for the predicted class. It may
-        be negative. For attacks, which descend it; verdicts come from sampling.
+        It comes from the mean softmax over `attack_samples` fixed draws (`defended.smoothing.estimate`). The smallest
+        entry is the radius that CERTIFY would give to such shares; the largest float32 stands for the predicted class.
+        It may be negative. Attacks descend it; verdicts come from sampling.
         """
         return super().competitor_radii(inputs)
 
-    def predict_class(self, x: Any, samples: int | None = None, batch_size: int = 256) -> Array:
-        """PREDICT: the smoothed classifier's class, without a radius, or -1 (Cohen et al. 2019, section 3.2.1).
+    def predict_class(self, x: ArrayLike, samples: int | None = None, batch_size: int = 256) -> Array:
+        """Return the smoothed classifier's class, without a radius, or -1: PREDICT (Cohen et al. 2019, section 3.2.1).
 
         The two classes with most votes are compared by a two-sided binomial test. For each input on its own, the
         probability of a class that is not g(x) is at most alpha.
@@ -222,8 +223,8 @@ class SmoothedNet(DefendedModel):
         p_value = binomial_p_value(ordered[:, -1], ordered[:, -2])
         return np.where(p_value <= self.alpha, counts.argmax(axis=1), -1).astype(np.int64)
 
-    def sample_counts(self, x: Any, samples: int | None = None, batch_size: int = 256) -> Array:
-        """SAMPLEUNDERNOISE: `[n, m]` int64 votes of `samples` draws for inputs `[n, *input shape]`.
+    def sample_counts(self, x: ArrayLike, samples: int | None = None, batch_size: int = 256) -> Array:
+        """Return the votes `[n, m]` int64 of `samples` draws for inputs `[n, *input shape]`: SAMPLEUNDERNOISE.
 
         Draws whose logits are not finite vote for no class; inputs that are not finite get no votes.
         """
@@ -242,15 +243,15 @@ class SmoothedNet(DefendedModel):
         return np.concatenate([np.zeros((0, self.num_classes), np.int64), *parts])
 
     def votes_under(self, inputs: Any, noise: Any) -> Any:
-        """`[batch, m]` int32 votes of `[batch, ...]` inputs under `[draws, ...]` noise that was drawn elsewhere."""
+        """Return the votes `[batch, m]` int32 of inputs `[batch, ...]` under noise `[draws, ...]` drawn elsewhere."""
         return self._certificate.sampler.count_chunk(inputs, noise[None])
 
     def undefended_logits(self, inputs: Any) -> Any:
-        """`[batch, m]`: the network's logits at the inputs themselves, without noise, in this model's precision."""
+        """Return the network's logits `[batch, m]` at the inputs themselves without noise, in the model's precision."""
         return self._certificate.logits(float32_tensor(inputs), training=False)
 
     def disagreements(self, x: Array, outputs: Mapping[str, Array], batch_size: int = 256) -> Array:
-        """Inputs whose shares of votes in `outputs` differ from this model's, of 1000, by more than chance explains."""
+        """Return inputs whose shares of votes in `outputs` differ from this model's, of 1000, beyond chance."""
         own = self.sample_counts(x, _COMPARED, batch_size) / _COMPARED
         return self._certificate.unexplained(own, _COMPARED, outputs)
 
@@ -266,7 +267,7 @@ class SmoothedNet(DefendedModel):
     def is_final(self) -> bool:
         """True: every answer is proven when it is given, for the network as it is then.
 
-        That the network is a function of its input is looked at first, where it changed since that was seen.
+        Whether the network is a function of its input is checked first, where it has changed since the last check.
         """
         self.ensure_proven()
         return True

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def method_of(model: Any) -> str:
-    """The method in a line, with its parameters."""
+    """Return the method in one line, with its parameters."""
     bound = "one Clopper–Pearson bound" if model.mode == "fixed" else "confidence sequence (Ville), capped at n"
     return (
         f"randomized smoothing (Cohen et al. 2019): sigma={model.sigma:g}, n0={model.selection_samples}, "
@@ -15,7 +15,7 @@ def method_of(model: Any) -> str:
 
 
 def assumptions_of(model: Any) -> tuple[str, ...]:
-    """The guarantee, its probability, and what it rests on."""
+    """Return the guarantee, its probability, and what it rests on."""
     statements = (
         "Distances are Euclidean (l2) on the model's input, in the units of that input.",
         f"What is answered is the smoothed classifier's class, and it does not change within the radius, with "

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from defended.margins import finite_rows
 
+if TYPE_CHECKING:
+    from defended.defended_model import DefendedModel
 
-def step_function(model: Any) -> tuple[Callable[..., dict[str, Any]], list[Any]]:
-    """CERTIFY's loop body as a stateless function, and the specification of its tensors.
+
+def step_function(model: DefendedModel) -> tuple[Callable[..., dict[str, Any]], list[Any]]:
+    """Return CERTIFY's loop body as a stateless function, and the specification of its tensors.
 
     Inputs: `image` `[batch, ...]` float32; `noise` `[draws, ...]` float32, independent *standard* normal numbers, fresh
     for every call and unknown to whoever chose the images; `counts` `[batch, m]` int64, the votes so far; `candidate`

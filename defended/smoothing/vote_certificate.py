@@ -78,8 +78,8 @@ class VoteCertificate(Certificate):
     def gate(self) -> Gate:
         """The thresholds and radii of epsilon as it is now.
 
-        Where the variable was moved to what the number of samples can never certify, those of before: no radius that
-        they prove exceeds such an epsilon, so nothing is answered.
+        Where the variable was moved to what the number of samples can never certify, they are those of before: no
+        radius that they prove exceeds such an epsilon, so nothing is answered.
         """
         if self._gate_radius != self.radius:
             with contextlib.suppress(ValueError):
@@ -89,7 +89,7 @@ class VoteCertificate(Certificate):
         return self._gate
 
     def make_gate(self) -> None:
-        """Compute thresholds for epsilon as it is now; `ValueError` where it can never be certified."""
+        """Compute thresholds for epsilon as it is now; raise a ValueError where it can never be certified."""
         epsilon = self.radius
         if not self.radius_ceiling > epsilon:
             enough = smallest_samples(epsilon, self.sigma, self._final_alpha)
@@ -105,7 +105,7 @@ class VoteCertificate(Certificate):
     # Judging.
 
     def judge(self, inputs: Any, epsilon: Any, deployed: bool = False) -> Finding:
-        """Shares of the votes for logits, and for slack the share beyond those that would just not answer."""
+        """Return shares of the votes as logits, and as slack the share beyond those that would just not answer."""
         found = self._sampled(inputs, deployed)
         drawn = ops.cast(ops.maximum(found.drawn, 1), "float32")
         # The gate decided by whole numbers. Where epsilon has become larger since, what it proved may not be enough.
@@ -132,19 +132,19 @@ class VoteCertificate(Certificate):
         return self.compiled("sample fresh" if deployed else "sample", sample)(inputs)
 
     def seed_for(self, inputs: Any, fresh: bool = False) -> Any:
-        """`[2]` int32, names the noise of a call: fresh entropy, or a function of `seed` and of the inputs."""
+        """Return the seed of a call's noise, `[2]` int32: fresh entropy, or a function of `seed` and of the inputs."""
         from defended.smoothing.sampler import fresh_seed, seed_of
 
         return fresh_seed() if fresh or self.seed is None else seed_of(self.seed, inputs)
 
     def logits(self, inputs: Any, training: bool) -> Any:
-        """The network's logits without noise, in the precision that votes are taken in."""
+        """Return the network's logits without noise, in the precision in which votes are taken."""
         if training:
             refuse_training()
         return self.sampler.logits(inputs)
 
     def competitor_radii(self, inputs: Any, epsilon: Any) -> Any:
-        """`[batch, m]`, an estimate from soft votes under the same noise at every call; differentiable in x."""
+        """Estimate radii `[batch, m]` from soft votes under the same noise at every call; differentiable in x."""
         import tensorflow as tf
 
         from defended.smoothing.estimate import estimate_competitor_radii, standard_noise
@@ -159,13 +159,13 @@ class VoteCertificate(Certificate):
         return estimate_competitor_radii(logits, self.sigma)
 
     def covered_drift(self, inputs: Any) -> Array:
-        """`[n, m]`, infinity: votes are those of the evaluation that is deployed, and the certificate is about it."""
+        """Return infinity, `[n, m]`: votes are those of the deployed evaluation, and the certificate is about it."""
         return np.full((len(inputs), self.sampler.num_classes), np.inf)
 
     def unexplained(self, own: Array, votes: int, outputs: Mapping[str, Array]) -> Array:
-        """Indices of inputs whose shares in `outputs` differ from `own`, of so many votes, beyond what chance explains.
+        """Return indices of inputs whose shares in `outputs` differ from `own`, of so many `votes`, beyond chance.
 
-        The deployed graph had stopped at one of K checkpoints t. By Hoeffding's inequality, and a union over
+        The deployed graph stopped at one of K checkpoints t. By Hoeffding's inequality, and a union over
         checkpoints, inputs and classes, equal models show a difference above `sqrt(l / 2t) + sqrt(l / 2 votes)`,
         `l = log(4 K n m / 1e-9)`, with probability at most 1e-9. An answer without a radius above epsilon, or such a
         radius without an answer, disagrees as well.
@@ -180,7 +180,7 @@ class VoteCertificate(Certificate):
     # Training and proving: there is nothing to learn from votes, and nothing to prove in advance.
 
     def estimate(self, inputs: Any, epsilon: Any, training: bool) -> tuple[Any, Any]:
-        """The votes, which are no estimates; while training they are refused."""
+        """Return the votes, which are not estimates; while training, refuse."""
         if training:
             refuse_training()
         found = self.judge(inputs, epsilon)
@@ -193,19 +193,19 @@ class VoteCertificate(Certificate):
         self.sampler = Sampler(network, self.sigma, self.selection_samples, self._rows, self.precision)
 
     def _rows(self) -> int:
-        """Noisy inputs that are evaluated at a time."""
+        """Return how many noisy inputs are evaluated at a time."""
         return self.max_batch or rows_at_once(self.sampler)
 
     def prove(self, claims: Claims) -> None:
-        """Nothing: a vote is proven when it is taken."""
+        """Prove nothing: a vote is proven when it is taken."""
 
     def check(self, name: str, judge: Callable[[], Judge], thorough: bool = True) -> None:
-        """See that the network is a function of its input, as votes must be."""
+        """Check that the network is a function of its input, as voting requires."""
         require_deterministic(self.network)
 
 
 def refuse_training() -> NoReturn:
-    """Raise: votes have no gradient."""
+    """Raise a RuntimeError: votes have no gradient."""
     raise RuntimeError(
         "A smoothed model's votes have no gradient to train by. Train its network under the same noise, then smooth "
         "it: `defended.smoothing.train_noisy(model.network, x, y, sigma=model.sigma)`."

@@ -6,11 +6,11 @@ from typing import Any
 
 
 def clopper_pearson(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Exact interval for the probability of success, after `count` successes in `total` independent trials.
+    """Return the exact interval for the probability of success after `count` successes in `total` independent trials.
 
     With B(q; a, b) the q-quantile of the beta distribution and alpha = 1 - confidence:
     `low = B(alpha/2; count, total - count + 1)`, `high = B(1 - alpha/2; count + 1, total - count)`. It covers the true
-    probability with at least the stated confidence, whatever that probability is. No trials tell nothing: (0, 1).
+    probability with at least the stated confidence, whatever that probability is. No trials say nothing: (0, 1).
 
     Raises:
         ValueError: when not 0 <= count <= total, or confidence is not inside (0, 1).
@@ -55,8 +55,8 @@ class Rate(float):
     Attributes:
         count: successes.
         total: trials.
-        confidence: of the interval.
-        doubt: probability of a wrong judgement.
+        confidence: the confidence of the interval.
+        doubt: the probability of a wrong judgement.
         interval: `(low, high)`, see `clopper_pearson`.
 
     Example:
@@ -90,7 +90,7 @@ class Rate(float):
         return float.__repr__(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """`value`, `count`, `total`, `interval`, `confidence` and, where there is any, `doubt`, ready for JSON."""
+        """Return `value`, `count`, `total`, `interval`, `confidence` and, if there is any, `doubt`, ready for JSON."""
         return {
             "value": float(self),
             "count": self.count,

@@ -16,13 +16,13 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Definition(NamedTuple):
-    """A rate: of the inputs with all facts `among`, the share that has all facts `counted` as well."""
+    """A rate: the share of the inputs with all facts `among` that also have all facts `counted`."""
 
     meaning: str
     counted: tuple[str, ...]
     among: tuple[str, ...] = ()
     certificates: bool = False
-    """Whether a fact counted is that a certificate holds, which of a smoothed model is wrong with probability alpha."""
+    """Whether a counted fact is that a certificate holds: for a smoothed model, it is wrong with probability alpha."""
 
 
 DEFINITIONS = {
@@ -49,8 +49,8 @@ DEFINITIONS = {
         "not proven to stay answered within eps, of the certified and correct inputs", ("contested",), ("right",), True
     ),
 }
-"""By name, in the order of tables. A correct input is answered with the label in all of them but `clean_accuracy`; the
-denominators of `fpr_…_correct` are those of the paper's code.
+"""The rates by name, in the order of tables. A correct input is answered with the label in all of them but
+`clean_accuracy`; the denominators of `fpr_…_correct` are those of the paper's code.
 
 What stays answered within eps is what is certified at 2 eps, in real arithmetic (Leino et al. 2022, section 3). Where
 rounding is paid for, it is somewhat less, since a radius may be computed low at both ends
@@ -91,15 +91,17 @@ class InputFacts:
         strict: bool = True,
         available: Array | None = None,
     ) -> InputFacts:
-        """Facts about a model that defends `epsilon` with these certified radii `[n]`: it answers where `r > epsilon`.
+        """Return the facts about a model that defends `epsilon` with these certified radii `[n]`.
+
+        It answers where `r > epsilon`.
 
         Args:
             radius: in the units of epsilon.
             correct: `[n]` bool, whether the network's class is the label; None where that is not known.
             epsilon: the radius defended; a float32 number, as radii are.
             strict: False counts `r >= epsilon` as answered, as published figures do.
-            available: `[n]`, availability radii at this epsilon. None takes for safe what is certified at 2 epsilon, as
-                real arithmetic does.
+            available: `[n]`, availability radii at this epsilon. None counts as safe what is certified at 2 epsilon, as
+                in real arithmetic.
         """
         answered, twice = exceeds(radius, epsilon, strict), exceeds(radius, 2 * epsilon, strict)
         right = None if correct is None else correct & answered
@@ -125,23 +127,23 @@ class InputFacts:
         return ~self.rejected & ~lost
 
     def all(self, names: Iterable[str]) -> Array:
-        """`[n]` bool, whether an input has all of these facts: one or more, all of them known."""
+        """Return whether an input has all of these facts, one or more, all of them known: `[n]` bool."""
         return reduce(and_, (getattr(self, name) for name in names))
 
     def of(self, chosen: Array) -> InputFacts:
-        """The facts of some inputs, chosen by `[n]` bool."""
+        """Return the facts of some inputs, chosen by `[n]` bool."""
         values = (getattr(self, field.name) for field in fields(self))
         return InputFacts(*(None if value is None else value[chosen] for value in values))  # type: ignore[arg-type]
 
     def rate(self, name: str, confidence: float = 0.95, alpha: float = 0.0) -> Rate:
-        """A rate of `DEFINITIONS` with its interval.
+        """Return a rate of `DEFINITIONS` with its interval.
 
         Args:
-            name: of the rate.
-            confidence: of the interval, which assumes that the inputs were drawn independently, and where verdicts are
-                drawn at random, that each input's draw is independent of the others'.
-            alpha: probability that an input's certificate is wrong: of a smoothed model what it was made with, 0 of a
-                proof. Intervals of rates that rest on certificates count it, see `Rate`.
+            name: the rate's name.
+            confidence: that of the interval, which assumes that the inputs were drawn independently and, where verdicts
+                are drawn at random, that each input's draw is independent of the others'.
+            alpha: probability that an input's certificate is wrong: for a smoothed model the one it was made with, 0
+                for a proof. Intervals of rates that rest on certificates count it, see `Rate`.
 
         Raises:
             ValueError: a fact that the rate counts is not known.
@@ -153,7 +155,7 @@ class InputFacts:
     def rates(
         self, names: Iterable[str] = DEFINITIONS, confidence: float = 0.95, alpha: float = 0.0
     ) -> dict[str, Rate | None]:
-        """Several rates by name, see `rate`; None where a fact that it counts is not known."""
+        """Return several rates by name, see `rate`; None where a fact that it counts is not known."""
         found: dict[str, Rate | None] = {}
         for name in names:
             counted, among, certificates = DEFINITIONS[name][1:]
@@ -167,7 +169,7 @@ class InputFacts:
 
 
 def exceeds(radius: Array, epsilon: float, strict: bool = True) -> Array:
-    """`[n]` bool, whether `radius > epsilon` in float32, as the deployed check compares: the ball is closed.
+    """Return whether `radius > epsilon` in float32, as the deployed check compares: `[n]` bool. The ball is closed.
 
     `strict=False` compares `radius >= epsilon`.
     """
@@ -176,19 +178,19 @@ def exceeds(radius: Array, epsilon: float, strict: bool = True) -> Array:
 
 
 def vra_curve(radius: Array, correct: Array, radii: Array, strict: bool = True) -> Array:
-    """VRA, had the model been deployed at each of `radii`: `|correct and r > eps| / n`; `r >= eps` if not `strict`."""
+    """Return the VRA of a deployment at each of `radii`: `|correct and r > eps| / n`; `r >= eps` if not `strict`."""
     return _above(radius[correct], radii, strict) / max(len(radius), 1)
 
 
 def fpr_upper_curve(radius: Array, radii: Array, strict: bool = True) -> Array:
-    """`|eps < r <= 2 eps| / |r > eps|` at each eps of `radii`; NaN where nothing is answered.
+    """Return `|eps < r <= 2 eps| / |r > eps|` at each eps of `radii`; NaN where nothing is answered.
 
-    Of `strict=False` it is `|eps <= r < 2 eps| / |r >= eps|`.
+    With `strict=False` it is `|eps <= r < 2 eps| / |r >= eps|`.
     """
     answered, safe = _above(radius, radii, strict), _above(radius, 2 * radii, strict)
     return np.where(answered > 0, (answered - safe) / np.maximum(answered, 1), np.nan)
 
 
 def _above(radius: Array, radii: Array, strict: bool) -> Array:
-    """`|r > eps|` at each eps of `radii`; `|r >= eps|` if not `strict`."""
+    """Return `|r > eps|` at each eps of `radii`; `|r >= eps|` if not `strict`."""
     return len(radius) - np.searchsorted(np.sort(radius), radii, side="right" if strict else "left")

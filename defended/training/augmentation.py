@@ -13,14 +13,14 @@ from defended.arguments import number_in, number_not_negative, whole_number
 class RandomAffine:
     """Images turned, sheared, scaled and moved a little, each differently: one bilinear interpolation for all of it.
 
-    Unlike a chain of Keras's random layers, which blur an image once each. Pixels from outside are 0.
+    A chain of Keras's random layers would blur an image once for each of them. Pixels from outside are 0.
 
     Args:
         turn: the largest angle, in radians.
         shear: the largest shear, pixels per pixel.
-        zoom: scales lie within `1 - zoom` and `1 + zoom`, width and height apart.
+        zoom: scales lie between `1 - zoom` and `1 + zoom`, separately for width and height.
         shift: the largest movement, in pixels.
-        share: of the images, those that are changed at all.
+        share: that of the images that are changed at all.
         seed: of the random numbers.
 
     Call arguments:
@@ -30,7 +30,7 @@ class RandomAffine:
         Images of the same shape and dtype.
 
     Raises:
-        ValueError: a negative or infinite limit, a zoom of 1 or more, or a share above 1.
+        ValueError: for a negative or infinite limit, a zoom of 1 or more, or a share above 1.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class RandomAffine:
         return ops.image.affine_transform(images, transform, interpolation="bilinear", fill_mode="constant")
 
     def _motion(self, images: Any) -> tuple[tuple[Any, Any, Any, Any], tuple[Any, Any], Any]:
-        """From a pixel of the result to one of the image, seen from its centre: a matrix's entries by rows and a
-        movement, each `[batch]`; then 1 where an image is changed at all, else 0.
+        """Draw what leads from a pixel of the result to one of the image, seen from its centre: a matrix's entries by
+        rows and a movement, each `[batch]`; then 1 where an image is changed at all, else 0.
         """
         batch = ops.shape(images)[0]
         changed = ops.cast(keras.random.uniform([batch], seed=self._seeds) < self.share, "float32")
@@ -80,11 +80,11 @@ class RandomElastic(RandomAffine):
 
     Args:
         bend: the nodes' standard deviation, in pixels.
-        nodes: of the grid, to a side.
+        nodes: those of the grid along a side.
         **affine: as for `RandomAffine`.
 
     Raises:
-        ValueError: a negative or infinite bend, fewer than 2 nodes, or what `RandomAffine` refuses.
+        ValueError: for a negative or infinite bend, fewer than 2 nodes, or what `RandomAffine` refuses.
     """
 
     def __init__(self, bend: float = 0.6, nodes: int = 5, **affine: Any):
@@ -111,7 +111,7 @@ class RandomExposure:
         brightness: the largest number that is added to all pixels.
         contrast: distances from an image's mean are scaled by `exp(c)`, with c within plus and minus this.
         blur: the largest weight of each neighbour, relative to the pixel itself, in a 3x3 mean.
-        share: of the images, those that are changed at all.
+        share: that of the images that are changed at all.
         seed: of the random numbers.
 
     Call arguments:
@@ -121,7 +121,7 @@ class RandomExposure:
         Images of the same shape and dtype.
 
     Raises:
-        ValueError: a limit that is negative or infinite, or a share above 1.
+        ValueError: for a limit that is negative or infinite, or a share above 1.
     """
 
     def __init__(
@@ -153,12 +153,12 @@ class RandomExposure:
 
 
 def _centre(images: Any) -> tuple[float, float]:
-    """The column and the row, perhaps between two, that a turn leaves in place."""
+    """Return the column and the row, perhaps between two, that a turn leaves in place."""
     return (images.shape[2] - 1) / 2, (images.shape[1] - 1) / 2
 
 
 def _bilinear(images: Any, columns: Any, rows: Any) -> Any:
-    """`[batch, height, width, channels]`: the images at these places, `[batch, height, width]`, 0 outside of them."""
+    """Return images at places `[batch, height, width]`, 0 outside of the image: `[batch, height, width, channels]`."""
     batch, (height, width, channels) = ops.shape(images)[0], images.shape[1:]
     pixels = ops.reshape(ops.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0))), (batch, -1, channels))
     left, top = ops.floor(columns), ops.floor(rows)

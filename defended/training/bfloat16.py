@@ -1,8 +1,9 @@
-"""Training in bfloat16 by oneDNN, on the processors on which it can compute so."""
+"""Training in bfloat16 by oneDNN, on the processors on which it can do so."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ _ABLE = {"avx512f", "avx_ne_convert"}
 class BFloat16Training(keras.callbacks.Callback):
     """Convolutions and matrix products of training in bfloat16, by oneDNN's rewriting of graphs; off before proofs."""
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         self._set(True)
 
-    def on_train_end(self, logs: Any = None) -> None:
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         self._set(False)
 
     def _set(self, value: bool) -> None:
@@ -46,7 +47,7 @@ def supports_bfloat16(cpuinfo: Path | None = None) -> bool:
 
 
 def bfloat16_or_warning() -> bool:
-    """Return `supports_bfloat16()`, after a `BFloat16Warning` where it does not."""
+    """Return `supports_bfloat16()`, after a `BFloat16Warning` where that is False."""
     able = supports_bfloat16()
     if not able:
         warnings.warn(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from defended.training.schedules import SCHEDULES, interpolate
 
 
 class _Scheduled(keras.callbacks.Callback):
-    """Sets a scale of the model by the numbers of epoch and batch alone: so `fit` can resume."""
+    """Sets a scale of the model by the numbers of the epoch and the batch alone, so that `fit` can resume."""
 
     scale: str
     """The model's variable; 1 after training."""
@@ -41,7 +42,7 @@ class _Scheduled(keras.callbacks.Callback):
         self.by_batch = bool(by_batch)
         self._epoch = 0
 
-    def set_model(self, model: Any) -> None:
+    def set_model(self, model: keras.Model) -> None:
         if not isinstance(model, DefendedModel):
             raise TypeError(f"{type(self).__name__} works on a `DefendedModel`. Received: {type(model).__name__}")
         super().set_model(model)
@@ -51,16 +52,16 @@ class _Scheduled(keras.callbacks.Callback):
         moving = max(self.ramp * epochs, 1.0)
         return interpolate(self.schedule, self.start, self.end, (epoch + done) / moving)
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._epoch = epoch
         self._assign(self.value(epoch, self.params.get("epochs") or 1))
 
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         steps = self.params.get("steps")
         if self.by_batch and steps:
             self._assign(self.value(self._epoch, self.params.get("epochs") or 1, batch / steps))
 
-    def on_train_end(self, logs: Any = None) -> None:
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         self._assign(1.0)
 
     def _assign(self, value: float) -> None:
@@ -72,10 +73,10 @@ class EpsilonSchedule(_Scheduled):
 
     Args:
         schedule: `"fixed"`, `"linear"` or `"log"` (see `schedules.interpolate`).
-        start: training radius of the beginning, as a multiple of `model.epsilon`.
+        start: training radius at the beginning, as a multiple of `model.epsilon`.
         end: training radius from the end of the ramp on, as a multiple of `model.epsilon`.
         ramp: share of the epochs spent moving.
-        by_batch: move with every batch, and not with every epoch: interval bounds, loose at first, need small steps.
+        by_batch: move with every batch instead of every epoch: interval bounds, loose at first, need small steps.
     """
 
     scale = "radius_scale"
@@ -106,11 +107,11 @@ class RadiusDoubling(EpsilonSchedule):
     Args:
         epsilon: the radius to defend at run time; None keeps `model.epsilon`.
         schedule: how the training radius reaches 2 eps: `"fixed"`, `"linear"` or `"log"`.
-        start: training radius of the beginning, as a multiple of eps.
+        start: training radius at the beginning, as a multiple of eps.
         ramp: share of the epochs spent moving.
         by_batch: see `EpsilonSchedule`.
-        checkpoint: path of a `.weights.h5` file that holds the best weights so far (beside it, `.json` with their
-            value), so that a run that died goes on with its best. None keeps them in memory only.
+        checkpoint: path of a `.weights.h5` file that holds the best weights so far (beside it, a `.json` file with
+            their value), so that a run that died goes on with its best. None keeps them in memory only.
     """
 
     def __init__(
@@ -132,13 +133,13 @@ class RadiusDoubling(EpsilonSchedule):
         self.best_epoch: int | None = None
         self._weights: list[np.ndarray[Any, Any]] | None = None
 
-    def set_model(self, model: Any) -> None:
+    def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
         with model._strategy_scope():
             monitors = ["vra", metrics.VRA(2.0), "rejection_rate", "fpr_upper"]
             model.monitor(metrics.resolve_metrics(monitors, model))
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         if self.epsilon is not None:
             self.model.epsilon = self.epsilon
         self.best, self.best_epoch, self._weights = -1.0, None, None
@@ -146,7 +147,7 @@ class RadiusDoubling(EpsilonSchedule):
             record = json.loads(_record(self.checkpoint).read_text())
             self.best, self.best_epoch = float(record["val_vra_2eps"]), int(record["epoch"])
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         value = (logs or {}).get("val_vra_2eps")
         if value is None or not value > self.best:
             return
@@ -160,7 +161,7 @@ class RadiusDoubling(EpsilonSchedule):
         os.replace(beside, self.checkpoint)
         atomic_write_text(_record(self.checkpoint), json.dumps({"epoch": epoch, "val_vra_2eps": self.best}) + "\n")
 
-    def on_train_end(self, logs: Any = None) -> None:
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         if self.best_epoch is None:
             warnings.warn(
                 "RadiusDoubling had no validation data to choose the best epoch by; the last weights are kept. "
@@ -178,22 +179,22 @@ class RadiusDoubling(EpsilonSchedule):
 
 
 class SharpenBounds(keras.callbacks.Callback):
-    """Sharpen the bounds during training: `sharpen_bounds` before every so many epochs, the first one excepted.
+    """Sharpen the bounds during training: `sharpen_bounds` before every `every`-th epoch except the first.
 
     The radius that training sees is then closer to what the function could be certified for, so that training goes on
-    where it would have been held back by weights that are merely unsuitable. A sharpened net is the same function in
+    where weights that are merely unsuitable would have held it back. A sharpened net is the same function in
     other coordinates, in which the optimizer's mean gradients mean nothing: they are set to 0.
 
     Args:
-        every: epochs between; at least 1.
-        steps: of `sharpen_bounds`. Fewer than at the end of a training suffice.
+        every: epochs in between; at least 1.
+        steps: those of `sharpen_bounds`. Fewer suffice than at the end of training.
     """
 
     def __init__(self, every: int = 5, steps: int = 8):
         super().__init__()
         self.every, self.steps = whole_number("every", every, 1), whole_number("steps", steps, 1)
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         # At an epoch's beginning, so that a run that resumes there does what the one that was killed would have done.
         if epoch == 0 or epoch % self.every or sharpen_bounds(self.model, steps=self.steps) == 1.0:
             return

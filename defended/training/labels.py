@@ -1,4 +1,4 @@
-"""Labels as Keras users give them: class numbers or one row of probabilities an example."""
+"""Labels as Keras users give them: class numbers, or one row of probabilities for each example."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from keras import ops
 
 
 def check_labels(y: np.ndarray[Any, Any], num_classes: int) -> None:
-    """Refuse labels that no class answers to.
+    """Refuse labels that belong to no class.
 
     Raises:
         ValueError: for class numbers outside [0, m) or rows that are not m wide.

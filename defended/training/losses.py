@@ -26,14 +26,14 @@ class _ModelLoss(keras.losses.Loss):
         super().__init__(name=name, **kwargs)
         self._model: Any = lambda: None
 
-    def attach(self, model: Any) -> None:
+    def attach(self, model: keras.Model) -> None:
         """Read `model` from now on; `compile` calls it."""
         if not hasattr(model, self.reads):
             raise ValueError(f"`{type(self).__name__}` needs a model {self.needs}. Received: {type(model).__name__}")
         self._model = weakref.ref(model)  # Keras saves what an attribute holds
 
     def model(self) -> Any:
-        """Return the model; a ValueError where none is attached."""
+        """Return the model, or raise a ValueError where none is attached."""
         model = self._model()
         if model is None:
             raise ValueError(
@@ -157,12 +157,12 @@ class CertifiedCrossentropy(_ModelLoss):
         return {**super().get_config(), "weight": self.weight}
 
 
-def resolve_loss(loss: Any, model: Any) -> Any:
+def resolve_loss(loss: Any, model: keras.Model) -> Any:
     """Return a loss from its shorthand, attached to the model.
 
-    `"crossentropy"`, `"trades_kl"`, `"trades_ce"`, `"emma"` and `"certified_crossentropy"`, each with an optional
-    `"sparse_"` before it and, for TRADES, a weight behind it (`"trades_kl.1.5"`). Keras's own cross-entropy names
-    mean ours: theirs expect probabilities. Other names and objects are Keras's business.
+    The shorthands are `"crossentropy"`, `"trades_kl"`, `"trades_ce"`, `"emma"` and `"certified_crossentropy"`, each
+    with an optional `"sparse_"` before it and, for TRADES, a weight after it (`"trades_kl.1.5"`). Keras's own
+    cross-entropy names mean ours: theirs expect probabilities. Other names and objects are left to Keras.
     """
     if isinstance(loss, str):
         loss = _from_name(loss)
@@ -182,7 +182,7 @@ def _from_name(name: str) -> Any:
             value = float(weight or 1.0)
         except ValueError:
             raise ValueError(
-                f"`loss={name!r}`: the weight behind the dot must be a number, as in 'trades_kl.1.5'."
+                f"`loss={name!r}`: the weight after the dot must be a number, as in 'trades_kl.1.5'."
             ) from None
         return Trades(value, divergence="crossentropy" if kind == "trades_ce" else "kl")
     return name

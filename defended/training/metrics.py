@@ -21,7 +21,7 @@ _PACKAGE = "defended"
 
 
 class _Rate(keras.metrics.Mean):
-    """Running mean of a rate: of a 0/1 value for each example that the rate is taken over."""
+    """The running mean of a rate: of a 0/1 value for each example that the rate is taken over."""
 
     rate: str
     """Which one, of `defended.statistics.rates`."""
@@ -33,7 +33,7 @@ class _Rate(keras.metrics.Mean):
         self.radius_scale = scale
         self._model: Any = lambda: None
 
-    def attach(self, model: Any) -> None:
+    def attach(self, model: keras.Model) -> None:
         """Read radii and epsilon from this model; `compile` calls it."""
         self._model = weakref.ref(model)  # Keras saves what an attribute holds
 
@@ -47,12 +47,12 @@ class _Rate(keras.metrics.Mean):
         super().update_state(ops.cast(facts.all(counted), self.dtype), sample_weight)
 
     def _facts(self, y_true: Any, y_pred: Any) -> InputFacts:
-        """Return tensors of what is known of each input at `radius_scale * epsilon`."""
+        """Return tensors of what is known about each input at `radius_scale * epsilon`."""
         correct, answered = _correct(y_true, y_pred), self.certified(y_pred)
         return InputFacts(~answered, correct, correct & answered, answered)
 
     def certified(self, y_pred: Any, radius_scale: float | None = None) -> Any:
-        """Return `[batch]` bool, whether each input is answered at `radius_scale * epsilon`."""
+        """Return whether each input is answered at `radius_scale * epsilon`, `[batch]` bool."""
         scale = self.radius_scale if radius_scale is None else radius_scale
         model = self._model()
         if model is None:
@@ -71,7 +71,7 @@ class _Rate(keras.metrics.Mean):
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class CleanAccuracy(_Rate):
-    """Share of inputs whose largest logit is the label's, ⊥ left aside."""
+    """Share of inputs whose largest logit, leaving ⊥ aside, is the label's."""
 
     rate = default_name = "clean_accuracy"
 
@@ -95,8 +95,8 @@ class FalsePositiveBound(_Rate):
     """Upper bound on the false positive rate: `1 - |r > 2 s| / |r > s|` at `s = radius_scale * epsilon`.
 
     Of the inputs that are answered, the share that some perturbation within s *might* push into ⊥: where r > 2 s none
-    can (Leino et al. 2022, section 3.2), in real arithmetic; a measurement of the final model counts rounding, too. 1
-    where no input is answered, since then nothing is proven.
+    can (Leino et al. 2022, section 3.2), in real arithmetic; a measurement of the final model also counts rounding.
+    It is 1 where no input is answered, since nothing is proven then.
     """
 
     rate, default_name = "fpr_upper", "false_positive_bound"
@@ -121,8 +121,8 @@ _BY_NAME: dict[str, Any] = {
 }
 
 
-def resolve_metrics(metrics: Any, model: Any) -> Any:
-    """Return metrics from their names, attached to the model; other names and objects are Keras's business."""
+def resolve_metrics(metrics: Any, model: keras.Model) -> Any:
+    """Return metrics from their names, attached to the model; other names and objects are left to Keras."""
     if metrics is None:
         return None
     if isinstance(metrics, dict):

@@ -17,12 +17,17 @@ class BiasRateAdam(keras.optimizers.Adam):
     A bias is added at every position of a feature map, and what the certificate pays for rounding grows with it.
 
     Args:
-        learning_rate: of kernels; a number or a schedule.
+        learning_rate: that of kernels; a number or a schedule.
         bias_rate: not negative; 1 is Adam.
         **kwargs: as for `keras.optimizers.Adam`.
     """
 
-    def __init__(self, learning_rate: Any = 1e-3, bias_rate: float = 1.0, **kwargs: Any):
+    def __init__(
+        self,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1e-3,
+        bias_rate: float = 1.0,
+        **kwargs: Any,
+    ):
         super().__init__(learning_rate, **kwargs)
         self.bias_rate = number_not_negative("bias_rate", bias_rate)
 

@@ -16,7 +16,7 @@ def interpolate(schedule: str, start: float, end: float, progress: float) -> flo
     `log(exp(start) + progress * (exp(end) - exp(start)))`, fast first and slow later, as in the GloRo paper's training.
 
     Raises:
-        ValueError: for another name.
+        ValueError: for a schedule of another name.
     """
     one_of("schedule", schedule, SCHEDULES)
     if schedule == "fixed" or progress >= 1:

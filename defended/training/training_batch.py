@@ -1,4 +1,4 @@
-"""What a loss or a metric may know of the batch that it is computed on."""
+"""What a loss or a metric may know about the batch that it is computed on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class _Batch(NamedTuple):
 
 
 class TrainingBatch:
-    """Mixed into a defended model before it: remembers a batch while Keras computes its loss and metrics.
+    """Mixed into a defended model, before it: remembers a batch while Keras computes its loss and metrics.
 
     Keras gives losses and metrics labels and scores only, and dual bounds for the *true* class need the inputs.
     Replicas compute in threads of their own, so batches are kept by thread.
@@ -29,7 +29,7 @@ class TrainingBatch:
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
-        """The loss of a batch, as Keras asks for it."""
+        """Return the loss of a batch, as Keras asks for it."""
         batches, key = self._batches(), threading.get_ident()
         batches[key] = _Batch(x, bool(training), self.radius_scale)
         try:
@@ -41,7 +41,7 @@ class TrainingBatch:
             batches[key] = _Batch(None, bool(training), self.radius_scale)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        """The metrics of a batch, as Keras asks for them."""
+        """Return the metrics of a batch, as Keras asks for them."""
         batches, key = self._batches(), threading.get_ident()
         batches[key] = _Batch(x, self._batch().training, self.radius_scale)
         try:
@@ -55,7 +55,7 @@ class TrainingBatch:
         return self._aside.batches
 
     def _batch(self) -> _Batch:
-        """Return what this thread knows of its batch."""
+        """Return what this thread knows about its batch."""
         return self._batches().get(threading.get_ident(), _Batch())
 
     def _batch_is_known(self) -> bool:
@@ -73,6 +73,6 @@ class TrainingBatch:
         return ops.convert_to_tensor(self._batch().inputs)
 
     def _batch_radius(self) -> Any:
-        """The radius that the batch is bounded for: in training steps the training radius."""
+        """Return the radius for which the batch is bounded: in training steps, the training radius."""
         epsilon, batch = ops.convert_to_tensor(self.epsilon), self._batch()
         return epsilon * ops.convert_to_tensor(batch.radius_scale) if batch.training else epsilon

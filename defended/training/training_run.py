@@ -55,12 +55,12 @@ def train(
 ) -> TrainingRun:
     """Train a GloRo Net as `settings` say, in `directory`; an interrupted run continues, a finished one is loaded.
 
-    The folder gets `settings.toml`, `history.csv` (a row an epoch) and, at the end, `model.keras`. An interrupted run
-    continues after its last whole epoch.
+    The folder gets `settings.toml`, `history.csv` (a row for each epoch) and, at the end, `model.keras`. An interrupted
+    run continues after its last whole epoch.
 
     Raises:
-        ValueError: the folder holds a run with other settings, or the settings fit no network or data.
-        FileNotFoundError: the data or the network are not there.
+        ValueError: when the folder holds a run with other settings, or the settings do not fit the network or the data.
+        FileNotFoundError: when the data or the network are not there.
     """
     directory = Path(directory)
     require_same_settings(directory, settings)
@@ -83,7 +83,7 @@ def train(
     bfloat16 = settings.bfloat16 and bfloat16_or_warning()
     steering = [*_steering(settings, unfinished), *([BFloat16Training()] if bfloat16 else [])]
     if settings.sharpen or settings.sharpen_every:
-        chain_of(model, "sharpen")  # which refuses a network that is not one
+        chain_of(model, "sharpen")  # which refuses a network that is not a chain
     # Everything that can be wrong with the settings has been seen by now, so no folder is claimed for a mistake.
     atomic_write_text(directory / SETTINGS, settings.to_toml())
     history = keras.callbacks.CSVLogger(directory / HISTORY, append=True)
@@ -135,7 +135,7 @@ def _one_dnn() -> bool:
 
 
 def require_same_settings(directory: Path, settings: TrainingSettings) -> None:
-    """Raise a ValueError where the folder holds a run with other settings, or a model of another making."""
+    """Raise a ValueError where the folder holds a run with other settings, or a model that no run made."""
     path = directory / SETTINGS
     if path.exists():
         # A run of an earlier version knew fewer settings.

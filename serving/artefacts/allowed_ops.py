@@ -77,7 +77,7 @@ def read_saved_model(directory: Path) -> Any:
 
 
 def list_ops(directory: Path) -> tuple[str, ...]:
-    """Return the names of all operations of a SavedModel, its function library included, sorted.
+    """Return the sorted names of all operations of a SavedModel, its function library included.
 
     Raises:
         ValueError: `saved_model.pb` is not a SavedModel.
@@ -97,11 +97,11 @@ def check_ops(ops: tuple[str, ...], *, sampled: bool = False, parsing: bool = Fa
     Args:
         ops: names, as `list_ops` returns them.
         sampled: whether verdicts are drawn at random, so that the operations that draw them are allowed.
-        parsing: whether there is a signature `classify`, so that one may parse; `check_parsing` checks that no other
+        parsing: whether there is a signature `classify`, which may parse; `check_parsing` checks that no other one
             does.
 
     Raises:
-        ForbiddenOpError: naming each of them.
+        ForbiddenOpError: there are such operations; the message names each of them.
     """
     allowed = ALLOWED_OPS | (SAMPLING_OPS if sampled else frozenset()) | (PARSING_OPS if parsing else frozenset())
     forbidden = sorted(set(ops) - allowed)

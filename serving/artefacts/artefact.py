@@ -30,8 +30,8 @@ def load(
 ) -> Artefact:
     """Verify an artefact and open it.
 
-    The SHA-256 of every file is compared with the manifest's before TensorFlow reads any of them, then the operations
-    of the graph and its signatures.
+    The SHA-256 of every file is compared with the manifest's before TensorFlow reads any of them; then the graph's
+    operations and signatures are compared.
 
     Args:
         path: the artefact's directory, as `export` returned it.
@@ -45,7 +45,7 @@ def load(
     Raises:
         ArtefactError: each missing, changed or extra file by name; a manifest that is absent, malformed or edited;
             another digest than the one asked for; a graph that is not the one described.
-        SignatureError: with `public_key`, a manifest that is not signed, or by another key, or was changed since.
+        SignatureError: with `public_key`, a manifest that is not signed, or by another key, or that was changed since.
     """
     directory = Path(path)
     manifest = verify(directory, digest=digest, public_key=public_key)
@@ -136,9 +136,9 @@ class Artefact(Closing):
 
         Returns:
             What `serving_default` returns, and `certified_radius`, `availability_radius` and `epsilon`, `[batch]` each
-            and in input units, and `scores_with_bottom` `[batch, m + 1]`; of a smoothed model also `samples_used`
+            and in input units, and `scores_with_bottom` `[batch, m + 1]`; for a smoothed model, also `samples_used`
             `[batch]`, the draws that each input took, and the network's `logits` `[batch, m]` without noise. Artefacts
-            of earlier versions do not tell `epsilon` here.
+            of earlier versions do not report `epsilon` here.
 
         Raises:
             TypeError, ValueError: as for `serving_default`, or `batch_size` is not positive.
@@ -150,7 +150,7 @@ class Artefact(Closing):
         """Run any of `manifest.signatures` on one batch, its inputs by name; threads may run at the same time.
 
         Raises:
-            CppLoaderError: no such signature, or inputs that do not fit it.
+            CppLoaderError: there is no such signature, or the inputs do not fit it.
         """
         return self._session.run(signature, inputs)
 

@@ -1,4 +1,4 @@
-"""Things that hold something until they are closed, and close themselves at the end of a `with` block."""
+"""Objects that hold something until they are closed, and are closed at the end of a `with` block."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Self
 
 
 class Closing:
-    """A context manager that is itself what `with` gives, and whose end is `close`."""
+    """A context manager that enters as itself, and calls `close` at the end."""
 
     def close(self) -> None:
         """Free what is held; a second call does nothing."""

@@ -67,7 +67,7 @@ def load_library() -> ctypes.CDLL:
     """Return the C API of the installed TensorFlow, loaded once in a process.
 
     Raises:
-        CppLoaderError: TensorFlow's wheel has no such library, or another one.
+        CppLoaderError: TensorFlow's wheel has no such library, or a different one.
     """
     import tensorflow as tf  # initialises the shared library
 

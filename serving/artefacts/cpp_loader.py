@@ -65,14 +65,14 @@ class CppSession(Closing):
 
         Args:
             signature: a name in `signatures`.
-            inputs: one array for each input, in exactly the dtype and shape that the signature states; of a `string`
+            inputs: one array for each input, in exactly the dtype and shape that the signature states; for a `string`
                 input, `bytes` in an array of objects.
 
         Returns:
-            The outputs by name, as arrays of their own memory.
+            The outputs by name, as arrays with their own memory.
 
         Raises:
-            CppLoaderError: no such signature, an input that does not fit, or a failure in the run.
+            CppLoaderError: there is no such signature, an input does not fit, or the run fails.
         """
         if self._session is None:
             raise CppLoaderError(f"The session on {self.directory} is closed: open a new one.")
@@ -94,7 +94,7 @@ class CppSession(Closing):
         return self._run(signature, arrays)
 
     def run_batches(self, signature: str, image: np.ndarray, batch_size: int) -> dict[str, np.ndarray]:
-        """Run a signature with the input `image` on any number of inputs, `batch_size` at a time; errors as `run`."""
+        """Run a signature with input `image` on any number of inputs, `batch_size` at a time; errors as for `run`."""
         return run_in_batches(lambda batch: self.run(signature, {"image": batch}), image, batch_size)
 
     def close(self) -> None:
@@ -146,7 +146,7 @@ class CppSession(Closing):
         sources, sinks = self._endpoints[signature]
         fed = (ctypes.c_void_p * len(sources))()
         fetched = (ctypes.c_void_p * len(sinks))()
-        status = library.TF_NewStatus()  # one a run: a session may be used by several threads at once
+        status = library.TF_NewStatus()  # one per run: several threads may share a session
         try:
             for position, name in enumerate(sources):
                 array = arrays[name]
@@ -170,7 +170,7 @@ class CppSession(Closing):
         finally:
             library.TF_DeleteStatus(status)
             for tensor, array in zip(fed, arrays.values(), strict=True):
-                if tensor and array.dtype == object:  # a tensor of one's own does not free long texts
+                if tensor and array.dtype == object:  # a tensor made here does not free long texts
                     data = library.TF_TensorData(tensor)
                     for number in range(array.size):
                         library.TF_StringDealloc(data + number * TEXT_BYTES)

@@ -1,4 +1,4 @@
-"""What everyone who runs a model does with its inputs: refuses other dtypes, and cuts many into batches."""
+"""What everyone who runs a model does with its inputs: refuse other dtypes, and divide many into batches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def require_float32(x: np.ndarray) -> None:
     """Refuse inputs that are not a NumPy array of float32.
 
     Raises:
-        TypeError: they are not.
+        TypeError: `x` is not such an array.
     """
     if not isinstance(x, np.ndarray) or x.dtype != np.float32:
         received = f"{x.dtype} array" if isinstance(x, np.ndarray) else type(x).__name__
@@ -24,7 +24,7 @@ def require_float32(x: np.ndarray) -> None:
 def run_in_batches(
     run: Callable[[np.ndarray], Mapping[str, np.ndarray]], x: np.ndarray, batch_size: int
 ) -> dict[str, np.ndarray]:
-    """Return the outputs `[n, ...]` by name of `run` on inputs `[n, ...]`, `batch_size` of them at a time.
+    """Return the outputs of `run` by name, `[n, ...]`, for inputs `[n, ...]`, `batch_size` of them at a time.
 
     An empty array is run too, for the shapes of its outputs.
     """

@@ -65,7 +65,7 @@ class CheckRecord(_Record):
     given: bool = False
     """Whether the samples were given, as real inputs, or drawn at random."""
     drift: DriftRecord | None = None
-    """None where verdicts are drawn at random: each evaluation then proves its own."""
+    """None where verdicts are drawn at random: each evaluation then proves its own verdicts."""
 
 
 class OnnxRecord(_Record):

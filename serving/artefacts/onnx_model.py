@@ -65,7 +65,7 @@ class OnnxModel:
         """Judge inputs `[n, *input_shape]` float32.
 
         Returns:
-            `label` int64 (-1 = rejected), `rejected`, and the file's other outputs; of a smoothed model
+            `label` int64 (-1 = rejected), `rejected`, and the file's other outputs; for a smoothed model,
             `certified_radius`, `samples_used` and `scores`, the shares of the votes.
 
         Raises:
@@ -84,7 +84,7 @@ class OnnxModel:
         return run_in_batches(judge, x, batch_size)
 
     def verdicts(self, x: np.ndarray, batch_size: int = 256) -> Verdicts:
-        """Return `Verdicts(label, rejected, radius)`, of a file written with `audit=True` or of a smoothed model."""
+        """Return `Verdicts(label, rejected, radius)`, for a file written with `audit=True` or of a smoothed model."""
         from defended.answering import Verdicts
 
         outputs = self.run(x, batch_size)

@@ -111,11 +111,11 @@ def verify_signature(directory: Path, manifest: bytes, public_key: str | os.Path
 
     Args:
         directory: the artefact's directory.
-        manifest: the bytes that were read of its manifest.
+        manifest: the bytes that were read from its manifest.
         public_key: PEM file of an Ed25519 public key, kept apart from the artefact.
 
     Raises:
-        SignatureError: they were not, or there is no signature.
+        SignatureError: the owner did not sign them, or there is no signature.
         ValueError: the file is not such a key.
     """
     from cryptography.exceptions import InvalidSignature
@@ -152,7 +152,7 @@ def read_signing_key(path: str | os.PathLike[str]) -> Ed25519PrivateKey:
     """Read an Ed25519 private key from a PEM file.
 
     Raises:
-        ValueError: it is not one, or its passphrase is missing or wrong.
+        ValueError: the file is not such a key, or its passphrase is missing or wrong.
     """
     serialization, ed25519 = _cryptography()
     passphrase = os.environ.get(PASSPHRASE)
@@ -169,7 +169,7 @@ def read_public_key(path: str | os.PathLike[str]) -> Ed25519PublicKey:
     """Read an Ed25519 public key from a PEM file.
 
     Raises:
-        ValueError: it is not one.
+        ValueError: the file is not such a key.
     """
     serialization, ed25519 = _cryptography()
     what = "public key, the `.pub` that `defended keygen` makes"

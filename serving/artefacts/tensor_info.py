@@ -16,7 +16,7 @@ class TensorType(NamedTuple):
     """A dtype in the words of NumPy and of TensorFlow."""
 
     number: int
-    """Of TensorFlow's `DataType`, and of `TF_DataType` in its C API."""
+    """The number in TensorFlow's `DataType`, and in `TF_DataType` of its C API."""
     word: str
     """TensorFlow's name in messages; in upper case after `DT_`, its name in protobuf."""
     dtype: np.dtype[Any]
@@ -44,7 +44,7 @@ BY_NAME = {kind.name: kind for kind in TYPES}
 
 
 def word_of(name: str) -> str:
-    """Return TensorFlow's word for a dtype's name; a dtype that is not in the table keeps its name."""
+    """Return TensorFlow's word for a dtype's name, or the name itself where the dtype is not in the table."""
     return BY_NAME[name].word if name in BY_NAME else name
 
 
@@ -61,7 +61,7 @@ class TensorInfo:
         return np.dtype(object if self.dtype == "string" else self.dtype)
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
-        """Whether an array of this shape can be fed."""
+        """Return whether an array of this shape can be fed."""
         return len(shape) == len(self.shape) and all(
             wanted in (None, got) for wanted, got in zip(self.shape, shape, strict=True)
         )

@@ -1,4 +1,4 @@
-"""What another epsilon would give the same network, from its radii (section 4.1 of Leino et al. 2022)."""
+"""What the same network would do at another epsilon, from its radii (section 4.1 of Leino et al. 2022)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Deployment:
 
     Attributes:
         name: why this epsilon.
-        epsilon: in input units.
+        epsilon: the radius defended, in input units.
         rejection_rate: clean inputs that it rejects.
         vra: inputs answered rightly, certified; None without labels.
         vra_2eps: the same at twice this epsilon: neither a wrong answer nor a rejection can be forced.
@@ -47,7 +47,7 @@ class Affordable:
 
     Attributes:
         max_rejection_rate: that share.
-        epsilon: the largest that keeps it on these data; None where none does.
+        epsilon: the largest that keeps to that share on these data; None where none does.
         epsilon_in_general: the largest for which the share holds, at the confidence given, for further inputs of the
             same distribution: a radius of these data, chosen by Wilks's distribution-free tolerance limit; None where
             the data are too few.
@@ -77,18 +77,18 @@ def advise(
 ) -> Advice:
     """Compare deployments of one network at several radii; the radii do not depend on epsilon.
 
-    At epsilon / 2 a network that was trained for epsilon is one trained with radius doubling: what was certified at
-    epsilon cannot be forced into a rejection. At 2 epsilon the line shows where a training for twice the radius begins.
+    At epsilon / 2, a network that was trained for epsilon is one trained with radius doubling: what was certified at
+    epsilon cannot be forced into a rejection. At 2 epsilon, the line shows where training for twice the radius begins.
 
     Args:
         radius: `[n]` float64, certified radii.
         right: `[n]` bool, whether the network's class is the right one; None without labels.
         epsilon: as deployed now.
-        confidence: of the intervals; of `epsilon_in_general` one-sided.
+        confidence: confidence level of the intervals; for `epsilon_in_general` one-sided.
         alpha: probability that a radius is wrong.
         shares: rejection rates that may be affordable.
     """
-    at = (("half of it", epsilon / 2), ("as deployed", epsilon), ("twice of it", 2 * epsilon))
+    at = (("half of it", epsilon / 2), ("as deployed", epsilon), ("twice it", 2 * epsilon))
     return Advice(
         tuple(deployment(name, value, radius, right, confidence, alpha) for name, value in at),
         tuple(Affordable(share, *affordable(radius, share, confidence)) for share in shares),
@@ -99,13 +99,13 @@ def advise(
 def deployment(
     name: str, epsilon: float, radius: np.ndarray, right: np.ndarray | None, confidence: float, alpha: float = 0.0
 ) -> Deployment:
-    """What the network would do at `epsilon`; the arguments are those of `advise`."""
+    """Return what the network would do at `epsilon`; the arguments are those of `advise`."""
     rates = InputFacts.at(radius, right, epsilon).rates(_SHOWN, confidence, alpha)
     return Deployment(name, float(epsilon), **rates)  # type: ignore[arg-type]
 
 
 def affordable(radius: np.ndarray, share: float, confidence: float) -> tuple[float | None, float | None]:
-    """The largest epsilon that rejects at most `share`: on these data, and in general with the given confidence.
+    """Return the largest epsilon that rejects at most `share`: on these data, and in general at the given confidence.
 
     With the radii in ascending order `r_1 <= ... <= r_n`, an epsilon just below `r_(c+1)` rejects c of them. The share
     of the distribution below `r_(c+1)` is Beta(c + 1, n - c) distributed, or lower where radii are tied (Wilks 1941):

@@ -1,11 +1,12 @@
-"""What an endpoint says of each input: verdicts, scores and radii, as arrays that were looked at."""
+"""What an endpoint says of each input: verdicts, scores and radii, as checked arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from defended.exceptions import EndpointError
 
@@ -15,7 +16,7 @@ RADII = ("certified_radius", "neighbour_radius", "availability_radius")
 
 
 class Answers(NamedTuple):
-    """What an endpoint said of each input; None for what it does not tell."""
+    """What an endpoint said of each input; None for what it does not report."""
 
     label: np.ndarray
     """`[n]` int64, -1 where rejected."""
@@ -26,9 +27,9 @@ class Answers(NamedTuple):
     radius: np.ndarray | None = None
     """`[n]` float64, certified radius."""
     neighbours: np.ndarray | None = None
-    """`[n]` float64, of a guard: radius within which stored neighbours answer, above epsilon where they do; else 0."""
+    """`[n]` float64, for a guard: radius within which stored neighbours answer, above epsilon where they do; else 0."""
     availability: np.ndarray | None = None
-    """`[n]` float64, what is left of it above epsilon."""
+    """`[n]` float64, availability radius: what is left above epsilon."""
     samples: np.ndarray | None = None
     """`[n]` int64, draws used."""
     reason: np.ndarray | None = None
@@ -37,7 +38,7 @@ class Answers(NamedTuple):
 
     @classmethod
     def of(cls, raw: Mapping[str, np.ndarray]) -> Answers:
-        """Answers from outputs by name, which `checked` has seen."""
+        """Return the answers that outputs by name hold, which `checked` has accepted."""
         label, rejected = raw["label"].astype(np.int64), raw["rejected"].astype(bool)
         radius, neighbours, left = (raw[name].astype(np.float64) if name in raw else None for name in RADII)
         further = raw.get("samples_used"), raw.get("reason"), raw
@@ -45,27 +46,27 @@ class Answers(NamedTuple):
 
     @property
     def reach(self) -> np.ndarray | None:
-        """`[n]` float64, radius above epsilon exactly where answered, by the certificate or by neighbours."""
+        """The radius, above epsilon exactly where answered, by the certificate or by neighbours, `[n]` float64."""
         if self.radius is None or self.neighbours is None:
             return self.radius
         return np.maximum(self.radius, self.neighbours)
 
     @property
     def epsilon(self) -> float | None:
-        """The radius defended, as the endpoint names it; None where it does not."""
+        """The radius defended, as the endpoint states it; None where it does not."""
         named = self.raw.get("epsilon")
         return None if named is None or not len(named) else float(named[0])
 
     @property
     def predicted(self) -> np.ndarray | None:
-        """`[n]` int64, the class of the largest score; -1 where one is not finite; None without scores."""
+        """The class of the largest score, `[n]` int64; -1 where a score is not finite; None without scores."""
         if self.scores is None:
             return None
         return np.where(np.isfinite(self.scores).all(axis=1), self.scores.argmax(axis=1), -1)
 
 
-def checked(answer: Mapping[str, Any], n: int, signature: str) -> dict[str, np.ndarray]:
-    """The arrays of an answer, refused where no rejecting classifier would give them."""
+def checked(answer: Mapping[str, ArrayLike], n: int, signature: str) -> dict[str, np.ndarray]:
+    """Return the arrays of an answer; raise where no rejecting classifier would give them."""
     arrays = {name: np.asarray(value) for name, value in answer.items()}
     if "label" not in arrays:
         raise EndpointError(
@@ -96,8 +97,9 @@ def checked(answer: Mapping[str, Any], n: int, signature: str) -> dict[str, np.n
 
 
 def infer_epsilon(answers: Answers) -> float | None:
-    """The epsilon behind two radii of an earlier version, `r - max(r - epsilon, 0)`, up to rounding; None where none
-    is.
+    """Return the epsilon behind two radii of an earlier version, `r - max(r - epsilon, 0)`, up to rounding.
+
+    None where there is none.
     """
     if answers.radius is None or answers.reach is None or answers.availability is None:
         return None

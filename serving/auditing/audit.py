@@ -26,14 +26,13 @@ from defended.serving.auditing.subject import ROUNDING
 from defended.serving.auditing.targets import Endpoint, Target, open_target
 
 if TYPE_CHECKING:
+    from defended.attacks.core.attack import Attack
     from defended.defended_model import DefendedModel
     from defended.serving.artefacts.manifest import Manifest
     from defended.serving.auditing.subject import Subject
 
-    Perturb = Callable[..., np.ndarray]
-
 _UNKNOWN_OF_LOGS = (
-    "Whether anybody attacked: a log shows who was rejected, not why. A monitor weighs what speaks for it.",
+    "Whether anybody attacked: a log shows who was rejected, not why. A monitor weighs the evidence for it.",
 )
 
 
@@ -43,7 +42,7 @@ def audit(
     y: np.ndarray | None = None,
     *,
     model: DefendedModel | None = None,
-    attack: Perturb | None = None,
+    attack: Attack | Callable[..., np.ndarray] | None = None,
     attacked: Attacked | str | os.PathLike[str] | None = None,
     black_box: BlackBox | None = None,
     conditions: Mapping[str, Condition | Mapping[str, Any]] | None = None,
@@ -59,9 +58,9 @@ def audit(
 ) -> AuditReport:
     """Measure what guarantees hold on given data, and what an attacker can do to availability.
 
-    Radii, where they are told, give the false positive rate's upper bound: an answer whose availability radius is at
-    most epsilon *may* be forced into a rejection. Attacks give the lower bound: attacked inputs that were made on a
-    local Keras copy are replayed, and `black_box` asks the endpoint alone. The true rate lies between.
+    Radii, where they are reported, give the false positive rate's upper bound: an answer whose availability radius is
+    at most epsilon *may* be forced into a rejection. Attacks give the lower bound: attacked inputs that were made on
+    a local Keras copy are replayed, and `black_box` asks the endpoint alone. The true rate lies between the two.
 
     Args:
         target: an open artefact; the path of one, which is then verified and loaded; the address of a served model
@@ -73,24 +72,24 @@ def audit(
             and takes over the `evaluation_drift` that the artefact pays for, which a Keras file does not hold.
         attack: an attack of `defended.attacks`, or a callable `(model, x, label) -> perturbed x` within epsilon, to
             which the answers are given as labels; by default `CertificateDescent(steps=50)`.
-        attacked: attacked inputs that were made elsewhere, or the path of a `.npz` of them, in place of `attack`.
-        black_box: what an attack that only uses the endpoint may spend; None for none.
+        attacked: attacked inputs that were made elsewhere, or the path of a `.npz` file of them, in place of `attack`.
+        black_box: what an attack that only uses the endpoint may spend; None for no such attack.
         conditions: limits on figures, by name; see `read_conditions`.
         baseline: an earlier audit, or the path of its JSON, to compare with.
-        manifest: of the artefact that an endpoint should serve, which tells epsilon, norm and certificate.
-        epsilon: the radius defended, where nothing else tells it.
-        norm: `"l2"` or `"linf"`, where nothing else tells it.
-        name: of the model: in a log of several, or where an address does not say it.
-        confidence: of the Clopper–Pearson intervals, two-sided.
-        batch_size: inputs a run or a request.
+        manifest: manifest of the artefact that an endpoint should serve, which states epsilon, norm and certificate.
+        epsilon: the radius defended, where nothing else states it.
+        norm: `"l2"` or `"linf"`, where nothing else states it.
+        name: name of the model, for a log of several, or where an address does not say it.
+        confidence: confidence level of the Clopper–Pearson intervals, two-sided.
+        batch_size: inputs per run or request.
         data_name: what the report calls the data.
-        pairs: at most so many degraded inputs are kept for the pictures.
+        pairs: at most this many degraded inputs are kept for the pictures.
 
     Raises:
         AgreementError: `model` and the target differ in epsilon, norm, scores or verdicts on `x`.
         ArtefactError: the path holds no intact artefact.
-        EndpointError: nothing can be counted of an endpoint's answers, or it changed its version meanwhile. Answers
-            that contradict each other are counted, and an alarm.
+        EndpointError: an endpoint's answers leave nothing to count, or its version changed meanwhile. Answers that
+            contradict each other are counted, and are an alarm.
         ConditionsError, RecordError: `conditions` or `baseline` cannot be used.
         TypeError, ValueError: `x`, `y` or another argument does not fit.
     """
@@ -144,14 +143,14 @@ def audit(
 
 
 def _ask(target: Target, x: np.ndarray, model: DefendedModel | None, batch_size: int) -> tuple[Answers, list[str]]:
-    """The answers to clean inputs, what they or the model's copy tell of the target, and what is assumed thereby."""
+    """Return the answers to clean inputs and what is assumed; take in what they or the model say of the target."""
     told = target.ask(x)
     answers = told if model is None else compare_with_copy(model, target.subject, x, told, batch_size)
     assumptions: list[str] = []
     known: dict[str, Any] = {}
     if answers.radius is not told.radius:
         assumptions.append(
-            f"The radii are the Keras model's, since the endpoint tells none; on these {len(x):,} inputs its "
+            f"The radii are the Keras model's, since the endpoint reports none; on these {len(x):,} inputs its "
             "labels are equal to the endpoint's, and its scores up to rounding."
         )
     subject = target.subject
@@ -165,7 +164,7 @@ def _ask(target: Target, x: np.ndarray, model: DefendedModel | None, batch_size:
             known |= {"epsilon": named, "epsilon_from": "answers"}
     elif subject.epsilon is None and (inferred := infer_epsilon(answers)) is not None:
         known |= {"epsilon": inferred, "epsilon_from": "radii"}
-        assumptions.append(f"Epsilon, {inferred:.6g}, was read off the endpoint's two radii; nothing else told it.")
+        assumptions.append(f"Epsilon, {inferred:.6g}, was read off the endpoint's two radii; nothing else stated it.")
     if answers.scores is not None and target.subject.num_classes is None:
         known["num_classes"] = answers.scores.shape[1]
     if target.subject.kind == "endpoint":
@@ -175,7 +174,7 @@ def _ask(target: Target, x: np.ndarray, model: DefendedModel | None, batch_size:
 
 
 def check_data(subject: Subject, x: np.ndarray | None, y: np.ndarray | None) -> np.ndarray | None:
-    """The labels as an array, after inputs and labels were found to fit the subject."""
+    """Return the labels as an array; raise where inputs or labels do not fit the subject."""
     labels = None if y is None else np.asarray(y)
     fits = labels is None or labels.dtype.kind in "iu"
     if not isinstance(x, np.ndarray) or not fits or len(x) == 0 or (labels is not None and labels.shape != x.shape[:1]):

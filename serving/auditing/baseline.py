@@ -17,11 +17,11 @@ class Compared:
 
     Attributes:
         metric: its name.
-        baseline: then.
-        now: now.
-        p_value: Fisher's exact test, two-sided, that both are draws of one probability; adjusted by Holm for all rates
-            of the comparison.
-        changed: whether that is below the level.
+        baseline: the rate then.
+        now: the rate now.
+        p_value: of Fisher's exact test, two-sided, that both are draws with one probability; adjusted by Holm for all
+            rates of the comparison.
+        changed: whether the p-value is below the level.
     """
 
     metric: str
@@ -33,7 +33,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class BaselineComparison:
-    """What has changed; with probability at least `1 - level` nothing is named that has not.
+    """What has changed; with probability at least `1 - level`, nothing is named that has not changed.
 
     That holds where both audits used inputs of their own. On the same inputs the rates are not independent, and the
     test finds fewer changes than there are.
@@ -54,8 +54,8 @@ def compare_with(baseline: AuditRecord, rates: Mapping[str, Rate | None], confid
 
     Args:
         baseline: the earlier audit.
-        rates: now, by name.
-        confidence: one less the level of the tests, all of them together.
+        rates: the rates now, by name.
+        confidence: one minus the level of the tests, all of them together.
     """
     from scipy.stats import fisher_exact
 
@@ -78,7 +78,7 @@ def compare_with(baseline: AuditRecord, rates: Mapping[str, Rate | None], confid
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """Adjusted p-values: rejecting those below alpha errs in any of them with probability at most alpha (Holm 1979)."""
+    """Adjust p-values: rejecting those below alpha errs in any of them with probability at most alpha (Holm 1979)."""
     adjusted = np.empty(len(p_values))
     largest = 0.0
     for rank, index in enumerate(np.argsort(p_values, kind="stable")):

@@ -24,9 +24,9 @@ class BlackBox:
 
     Attributes:
         budget: queries in all, a query being one input that the endpoint judges.
-        queries: of each input, at most.
+        queries: queries for each input, at most.
         clip: the box `(low, high)` that all queries keep to, or None.
-        seed: of all random numbers.
+        seed: seed of all random numbers.
     """
 
     budget: int = 50_000
@@ -45,11 +45,11 @@ class BlackBoxFindings:
 
     Attributes:
         name: the attack and its settings.
-        attacked: answered inputs that it spent queries on, those of the least margins first.
-        degraded: of them, those that it forced into a rejection, each seen rejected by the endpoint.
-        queries: spent.
-        budget: what might have been spent.
-        spontaneous: of the attacked inputs, those that were rejected when asked again as they are; None where verdicts
+        attacked: answered inputs that it spent queries on, those with the smallest margins first.
+        degraded: those of them that it forced into a rejection, each seen rejected by the endpoint.
+        queries: queries spent.
+        budget: queries that might have been spent.
+        spontaneous: those of the attacked inputs that were rejected when asked again as they are; None where verdicts
             are not drawn at random.
         fpr_lower: degraded inputs among all answered ones. Inputs that the budget did not reach count as not degraded,
             so this and the lower end of its interval are bounds from below; the upper end bounds nothing.
@@ -76,8 +76,8 @@ def attack_endpoint(
         settings: the budget.
         x: all inputs.
         clean: the target's answers to `x`.
-        confidence: of the interval.
-        pairs: keep at most so many for pictures.
+        confidence: confidence level of the interval.
+        pairs: keep at most this many for pictures.
 
     Raises:
         ValueError: the target's epsilon or norm is not known.
@@ -91,7 +91,7 @@ def attack_endpoint(
         return BlackBoxFindings(
             "none: nothing was answered", 0, 0, 0, settings.budget, None, Rate(0, 0, confidence), ()
         )
-    # Of random verdicts a part of the budget goes into what chance does without any attack.
+    # For random verdicts, a part of the budget goes into what chance does without any attack.
     reserve = 0 if subject.sampling is None else settings.budget // 10
     budget = settings.budget - reserve
     spent = 0
@@ -104,7 +104,7 @@ def attack_endpoint(
     if clean.scores is not None:
         scores = ScoreDescent(
             queries=settings.queries, clip=settings.clip, seed=settings.seed,
-            # Shares of votes are noisy: longer differences stand out of it.
+            # Shares of votes are noisy: longer differences stand out from the noise.
             reach=0.5 if subject.sampling is None else 1.0,
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What was answered to clean inputs, counted: everything of a report that no attack is needed for."""
+"""Counts of what was answered to clean inputs: everything in a report that needs no attack."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class CleanFigures:
 
 
 def facts_of(subject: Subject, answers: Answers, y: np.ndarray | None) -> InputFacts:
-    """What is known of each clean input; an answer counts as certified only where its radius says so."""
+    """Return what is known of each clean input; an answer counts as certified only where its radius says so."""
     answered, predicted, epsilon = ~answers.rejected, answers.predicted, subject.epsilon
     certified, safe, twice = answered, None, None
     radius, available = settled_reach(answers, subject), settled_availability(answers, subject)
@@ -98,11 +98,11 @@ def clean_figures(
 
     Args:
         subject: what answered.
-        answers: to the inputs.
-        facts: of them, by `facts_of`.
-        x: the inputs; None of a log.
+        answers: the answers to the inputs.
+        facts: what is known of them, from `facts_of`.
+        x: the inputs; None for a log.
         y: their labels; None where they are not known.
-        confidence: of the intervals.
+        confidence: confidence level of the intervals.
         data_name: what the report calls the data.
     """
     alpha, epsilon, scores, predicted = subject.alpha, subject.epsilon, answers.scores, answers.predicted
@@ -132,7 +132,7 @@ def clean_figures(
 
 
 def _data(subject: Subject, x: np.ndarray | None, y: np.ndarray | None, points: int, data_name: str) -> dict[str, Any]:
-    """The name, number and digest of the data, and whether they are those that the model was trained on."""
+    """Return the name, number and digest of the data, and whether they are those that the model was trained on."""
     if x is None:
         return {"name": data_name, "points": points, "sha256": None, "training_data": None}
     recorded = [] if subject.manifest is None else [record.sha256 for record in subject.manifest.training_data]
@@ -143,10 +143,10 @@ def _data(subject: Subject, x: np.ndarray | None, y: np.ndarray | None, points: 
 
 
 def _unknown(subject: Subject, answers: Answers, y: np.ndarray | None, trained_on: bool | None) -> list[str]:
-    """What clean answers leave open, in sentences."""
+    """Return what clean answers leave open, in sentences."""
     unknown = []
     if answers.reach is None or subject.epsilon is None:
-        why = "no radii are told" if answers.reach is None else "nobody tells epsilon"
+        why = "no radii are reported" if answers.reach is None else "epsilon is not known"
         unknown.append(
             f"How many answers an attacker can force into rejections at most: {why}, so the upper end of the false "
             "positive rate is 100 %, and VRA at 2ε and availability are not known. The signature “audit”, the "
@@ -155,11 +155,11 @@ def _unknown(subject: Subject, answers: Answers, y: np.ndarray | None, trained_o
     if y is None:
         unknown.append("Whether answers are right: the inputs have no labels.")
     if answers.scores is None:
-        unknown.append("How rejection depends on confidence: no scores are told.")
+        unknown.append("How rejection depends on confidence: no scores are reported.")
     if answers.samples is not None and subject.sampling is None:
         unknown.append(
-            "How sure each certificate is: verdicts are drawn at random, and nobody tells with which probability "
-            "(alpha) one is wrong, so no interval counts it. The manifest or the Keras model would tell."
+            "How sure each certificate is: verdicts are drawn at random, and the probability (alpha) that one is "
+            "wrong is not known, so no interval counts it. The manifest or the Keras model would tell."
         )
     if trained_on:
         unknown.append(
@@ -170,7 +170,7 @@ def _unknown(subject: Subject, answers: Answers, y: np.ndarray | None, trained_o
 
 
 def _assumptions(subject: Subject) -> list[str]:
-    """What the intervals rest on, in sentences."""
+    """Return what the intervals rest on, in sentences."""
     assumed = ["Intervals are Clopper–Pearson, for inputs drawn independently from the distribution they speak of."]
     if subject.sampling is not None:
         how = "each was asked alone" if subject.shares_noise else "in a batch too"
@@ -190,7 +190,7 @@ def _profile(subject: Subject, answers: Answers, scores: np.ndarray, x: np.ndarr
 
 
 def _quantiles(available: np.ndarray) -> dict[float, float]:
-    """Quantiles of the availability radii."""
+    """Return quantiles of the availability radii."""
     return {p: float(np.quantile(available, p, method="inverted_cdf")) for p in QUANTILES}
 
 

@@ -51,7 +51,7 @@ class Condition(BaseModel):
     Attributes:
         max: the figure must not be above it.
         min: the figure must not be below it.
-        warn: a stricter limit, of the same side, whose breach is a warning.
+        warn: a stricter limit, on the same side, whose breach is a warning.
         sense: which end of the interval is compared. `"proven"`: the worse one, so that a pass means that the data show
             the limit to hold. `"measured"`: the figure itself. `"refuted"`: the better one, so that a failure means
             that the data show the limit to be broken.
@@ -110,7 +110,7 @@ def read_conditions(path: str | os.PathLike[str]) -> dict[str, Condition]:
     ```
 
     Raises:
-        ConditionsError: the file cannot be read, is not TOML, has unknown keys, or a limit that is none.
+        ConditionsError: the file cannot be read, is not TOML, has unknown keys, or holds a limit that is not one.
     """
     path = Path(path)
     try:
@@ -123,12 +123,14 @@ def read_conditions(path: str | os.PathLike[str]) -> dict[str, Condition]:
     table = content.get("conditions")
     if unknown or not isinstance(table, dict) or not table:
         problem = f"has unknown keys: {', '.join(unknown)}" if unknown else "has no table [conditions] with a limit"
-        raise ConditionsError(f"{path} {problem}. Write [conditions], and below it such as vra = {{ min = 0.9 }}.")
+        raise ConditionsError(
+            f"{path} {problem}. Write [conditions], and below it limits such as vra = {{ min = 0.9 }}."
+        )
     return parse_conditions(table, str(path))
 
 
 def parse_conditions(table: Mapping[str, Any], where: str = "`conditions`") -> dict[str, Condition]:
-    """Conditions by figure, from dicts such as `{"vra": {"min": 0.9}}` or from `Condition` objects.
+    """Return the conditions by figure, from dicts such as `{"vra": {"min": 0.9}}` or from `Condition` objects.
 
     Raises:
         ConditionsError: naming every fault.
@@ -142,7 +144,7 @@ def parse_conditions(table: Mapping[str, Any], where: str = "`conditions`") -> d
             condition = value
         else:
             try:
-                # TOML tells 1 from 1.0, which nobody who writes a limit means.
+                # TOML distinguishes 1 from 1.0; nobody who writes a limit does.
                 floats = (
                     {k: float(v) if type(v) is int else v for k, v in value.items()}
                     if isinstance(value, dict)
@@ -169,7 +171,7 @@ def decide(conditions: Mapping[str, Condition], figures: Mapping[str, float | No
 
     Args:
         conditions: by figure.
-        figures: by name; of a `Rate` the interval counts, of any other number the number itself.
+        figures: by name; for a `Rate`, the interval counts; for any other number, the number itself.
     """
     return tuple(_decide(metric, condition, figures.get(metric)) for metric, condition in conditions.items())
 

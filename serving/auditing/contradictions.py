@@ -19,12 +19,12 @@ NAMES = {
     "label-out-of-range": "have a label that is neither a class nor -1",
     "reason-against-verdict": "give a reason for rejecting beside an answer, or none beside a rejection",
 }
-"""What is counted, as the end of a sentence. What cannot be counted at all, such as `rejected` beside a label or radii
-that are NaN, `answers.checked` refuses by name."""
+"""What is counted, as the end of a sentence. `answers.checked` refuses by name what cannot be counted at all, such as
+`rejected` beside a label or radii that are NaN."""
 
 
 def contradictions(answers: Answers, subject: Subject) -> Counter[str]:
-    """Count the answers that contradict themselves, by the names of `NAMES`; what is not told contradicts nothing."""
+    """Count answers that contradict themselves, by the names of `NAMES`; what is not reported contradicts nothing."""
     label, answered, scores = answers.label, ~answers.rejected, answers.scores
     radius, availability, epsilon = answers.reach, answers.availability, subject.epsilon
     found: dict[str, np.ndarray] = {"label-out-of-range": label < -1}
@@ -50,12 +50,12 @@ def contradictions(answers: Answers, subject: Subject) -> Counter[str]:
 
 
 def settled_reach(answers: Answers, subject: Subject) -> np.ndarray | None:
-    """The answers' `reach` `[n]` float32; what a rounding of epsilon explains lies on the verdict's side of it.
+    """Return the answers' `reach`, `[n]` float32; what a rounding of epsilon explains lies on the verdict's side of it.
 
     None where the radii or epsilon are not known.
 
     An epsilon of a manifest, a model or answers is exact, and nothing is moved. One that was typed, or read off radii,
-    is known up to `ROUNDING`: the verdict decides what lies within that of it. What lies farther off stays a
+    is known up to `ROUNDING`: the verdict decides what lies that close to it. What lies farther off remains a
     contradiction.
     """
     epsilon = subject.epsilon
@@ -64,7 +64,7 @@ def settled_reach(answers: Answers, subject: Subject) -> np.ndarray | None:
     radius = answers.reach.astype(np.float32)
     if subject.epsilon_from in ("manifest", "model", "answers"):
         return radius
-    # A radius of exactly the epsilon that was given is none of its roundings.
+    # A radius of exactly the epsilon that was given is not one of its roundings.
     known = exceeds(radius, epsilon * (1 - ROUNDING)) & ~exceeds(radius, epsilon * (1 + ROUNDING))
     if subject.epsilon_from == "given":
         known &= radius != np.float32(epsilon)
@@ -74,9 +74,10 @@ def settled_reach(answers: Answers, subject: Subject) -> np.ndarray | None:
 
 
 def settled_availability(answers: Answers, subject: Subject) -> np.ndarray | None:
-    """Within which distance each input stays answered, `[n]` float32; None where the radii or epsilon are not known.
+    """Return the distance within which each input stays answered, `[n]` float32.
 
-    What the answers tell; otherwise, as in real arithmetic, what `settled_reach` leaves beyond epsilon.
+    This is what the answers report; otherwise, as in real arithmetic, what `settled_reach` leaves beyond epsilon. None
+    where the radii or epsilon are not known.
     """
     reach = settled_reach(answers, subject)
     if reach is None or subject.epsilon is None:

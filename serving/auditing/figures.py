@@ -97,7 +97,7 @@ class AuditFigures(CleanFigures):
         return "WARN" if "WARN" in statuses else "PASS"
 
     def rates(self) -> dict[str, Rate | None]:
-        """Return every rate by its name, None for what this audit does not tell."""
+        """Return every rate by its name, None for what this audit does not give."""
         rates: dict[str, Rate | None] = {name: getattr(self, name) for name in RATES}
         rates |= {name: getattr(self.attack, name, None) for name in ATTACK_RATES}
         return rates | {"black_box_fpr": None if self.black_box is None else self.black_box.fpr_lower}
@@ -148,7 +148,7 @@ class AuditFigures(CleanFigures):
 
 
 def _explained(count: int, total: int, probability: float) -> bool:
-    """Whether `count` of `total` events of at most this probability each are no surprise, at one in a million."""
+    """Return whether `count` of `total` events, each at most this probable, are no surprise, at one in a million."""
     from scipy.stats import binom
 
     return bool(binom.sf(count - 1, total, min(probability, 1.0)) >= 1e-6)

@@ -14,7 +14,10 @@ _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff
 
 
 def to_junit(report: AuditFigures) -> str:
-    """One test a condition, and one that no certificate was seen broken; a warning passes and says so in its output."""
+    """Return an audit as JUnit XML: one test for each condition, and one that no certificate was seen broken.
+
+    A warning passes, and says so in its output.
+    """
     suite = ET.Element(
         "testsuite",
         name=_text(f"defended audit of {report.subject.name or report.subject.location}"),

@@ -1,4 +1,4 @@
-"""The Keras model that is deployed: whether what answers is that model, and what it knows beyond."""
+"""The Keras model that is deployed: whether what answers is that model, and what more it knows."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 def compare_with_copy(
     model: DefendedModel, subject: Subject, x: np.ndarray, answers: Answers, batch_size: int
 ) -> Answers:
-    """Answers with the model's radii where none are told, after the model was seen to answer like the target.
+    """Return the answers, with the model's radii where none are reported; raise where the model answers differently.
 
     Args:
         model: the copy; it takes over the `evaluation_drift` that the artefact pays for.
         subject: the target.
         x: the inputs.
-        answers: the target's.
+        answers: the target's answers.
         batch_size: inputs that the model judges at a time.
 
     Raises:

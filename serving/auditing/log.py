@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,14 +17,14 @@ from defended.statistics.rates import InputFacts
 
 _PATTERN = "*.tfrecord"
 
-# At most so many files are strata of their own; of more, runs of files are taken together.
+# At most this many files are strata of their own; where there are more, runs of files are taken together.
 _PERIODS = 12
 
 _OUTPUTS = ("label", "rejected", "scores", "reason", "samples_used")
 
 
-def is_request_log(target: Any) -> bool:
-    """Whether a path is a file or a folder of logged requests, by its names."""
+def is_request_log(target: object) -> bool:
+    """Return whether a path is a file or a folder of logged requests, judged by its names."""
     if not isinstance(target, str | os.PathLike) or str(target).partition("://")[1]:
         return False
     path = Path(target)
@@ -35,18 +34,18 @@ def is_request_log(target: Any) -> bool:
 def read_log(
     path: str | os.PathLike[str], name: str | None, confidence: float
 ) -> tuple[Subject, Answers, dict[str, tuple[Stratum, ...]]]:
-    """Read what a log holds of one model.
+    """Read what a log holds about one model.
 
     Args:
-        path: of a file or a folder.
-        name: of the model; None where the log has one only.
-        confidence: of the strata's intervals.
+        path: path of a file or a folder.
+        name: name of the model; None where the log has only one.
+        confidence: confidence level of the strata's intervals.
 
     Returns:
-        The log as a subject, the answers, and strata by version and by time (one a file, as they were rotated).
+        The log as a subject, the answers, and strata by version and by time (one per file, as they were rotated).
 
     Raises:
-        ValueError: the log is empty, or holds several models and `name` says not which.
+        ValueError: the log is empty, or holds several models and `name` does not say which.
         RequestLogError: a record is damaged.
     """
     parts: list[dict[str, np.ndarray]] = []
@@ -88,13 +87,13 @@ def read_log(
 
 
 def verdicts_of(answer: LoggedAnswer) -> dict[str, np.ndarray]:
-    """The outputs of a logged answer that tell of verdicts, checked as an endpoint's are."""
+    """Return the outputs of a logged answer that are about verdicts, checked as an endpoint's are."""
     signature = answer.signature or DEFAULT
     known = signature in (DEFAULT, AUDIT)
     if "label" not in answer.outputs:
         what = "" if known else f" (signature {signature!r})"
         raise ValueError(
-            f"The log holds an answer of {answer.model!r} without `label`{what}: no rejecting classifier's."
+            f"The log holds an answer of {answer.model!r} without `label`{what}: not a rejecting classifier's."
         )
     outputs = checked(answer.outputs, len(answer.outputs["label"]), signature)
     return {name: outputs[name] for name in _OUTPUTS if name in outputs}
@@ -107,6 +106,6 @@ def _periods(files: list[Path], period: np.ndarray, facts: InputFacts, confidenc
 
 
 def _when(file: Path) -> str:
-    """The time in a log file's name, or the name."""
+    """Return the time in a log file's name, or the name."""
     stamp = re.search(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)", file.name)
     return "{}-{}-{} {}:{}:{} UTC".format(*stamp.groups()) if stamp else file.name

@@ -22,9 +22,9 @@ _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--card", V
 
 
 def draw_radius_curves(report: AuditFigures, narrow: bool = False) -> Figure | None:
-    """VRA, and the upper bound on the false positive rate, at every radius that the model could be deployed at.
+    """Draw VRA, and the upper bound on the false positive rate, at every radius that the model could be deployed at.
 
-    None where no radii are known; `narrow` for screens as wide as a hand.
+    None where no radii are known; `narrow` is for screens as wide as a hand.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -78,7 +78,7 @@ def draw_radius_curves(report: AuditFigures, narrow: bool = False) -> Figure | N
 
 
 def draw_degraded_pairs(report: AuditFigures) -> Figure | None:
-    """Inputs that were answered, the same perturbed and rejected, and the differences; None where none were found."""
+    """Draw answered inputs, the same perturbed and rejected, and the differences; None where none were found."""
     pairs = report.pairs
     if not pairs:
         return None
@@ -91,13 +91,13 @@ def draw_degraded_pairs(report: AuditFigures) -> Figure | None:
 
 
 def difference_scale(report: AuditFigures) -> str:
-    """The largest change of an entry in the pairs that are shown, as text."""
+    """Return the largest change of an entry in the pairs that are shown, as text."""
     largest = max((float(np.abs(pair.perturbed - pair.original).max()) for pair in report.pairs), default=0.0)
     return f"{largest:.2g}"
 
 
 def pair_images(report: AuditFigures) -> list[dict[str, Any]]:
-    """For each degraded pair its `index`, `label` and `size`, and three pictures as `data:` addresses."""
+    """Return the `index`, `label` and `size` of each degraded pair, and three pictures as `data:` addresses."""
     pairs = report.pairs
     if not pairs:
         return []

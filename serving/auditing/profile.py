@@ -16,10 +16,10 @@ NOT_FINITE = 2
 
 @dataclass(frozen=True)
 class Profile:
-    """Counts of answered and of rejected inputs, apart, by what the default answer tells.
+    """Counts of answered and, separately, of rejected inputs, by what the default answer reports.
 
     Attributes:
-        margin_edges: ascending; bins are below the first, between each two, and from the last on.
+        margin_edges: ascending; bins are below the first, between neighbours, and from the last on.
         answered_margins: answered inputs by margin, the difference of the two largest scores.
         rejected_margins: rejected inputs by margin.
         answered_classes: answered inputs by predicted class.
@@ -27,7 +27,7 @@ class Profile:
         answered_confidence: answered inputs by confidence, between the `CONFIDENCE_EDGES`.
         rejected_confidence: rejected inputs by confidence.
         not_finite: rejected inputs that were not finite; they are in no other count.
-        rejected_near_answered: of the rejected inputs, how many lie within epsilon of an answered one, and how many
+        rejected_near_answered: how many of the rejected inputs lie within epsilon of an answered one, and how many
             were looked at; None where inputs, epsilon or the norm are not known.
     """
 
@@ -53,10 +53,10 @@ def profile(
     Args:
         scores: `[n, m]`.
         rejected: `[n]` bool.
-        reason: `[n]`, 2 where an input was not finite; None where reasons are not told: then rows of scores that are
-            not finite count so.
-        edges: of the margins; None for those that cut the margins of all finite inputs, and those of the rejected ones,
-            into equal parts.
+        reason: `[n]`, 2 where an input was not finite; None where reasons are not reported: then rows of scores
+            that are not finite count as such.
+        edges: edges of the margins' bins; None for those that cut the margins of all finite inputs, and those of the
+            rejected ones, into equal parts.
     """
     finite = np.isfinite(scores).all(axis=1)
     usable = finite if reason is None else finite & (reason != NOT_FINITE)
@@ -83,12 +83,12 @@ def profile(
 def near_answered(
     rejected: np.ndarray, answered: np.ndarray, epsilon: float, norm: str, limit: int = 500
 ) -> tuple[int, int]:
-    """How many rejected inputs have an answered one within epsilon, and of how many: at most the last `limit`.
+    """Return how many rejected inputs have an answered one within epsilon, and of how many: at most the last `limit`.
 
     Args:
         rejected: `[k, ...]`.
         answered: `[n, ...]`.
-        epsilon: in the norm.
+        epsilon: a distance in the norm.
         norm: `"l2"` or `"linf"`.
         limit: inputs to look at.
     """

@@ -24,7 +24,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def _by_name(quantiles: Any) -> Any:
-    """Quantiles with their probabilities as text, the only keys that JSON has."""
+    """Return quantiles with their probabilities as text, the only keys that JSON has."""
     if not isinstance(quantiles, Mapping):
         return quantiles
     return {key if isinstance(key, str) else f"{key:g}": value for key, value in quantiles.items()}
@@ -54,7 +54,7 @@ class RateRecord(_Record):
         return value.to_dict() if isinstance(value, Rate) else value
 
     def rate(self) -> Rate:
-        """As a `Rate`."""
+        """Return the record as a `Rate`."""
         return Rate(self.count, self.total, self.confidence, self.doubt)
 
 
@@ -248,7 +248,7 @@ _LATER = {"doubt": 0.0, "contradictions": {}, "training_data": None}
 
 
 def identity(record: AuditRecord) -> JsonValue:
-    """The content of an audit, ready for JSON, without fields added later where they say nothing: for digests of it."""
+    """Return the content of an audit for digests, ready for JSON, without fields added later where they say nothing."""
 
     def pruned(value: JsonValue) -> JsonValue:
         if isinstance(value, list):
@@ -264,16 +264,16 @@ def read_record(path: str | os.PathLike[str]) -> AuditRecord:
     """Read an `audit.json`.
 
     Raises:
-        RecordError: the file cannot be read, or is no audit's JSON.
+        RecordError: the file cannot be read, or is not an audit's JSON.
     """
     remedy = "Make it with `defended audit`, which writes audit.json."
-    return read_model(AuditRecord, path, RecordError, "audit of this version", remedy)
+    return read_model(AuditRecord, path, RecordError, "an audit of this version", remedy)
 
 
 def read_model(
     model: type[Model], path: str | os.PathLike[str], refusal: type[ValueError], what: str, remedy: str
 ) -> Model:
-    """The content of a JSON file as a pydantic model; a `refusal` where it cannot be read, or is no `what`."""
+    """Return a JSON file's content as a pydantic model; raise a `refusal` where it cannot be read, or is not `what`."""
     try:
         return model.model_validate_json(Path(path).read_bytes())
     except OSError as error:
@@ -281,10 +281,10 @@ def read_model(
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise refusal(f"{path} is no {what}: {where}: {first['msg']}. {remedy}") from error
+        raise refusal(f"{path} is not {what}: {where}: {first['msg']}. {remedy}") from error
 
 
 def schema() -> str:
-    """The JSON schema of `audit.json`, as the package ships it and `docs/schemas/` publishes it."""
+    """Return the JSON schema of `audit.json`, as the package ships it and `docs/schemas/` publishes it."""
     content = {"$schema": SCHEMA_ID, **AuditRecord.model_json_schema(mode="serialization")}
     return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -41,7 +41,7 @@ class DegradedPair:
 
 @dataclass(frozen=True)
 class AttackFindings:
-    """What attacked inputs, replayed, did.
+    """What replayed attacked inputs did.
 
     Attributes:
         name: the attack and its settings, or where the inputs are from.
@@ -52,12 +52,12 @@ class AttackFindings:
         utility_reduction: right answers that the attack forced into rejections, among all inputs; None without labels.
         discarded: perturbations that were not finite or not in the ball, and so were not used.
         broken_answers: inputs that got another answer inside their certified radius: a broken certificate unless 0,
-            or, of a model whose verdicts are drawn at random, unless chance explains so many.
+            or, for a model whose verdicts are drawn at random, unless chance explains that many.
         broken_availability: inputs rejected inside their availability radius: a broken certificate unless 0. Not
             counted (0) without radii, and where verdicts are drawn at random: there the radius holds for the smoothed
             classifier, and the deployed check may miss it.
         pairs: some of the degraded inputs, the smallest perturbations first.
-        draws: the noise draws that an attacked input took; None of a model that draws none.
+        draws: the noise draws that an attacked input took; None for a model that draws none.
     """
 
     name: str
@@ -86,7 +86,7 @@ def read_attacked(path: str | os.PathLike[str]) -> Attacked:
     """Read a `.npz` with `inputs` `[k, *input_shape]`, and `index` `[k]` unless they belong to the first k points.
 
     Raises:
-        ValueError: the file is no such archive.
+        ValueError: the file is not such an archive.
     """
     path = Path(path)
     try:
@@ -110,7 +110,7 @@ def attack_model(model: DefendedModel, attack: Perturb | None, x: np.ndarray, la
 
     Args:
         model: the copy.
-        attack: of `defended.attacks`, or a callable `(model, x, label) -> perturbed x`; None for
+        attack: an attack of `defended.attacks`, or a callable `(model, x, label) -> perturbed x`; None for
             `CertificateDescent(steps=50)`.
         x: all inputs.
         label: `[n]`, the answers, -1 where rejected.
@@ -124,7 +124,7 @@ def attack_model(model: DefendedModel, attack: Perturb | None, x: np.ndarray, la
     if not rows.size:
         return Attacked(rows, x[:0], name)
     labels = None if getattr(attack, "targeted", False) else label[rows]
-    # Ours seed by an input's index, so that the choice of inputs changes no result.
+    # The project's own attacks seed by an input's index, so that the choice of inputs changes no result.
     run = functools.partial(attack, index=rows) if isinstance(attack, Attack) else attack
     found = np.asarray(run(model, x[rows], labels), dtype=np.float32)
     if found.shape != x[rows].shape:
@@ -151,8 +151,8 @@ def replay(
         x: the inputs that they were made from.
         clean: the target's answers to `x`.
         facts: what is known of each clean input.
-        confidence: of the intervals.
-        pairs: keep at most so many for pictures.
+        confidence: confidence level of the intervals.
+        pairs: keep at most this many for pictures.
 
     Raises:
         ValueError: the target's epsilon or norm is not known, or the attacked inputs do not fit `x`.
@@ -202,7 +202,7 @@ def replay(
 
 
 def smallest(degraded: np.ndarray, size: np.ndarray, most: int) -> np.ndarray:
-    """The numbers of at most `most` degraded inputs (`[n]` bool), those of the smallest perturbations `[n]` first."""
+    """Return the numbers of at most `most` degraded inputs (`[n]` bool), the smallest perturbations (`[n]`) first."""
     rows = np.flatnonzero(degraded)
     return rows[np.argsort(size[rows], kind="stable")][:most]
 

@@ -20,28 +20,28 @@ __all__ = ["AttackFindings", "AuditReport", "Curves", "DegradedPair"]
 class AuditReport(AuditFigures):
     """The figures of an audit; rates are numbers with a Clopper–Pearson `interval`, `count` and `total` each.
 
-    With r the certified radius of an input and epsilon the radius defended. What the target does not tell is None: an
-    endpoint without the signature `audit` gives no radii, a request log no labels.
+    Epsilon is the radius defended. What the target does not report is None: an endpoint without the signature `audit`
+    gives no radii, a request log no labels.
 
     Attributes:
         subject: what was audited.
-        data: the data's `name`, number of `points`, and `sha256` of its inputs and labels, and whether they are
-            `training_data` of the manifest.
-        created: when, in UTC.
-        confidence: of the intervals.
+        data: the data's `name`, the number of `points`, the `sha256` of inputs and labels, and whether the manifest
+            lists them as `training_data`.
+        created: when it was made, in UTC.
+        confidence: confidence level of the intervals.
         rejection_rate: inputs rejected although nobody perturbed them.
         clean_accuracy: inputs whose largest score is the right class, rejected or not.
         accuracy_on_answered: right answers among the answers.
         vra: inputs answered rightly, certified at epsilon.
         vra_2eps: the same at 2 epsilon, as if the model were deployed there.
         always_answered: inputs whose availability radius exceeds epsilon, right or wrong.
-        fpr_upper: answered inputs that are not always answered: at most so many answers can be forced into rejections.
+        fpr_upper: answered inputs that are not always answered: at most this many can be forced into rejections.
         fpr_upper_correct: the same among the rightly answered inputs, as the paper's code counts.
         availability: quantiles of the availability radius, within which an input stays answered, by probability.
         curves: VRA and FPR bound over the radius.
-        strata: rejection by kind of stratum (`class`, `confidence`, of a log also `version` and `time`).
+        strata: rejection by kind of stratum (`class`, `confidence`, for a log also `version` and `time`).
         advice: what other radii would give.
-        draws: the noise draws that an input took; None of a model that draws none.
+        draws: the noise draws that an input took; None for a model that draws none.
         attack: what replayed inputs did.
         black_box: what the attack on the endpoint did.
         conditions: limits on figures.
@@ -49,7 +49,7 @@ class AuditReport(AuditFigures):
         contradictions: answers that contradict themselves, by the names of `contradictions.NAMES`.
         profile: what a monitor compares later traffic with.
         unknown: what this audit cannot tell, in sentences.
-        assumptions: what its figures rest on beside the certificate, in sentences.
+        assumptions: what its figures rest on besides the certificate, in sentences.
         queries: inputs sent.
     """
 

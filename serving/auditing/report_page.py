@@ -231,7 +231,7 @@ def _curves(report: AuditFigures) -> dict[str, Markup] | None:
 
 
 def _table(report: AuditFigures) -> list[tuple[str, str, str, str]]:
-    """The curves at some radii, for readers who do not see the picture."""
+    """Return the curves at some radii, for readers who do not see the picture."""
     curves, epsilon = report.curves, report.subject.epsilon
     if curves is None or epsilon is None:
         return []

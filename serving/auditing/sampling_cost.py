@@ -25,7 +25,7 @@ class Draws:
 
 
 def draws(used: np.ndarray | None, cap: int | None) -> Draws | None:
-    """Sum up draws `[n]`; None where they are not told, or of no inputs."""
+    """Summarize draws `[n]`; None where they are not reported, or there are no inputs."""
     if used is None or not len(used):
         return None
     return Draws(
@@ -36,5 +36,5 @@ def draws(used: np.ndarray | None, cap: int | None) -> Draws | None:
 
 
 def cost_ratio(clean: Draws | None, attacked: Draws | None) -> float | None:
-    """How many times the clean inputs' mean cost the attacked ones take; None where either is not known."""
+    """Return how many times the clean inputs' mean cost the attacked ones take; None where either is not known."""
     return None if clean is None or attacked is None else attacked.mean / max(clean.mean, 1.0)

@@ -31,10 +31,10 @@ class Stratum:
 
 
 def confidences(scores: np.ndarray) -> np.ndarray:
-    """How sure the network is of its class, `[n]` float64 in [0, 1], 0 where a score is not finite.
+    """Return how sure the network is of its class, `[n]` float64 in [0, 1], 0 where a score is not finite.
 
-    The largest score where the scores are shares already (rows of at least 0 that sum to 1, such as the votes of a
-    smoothed model), otherwise the largest entry of their softmax.
+    This is the largest score where the scores are shares already (rows of at least 0 that sum to 1, such as the votes
+    of a smoothed model), otherwise the largest entry of their softmax.
 
     Args:
         scores: `[n, m]`.
@@ -50,12 +50,12 @@ def confidences(scores: np.ndarray) -> np.ndarray:
 
 
 def are_shares(scores: np.ndarray) -> bool:
-    """Whether all rows are shares that sum to 1, up to float32's rounding."""
+    """Return whether all rows are shares that sum to 1, up to float32's rounding."""
     return bool(len(scores) and (scores >= 0).all() and np.allclose(scores.sum(axis=1), 1.0, atol=1e-4))
 
 
 def margins(scores: np.ndarray) -> np.ndarray:
-    """Largest score less the second largest, `[n]` float64, 0 where a score is not finite."""
+    """Return the largest score less the second largest, `[n]` float64, 0 where a score is not finite."""
     scores = np.asarray(scores, np.float64)
     finite = np.isfinite(scores).all(axis=1)
     second, first = np.sort(np.where(finite[:, None], scores, 0.0), axis=1)[:, -2:].T
@@ -63,13 +63,13 @@ def margins(scores: np.ndarray) -> np.ndarray:
 
 
 def by_class(facts: InputFacts, classes: np.ndarray, confidence: float, alpha: float = 0.0) -> tuple[Stratum, ...]:
-    """One stratum a class that occurs, in order.
+    """Return one stratum for each class that occurs, in order.
 
     Args:
-        facts: of the n inputs.
+        facts: what is known of the n inputs.
         classes: `[n]` whole numbers: the labels, or the predicted classes where there are no labels; -1 where the
             network gives none.
-        confidence: of the intervals, each for itself.
+        confidence: confidence level of the intervals, each for itself.
         alpha: probability that a certificate is wrong.
     """
     return tuple(
@@ -81,9 +81,9 @@ def by_class(facts: InputFacts, classes: np.ndarray, confidence: float, alpha: f
 def by_confidence(
     facts: InputFacts, confident: np.ndarray, confidence: float, alpha: float = 0.0
 ) -> tuple[Stratum, ...]:
-    """One stratum for each of the `CONFIDENCE_EDGES` that has inputs, from unsure to sure; arguments as for `by_class`.
+    """Return one stratum for each bin between the `CONFIDENCE_EDGES` that has inputs, from unsure to sure.
 
-    `confident` are `confidences`.
+    The arguments are as for `by_class`; `confident` are `confidences`.
     """
     where = confidence_bins(confident)
     names = [f"{100 * low:g} to {100 * high:g} %" for low, high in itertools.pairwise(CONFIDENCE_EDGES)]
@@ -91,15 +91,15 @@ def by_confidence(
 
 
 def confidence_bins(confident: np.ndarray) -> np.ndarray:
-    """`[n]`, the number of each input's bin between the `CONFIDENCE_EDGES`."""
+    """Return the number of each input's bin between the `CONFIDENCE_EDGES`, `[n]`."""
     return np.clip(np.searchsorted(CONFIDENCE_EDGES, confident, side="right") - 1, 0, len(CONFIDENCE_EDGES) - 2)
 
 
 def worst_rejection(strata: Sequence[Stratum], confidence: float) -> Rate | None:
-    """The highest rejection rate among strata, its interval widened for the choice (Bonferroni); None of no strata.
+    """Return the highest rejection rate among strata, its interval widened for the choice (Bonferroni).
 
     The worst of k strata is chosen on the data; at confidence `1 - (1 - confidence) / k` each, all k intervals hold
-    together, and so the chosen one's does.
+    together, and so the chosen one's does. None where there are no strata.
     """
     if not strata:
         return None
@@ -108,5 +108,5 @@ def worst_rejection(strata: Sequence[Stratum], confidence: float) -> Rate | None
 
 
 def stratum(name: str, facts: InputFacts, confidence: float, alpha: float = 0.0) -> Stratum:
-    """The stratum of these inputs."""
+    """Return the stratum of these inputs."""
     return Stratum(name, **facts.rates(("rejection_rate", "vra"), confidence, alpha))  # type: ignore[arg-type]

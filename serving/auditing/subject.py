@@ -21,15 +21,15 @@ class Subject:
     Attributes:
         kind: `"artefact"`, `"endpoint"` or `"log"`.
         location: the path or address.
-        name: the model's.
-        version: the model's.
-        norm: in which epsilon is measured.
+        name: the model's name.
+        version: the model's version.
+        norm: the norm in which epsilon is measured.
         epsilon: the radius defended.
-        epsilon_from: where epsilon is known from: `"manifest"`, `"model"`, `"given"`, `"answers"`, which name it, or
-            `"radii"`, of an artefact of an earlier version.
-        num_classes: m.
+        epsilon_from: where epsilon is known from: `"manifest"`, `"model"`, `"given"`, `"answers"`, which state it, or
+            `"radii"`, for an artefact of an earlier version.
+        num_classes: the number of classes, m.
         signatures: those offered.
-        manifest: the artefact's, where it was read.
+        manifest: the artefact's manifest, where it was read.
         sampling: how verdicts are drawn at random, where they are known to be.
     """
 
@@ -47,23 +47,23 @@ class Subject:
 
     @property
     def alpha(self) -> float:
-        """The probability that a certificate is wrong: 0 of proofs, and where nobody says that verdicts are drawn."""
+        """The probability that a certificate is wrong: 0 for proofs, and where nothing says that verdicts are drawn."""
         return 0.0 if self.sampling is None else float(self.sampling["alpha"])
 
     @property
     def cap(self) -> int | None:
-        """The draws that are made at most for an input, where the sampling is known."""
+        """The largest number of draws made for an input, where the sampling is known."""
         sampling = self.sampling
         return None if sampling is None else int(sampling["samples"]) + int(sampling["selection_samples"])
 
     @property
     def shares_noise(self) -> bool:
-        """Whether inputs that are asked together are judged under the same noise: an artefact of earlier versions."""
+        """Whether inputs asked together are judged under the same noise, as by artefacts of earlier versions."""
         return self.sampling is not None and self.manifest is not None and not self.manifest.noise_per_input
 
 
 def sampling_of(manifest: Manifest | None, model: DefendedModel | None) -> Mapping[str, Any] | None:
-    """How verdicts are drawn at random, from the manifest or the model; None where they are not, or nobody says."""
+    """Return how verdicts are drawn at random, from the manifest or the model; None if they are not, or not known."""
     if manifest is not None:
         return None if manifest.sampling is None else manifest.sampling.model_dump()
     return None if model is None else model.sampling
@@ -72,7 +72,7 @@ def sampling_of(manifest: Manifest | None, model: DefendedModel | None) -> Mappi
 def agreed(
     manifest: Manifest | None, model: DefendedModel | None, epsilon: float | None, norm: str | None
 ) -> dict[str, Any]:
-    """Epsilon, where it is from, and norm; an error where the sources differ."""
+    """Return epsilon, where it is from, and the norm; raise where the sources differ."""
     sources = {"manifest": manifest, "model": model}
     known = [(name, float(of.epsilon), of.norm) for name, of in sources.items() if of is not None]
     told: list[tuple[str, float | None, str | None]] = [*known, ("given", epsilon, norm)]
@@ -87,11 +87,11 @@ def agreed(
 
 
 def require_radius(subject: Subject, what: str) -> tuple[float, str]:
-    """Epsilon and the norm; refuses what needs them, named by `what`, where they are not known."""
+    """Return epsilon and the norm; raise where they are not known, with `what` naming what needs them."""
     if subject.epsilon is not None and subject.norm is not None:
         return subject.epsilon, subject.norm
     missing = [name for name in ("epsilon", "norm") if getattr(subject, name) is None]
     raise ValueError(
-        f"`{'` and `'.join(missing)}` must be given for {what}: the endpoint does not tell. Give the Keras model, "
+        f"`{'` and `'.join(missing)}` must be given for {what}: the endpoint does not say. Give the Keras model, "
         "the artefact's manifest, or the values."
     )

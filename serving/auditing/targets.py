@@ -33,10 +33,10 @@ _SCHEMES = ("http://", "https://", "grpc://", "grpcs://")
 
 @runtime_checkable
 class Endpoint(Protocol):
-    """What an audit needs of a served model; `defended.serving.Client` is one, and a test's stand-in may be."""
+    """What an audit needs of a served model; `defended.serving.Client` is one, and a test's stand-in may be one."""
 
     def predict(self, x: np.ndarray, signature: str = DEFAULT) -> Mapping[str, np.ndarray]:
-        """Answer `x` float32 `[n, *input_shape]`: arrays `[n, ...]` by the names of the signature's outputs."""
+        """Answer `x`, float32 `[n, *input_shape]`, with arrays `[n, ...]` by the names of the signature's outputs."""
 
 
 @dataclass
@@ -58,14 +58,14 @@ class Target:
 
     @property
     def richest(self) -> str:
-        """The signature that tells most."""
+        """The signature that reports the most."""
         return AUDIT if AUDIT in self.subject.signatures else DEFAULT
 
     def ask(self, x: np.ndarray, signature: str | None = None) -> Answers:
-        """Answers to `x` float32 `[n, *input_shape]`, sent `batch_size` at a time, by the richest signature.
+        """Return the answers to `x` float32 `[n, *input_shape]`, sent `batch_size` at a time, by the richest signature.
 
         Raises:
-            EndpointError: an answer is missing, of another shape, or nothing of which anything can be counted.
+            EndpointError: an answer is missing, has another shape, or holds nothing that can be counted.
         """
         asked = signature or self.richest
 
@@ -78,12 +78,12 @@ class Target:
         return answers
 
     def learn(self, answers: Answers, **known: Any) -> None:
-        """Take in what the first answers told of the subject, and look at them again in its light."""
+        """Take in what the first answers said of the subject, and check them again in its light."""
         self.subject = replace(self.subject, **known)
         self.contradictions = contradictions(answers, self.subject)
 
     def require_same_version(self) -> None:
-        """Refuse what changed its version since the audit began.
+        """Raise where the endpoint changed its version since the audit began.
 
         Raises:
             EndpointError: naming both versions.
@@ -92,21 +92,23 @@ class Target:
         if version != self.subject.version:
             raise EndpointError(
                 f"The endpoint changed from version {self.subject.version} to {version} during the audit, so the "
-                "figures are of neither. Audit again, at an address that names the version."
+                "figures describe neither. Audit again, at an address that names the version."
             )
 
 
 @contextlib.contextmanager
-def open_target(target: Any, batch_size: int, **known: Any) -> Iterator[Target]:
-    """The target, opened here or elsewhere; what was opened here is closed.
+def open_target(
+    target: Artefact | Endpoint | str | os.PathLike[str], batch_size: int, **known: Any
+) -> Iterator[Target]:
+    """Yield the target, opened here or elsewhere; what was opened here is closed after the block.
 
     Args:
-        target: as for `audit`, but for a log.
-        batch_size: inputs a run or a request.
+        target: as for `audit`, except a log.
+        batch_size: inputs per run or request.
         **known: arguments of `endpoint_target`.
 
     Raises:
-        TypeError: it is nothing that answers.
+        TypeError: it is not something that answers.
     """
     if isinstance(target, Artefact):
         yield artefact_target(target, batch_size)
@@ -128,13 +130,13 @@ def open_target(target: Any, batch_size: int, **known: Any) -> Iterator[Target]:
 
 
 def _named(url: str, known: dict[str, Any]) -> dict[str, Any]:
-    """What is known, and the model's name, which an address may hold."""
+    """Return what is known, and the model's name, which an address may hold."""
     found = re.search(r"://[^/]+(?:/v1/models)?/([^/:]+)", url)
     return known | {"name": known["name"] or (unquote(found[1]) if found else None)}
 
 
 def artefact_target(artefact: Artefact, batch_size: int) -> Target:
-    """An open artefact as a target."""
+    """Return an open artefact as a target."""
     m = artefact.manifest
     subject = Subject(
         kind="artefact",
@@ -173,7 +175,7 @@ def endpoint_target(
     epsilon: float | None = None,
     norm: str | None = None,
 ) -> Target:
-    """An endpoint as a target: its signatures as its metadata tell them, epsilon and norm from whoever knows them.
+    """Return an endpoint as a target: its signatures from its metadata, epsilon and norm from whatever states them.
 
     Raises:
         ValueError: two sources disagree about epsilon or norm.
@@ -194,7 +196,7 @@ def endpoint_target(
 
 
 def described(endpoint: Endpoint) -> tuple[int | None, tuple[str, ...]]:
-    """Version and signatures, as far as an endpoint has `status()` and `metadata()`, as a `Client` does.
+    """Return version and signatures, as far as an endpoint has `status()` and `metadata()`, as a `Client` does.
 
     The version is the largest that is available; where the address names one, that one.
     """

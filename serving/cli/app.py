@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 EXIT_ALARM = 1
 EXIT_ERROR = 2
-EXIT_INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
+EXIT_INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 
 
 class Commands(TyperGroup):
@@ -67,7 +67,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     epilog="Exit codes: 0 done, every limit holds; 1 an audit found a limit broken, a monitor a raised rate; "
-    "2 an error, said in one line.",
+    "2 an error, reported in one line.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

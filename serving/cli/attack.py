@@ -39,18 +39,21 @@ def attack(
     ] = "certificate-descent",
     steps: Annotated[int, typer.Option(min=1, help="Gradient steps of each start.")] = 50,
     restarts: Annotated[int, typer.Option(min=1, help="Starts.")] = 1,
-    queries: Annotated[int, typer.Option(min=1, help="Of each input, at most: square and decision.")] = 2000,
+    queries: Annotated[int, typer.Option(min=1, help="Queries for each input, at most: square and decision.")] = 2000,
     clip: Annotated[bool, typer.Option("--clip", help="Keep perturbed inputs in 0...1.")] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     limit: Limit = 0,
     resume: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep finished parts there: the same command again continues.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep finished parts there; the same command continues from them."),
     ] = None,
     time_budget: Annotated[
-        float | None, typer.Option(min=0.001, metavar="SECONDS", help="Of attacking; the rest counts as not degraded.")
+        float | None,
+        typer.Option(min=0.001, metavar="SECONDS", help="Time for attacking; the rest counts as not degraded."),
     ] = None,
     records: Annotated[
-        Path | None, typer.Option(metavar="FILE.parquet", help="One row an input: radius, verdict, degraded, distance.")
+        Path | None,
+        typer.Option(metavar="FILE.parquet", help="One row per input: radius, verdict, degraded, distance."),
     ] = None,
     engine: EngineName = None,
     workers: Workers = None,
@@ -99,7 +102,7 @@ def attack(
 
 
 def make_attack(name: str, gradient: dict[str, Any], targets: int, queries: int) -> Attack:
-    """Return the attack of a name; `gradient` are the options of those that follow a gradient."""
+    """Return the attack of a name; `gradient` holds the options of those that follow a gradient."""
     from defended import attacks
 
     steps, restarts, clip, seed = (gradient[option] for option in ("steps", "restarts", "clip", "seed"))

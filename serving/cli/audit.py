@@ -45,22 +45,22 @@ def audit(
         typer.Option(metavar="FILE.npz", help="Attacked inputs made elsewhere, to replay: `inputs`, and `index`."),
     ] = None,
     black_box: Annotated[
-        int, typer.Option(min=0, metavar="QUERIES", help="Attack by asking only, so many inputs at most; 0 for none.")
+        int, typer.Option(min=0, metavar="QUERIES", help="Attack by asking only, at most this many inputs; 0 for none.")
     ] = 0,
     clip: Annotated[bool, typer.Option("--clip", help="Keep the queries of --black-box in 0...1.")] = False,
     artefact: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The artefact that the URL serves: tells epsilon and certificate."),
+        typer.Option(metavar="DIR", help="The artefact that the URL serves: it states epsilon and certificate."),
     ] = None,
     epsilon: Annotated[
-        float | None, typer.Option(min=0.0, help="The radius defended, where neither model nor artefact tells it.")
+        float | None, typer.Option(min=0.0, help="The radius defended, where neither model nor artefact states it.")
     ] = None,
-    norm: Annotated[str | None, typer.Option(metavar="l2|linf", help="Its norm, where nothing else tells it.")] = None,
+    norm: Annotated[str | None, typer.Option(metavar="l2|linf", help="Its norm, where nothing else states it.")] = None,
     name: Annotated[
-        str | None, typer.Option(help="Of the model: in a log of several, or where the URL does not say it.")
+        str | None, typer.Option(help="The model's name, for a log of several, or where the URL does not say it.")
     ] = None,
     ca: Annotated[
-        Path | None, typer.Option(metavar="FILE.pem", help="The authority of a server's certificate.")
+        Path | None, typer.Option(metavar="FILE.pem", help="The authority that signed a server's certificate.")
     ] = None,
     engine: EngineName = None,
     workers: Workers = None,
@@ -77,8 +77,8 @@ def audit(
     max_rejection_rate: Annotated[float | None, share("Alarm when more clean inputs are rejected.")] = None,
     min_vra: Annotated[float | None, share("Alarm when fewer inputs are answered rightly, certified.")] = None,
     max_fpr_upper: Annotated[float | None, share("Alarm when more answers are not proven to hold out.")] = None,
-    confidence: Annotated[float, typer.Option(min=0.5, max=0.999999, help="Of the intervals.")] = 0.95,
-    batch_size: Annotated[int, typer.Option(min=1, help="Inputs a request.")] = 256,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.999999, help="Confidence level of the intervals.")] = 0.95,
+    batch_size: Annotated[int, typer.Option(min=1, help="Inputs per request.")] = 256,
     config: Config = None,
 ) -> None:
     """Measure a served or exported model: what it guarantees, and how far an attacker can make it reject.

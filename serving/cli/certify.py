@@ -19,8 +19,10 @@ def certify(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Gets shards/*.parquet and manifest.json.")],
     data: Data = "digits",
     limit: Limit = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Inputs a run. Another number may change last digits.")] = 256,
-    shard_size: Annotated[int, typer.Option(min=1, help="Inputs a file, a multiple of the batch size.")] = 2048,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Inputs per run. Another number may change the last digits.")
+    ] = 256,
+    shard_size: Annotated[int, typer.Option(min=1, help="Inputs per file, a multiple of the batch size.")] = 2048,
     engine: EngineName = "local",
     workers: Workers = None,
     threads: Threads = None,
@@ -29,7 +31,7 @@ def certify(
 ) -> None:
     """Judge every test point, and keep label, rejection and certified radius in Parquet files.
 
-    The same command goes on where a killed one was, with either engine: the files are the same, byte for byte.
+    The same command goes on where a killed one stopped, with either engine: the files are the same, byte for byte.
 
     ```
     defended certify runs/digits/model.keras --data digits --out runs/certificates

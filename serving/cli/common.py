@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TOKEN = "DEFENDED_TOKEN"  # noqa: S105  (the name of the variable that holds a server's token)
 
 Data: TypeAlias = option_for(TrainingSettings, "data")  # type: ignore[valid-type]
-Limit = Annotated[int, typer.Option(min=0, help="Use the first so many test points; 0 means all.")]
+Limit = Annotated[int, typer.Option(min=0, help="Use only this many test points, the first ones; 0 means all.")]
 ModelFile = Annotated[
     Path, typer.Argument(metavar="MODEL.keras", help="A defended model, as `defended train` writes it.")
 ]

@@ -13,8 +13,8 @@ from defended_cli.config import Config
 
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes.")] = Path("defended-demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Of initial weights, batches and attack.")] = 0,
-    epochs: Annotated[int, typer.Option(min=1, help="Of each of the two trainings.")] = 60,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the initial weights, the batches and the attack.")] = 0,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each of the two trainings.")] = 60,
     config: Config = None,
 ) -> None:
     """Show the whole path on small digits, offline: train, attack, compare, export, audit.

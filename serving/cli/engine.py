@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from defended_cli.common import load_tensorflow
 
+if TYPE_CHECKING:
+    from defended.defended_model import DefendedModel
+    from defended.serving.artefacts.artefact import Artefact
+    from defended.serving.cluster.engines import ClusterEngine, LocalEngine
+
 EngineName = Annotated[
     Literal["local", "ray"] | None,
-    typer.Option(help="Who computes the pieces: this process, or actors of a Ray cluster (extra ray)."),
+    typer.Option(help="What computes the pieces: this process, or actors of a Ray cluster (extra ray)."),
 ]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Actors of --engine ray; by default as many as there are processors.")
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="TensorFlow's threads a worker. Another number may change last digits.")
+    int | None, typer.Option(min=1, help="TensorFlow's threads per worker. Another number may change the last digits.")
 ]
 Address = Annotated[
     str | None,
-    typer.Option(metavar="ADDRESS", help="Of the Ray cluster; by default RAY_ADDRESS, or one made on this machine."),
+    typer.Option(
+        metavar="ADDRESS", help="Address of the Ray cluster; by default RAY_ADDRESS, or a cluster made on this machine."
+    ),
 ]
 
 
 def start(name: str | None, threads: int | None) -> None:
-    """Load TensorFlow, with the threads that the local engine is to have: later it cannot change them."""
+    """Load TensorFlow, with the threads that the local engine is to have: they cannot be changed later."""
     load_tensorflow()
     if name == "local" and threads is not None:
         from defended.serving.cluster.worker import use_threads
@@ -37,8 +45,10 @@ def start(name: str | None, threads: int | None) -> None:
 
 
 @contextlib.contextmanager
-def opened(name: str | None, what: Any, **options: Any) -> Iterator[Any]:
-    """The engine of that name for a model or an artefact; None for no name, which allows no options."""
+def opened(
+    name: str | None, what: DefendedModel | Artefact | str | os.PathLike[str], **options: Any
+) -> Iterator[LocalEngine | ClusterEngine | None]:
+    """Open the engine of that name for a model or an artefact; yield None for no name, which allows no options."""
     if name is None:
         if any(value is not None for value in options.values()):
             raise ValueError("--workers, --threads and --ray-address belong to an engine: name one with --engine.")
@@ -51,10 +61,12 @@ def opened(name: str | None, what: Any, **options: Any) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def audited(name: str | None, artefact: Path | str, model: Any, keep: Path, **options: Any) -> Iterator[dict[str, Any]]:
-    """Arguments of `defended.serving.audit` that have an engine do its work; none without an engine.
+def audited(
+    name: str | None, artefact: Path | str, model: DefendedModel | None, keep: Path, **options: Any
+) -> Iterator[dict[str, Any]]:
+    """Yield the arguments of `defended.serving.audit` that have an engine do its work; none without an engine.
 
-    Pieces are kept in `keep`: the same command again goes on where a killed one was.
+    Pieces are kept in `keep`: the same command again goes on where a killed one stopped.
     """
     with contextlib.ExitStack() as stack:
         if name == "ray":

@@ -23,16 +23,18 @@ def export(
         str | None,
         typer.Option(metavar="NAME|FILE.npz", help="Compare the graphs on test points of these data, not on noise."),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="On the first so many of them.")] = 256,
+    limit: Annotated[int, typer.Option(min=1, help="Compare on only this many of them, the first ones.")] = 256,
     onnx: Annotated[
         bool | None,
-        typer.Option("--onnx/--no-onnx", help="Fail without model.onnx, or leave it out; else if it can be."),
+        typer.Option(
+            "--onnx/--no-onnx", help="Fail without model.onnx, or leave it out; by default it is made if it can be."
+        ),
     ] = None,
     warm_up: Annotated[
-        bool | None, typer.Option("--warm-up/--no-warm-up", help="The same of the records that warm a server up.")
+        bool | None, typer.Option("--warm-up/--no-warm-up", help="The same for the records that warm up a server.")
     ] = None,
     class_names: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="Names that the signature classify answers.")
+        str | None, typer.Option(metavar="A,B,...", help="Names that the signature classify answers with.")
     ] = None,
     susceptibility: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Figures of `defended attack`, to keep in the manifest.")
@@ -45,7 +47,9 @@ def export(
     ] = None,
     serving_files: Annotated[
         bool,
-        typer.Option("--serving-files/--no-serving-files", help="Bring DIR/models.config and its like up to date."),
+        typer.Option(
+            "--serving-files/--no-serving-files", help="Bring DIR/models.config and files like it up to date."
+        ),
     ] = True,
     config: Config = None,
 ) -> None:
@@ -93,7 +97,7 @@ def export(
 
 
 def _mode(wanted: bool | None) -> bool | Literal["require"]:
-    """What the library takes: by default what can be made, and else what was asked for."""
+    """Return what the library takes: by default what can be made, otherwise what was asked for."""
     if wanted is None:
         return True
     return "require" if wanted else False

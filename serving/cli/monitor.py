@@ -29,15 +29,15 @@ def monitor(
     ],
     baseline: Annotated[Path, typer.Option(metavar="audit.json", help="The audit that says what is usual.")],
     false_alarm: Annotated[
-        float, typer.Option(min=1e-9, max=0.5, help="Bound on the probability of ever alarming for nothing.")
+        float, typer.Option(min=1e-9, max=0.5, help="Bound on the probability of ever raising a false alarm.")
     ] = 0.01,
-    name: Annotated[str | None, typer.Option(help="Of the model, where the source has several.")] = None,
-    version: Annotated[int | None, typer.Option(min=0, help="Of the model: count this version only.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name, where the source has several.")] = None,
+    version: Annotated[int | None, typer.Option(min=0, help="Count only this version of the model.")] = None,
     state: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep what is known there; the same command goes on from it.")
     ] = None,
-    interval: Annotated[float, typer.Option(min=0.05, metavar="SECONDS", help="Between two looks.")] = 10.0,
-    looks: Annotated[int, typer.Option(min=0, help="Look so often and leave; 0 for until an alarm.")] = 0,
+    interval: Annotated[float, typer.Option(min=0.05, metavar="SECONDS", help="Time between two looks.")] = 10.0,
+    looks: Annotated[int, typer.Option(min=0, help="Leave after this many looks; 0 means only at an alarm.")] = 0,
     raised: Annotated[
         list[float] | None,
         typer.Option(
@@ -48,9 +48,9 @@ def monitor(
 ) -> None:
     """Watch a served model's verdicts, and leave with 1 when it rejects more than its audit said.
 
-    One line of JSON a look. The test may be looked at as often as one likes, for as long as one likes: without a raised
-    rate it alarms with at most the probability given. A request log also tells what speaks for a drift of the inputs
-    and what for an attack; counters do not. A server's token is taken from the variable DEFENDED_TOKEN.
+    Each look prints one line of JSON. The test may be looked at as often as one likes, for as long as one likes:
+    without a raised rate it alarms with at most the probability given. A request log also gives evidence for a drift of
+    the inputs and for an attack; counters do not. A server's token is taken from the variable DEFENDED_TOKEN.
 
     ```
     defended monitor http://localhost:8501 --baseline audit/audit.json --state monitor.json

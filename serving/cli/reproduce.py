@@ -38,11 +38,11 @@ def reproduce(
     out: Annotated[Path, typer.Option(metavar="DIR", help="For the CSV files and the figures.")] = Path("reproduction"),
     config: Config = None,
 ) -> None:
-    """Do the paper's tables and figures again: its value, ours with a 95 % interval, the difference.
+    """Reproduce the paper's tables and figures: its value, ours with a 95 % interval, the difference.
 
     Nets that ship with the package are measured beside the authors' own, where those are at hand. What is not run for
-    want of a net or of data is named at the end. Killed, and called again alike, it goes on where it was: attacks are
-    kept in DIR/unfinished until all tables are written.
+    lack of a net or of data is named at the end. The same command goes on where a killed one stopped: attacks are kept
+    in DIR/unfinished until all tables are written.
 
     ```
     defended reproduce table1 --quick
@@ -69,7 +69,7 @@ def reproduce(
     with contextlib.suppress(OSError):  # another command's work is there
         unfinished.parent.rmdir()
     if not found:
-        raise FileNotFoundError("Nothing could be run: the lines above say which nets and data are wanted.")
+        raise FileNotFoundError("Nothing could be run: the lines above say which nets and data are needed.")
 
 
 def _pairs(option: str, given: list[str] | None) -> dict[str, str]:

@@ -32,10 +32,10 @@ def serve(
         Path, typer.Argument(metavar="DIR", help="A folder of NAME/VERSION artefacts, or one model's folder.")
     ],
     rest_port: Annotated[
-        int, typer.Option(min=-1, max=65535, help="Of REST; 0: a free one, -1: none.")
+        int, typer.Option(min=-1, max=65535, help="Port of REST; 0: a free one, -1: none.")
     ] = ServerSettings.rest_port or -1,
     grpc_port: Annotated[
-        int, typer.Option(min=-1, max=65535, help="Of gRPC; 0: a free one, -1: none.")
+        int, typer.Option(min=-1, max=65535, help="Port of gRPC; 0: a free one, -1: none.")
     ] = ServerSettings.grpc_port or -1,
     token_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Holds the bearer token that every request must carry.")
@@ -49,7 +49,7 @@ def serve(
         ),
     ] = None,
     label: Annotated[
-        list[str] | None, typer.Option(metavar="NAME/LABEL=VERSION", help="Name a version; may be given again.")
+        list[str] | None, typer.Option(metavar="NAME/LABEL=VERSION", help="Name a version; may be repeated.")
     ] = None,
     max_megabytes: Annotated[int, typer.Option(min=1, help="Size of one request.")] = ServerSettings.max_body // 2**20,
     log: Annotated[

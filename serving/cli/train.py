@@ -24,7 +24,7 @@ def train(
 ) -> None:
     """Train a classifier that rejects what it cannot prove.
 
-    DIR gets `model.keras` (final: its bounds are proven), `history.csv` (a row an epoch) and `settings.toml`, which
+    DIR gets `model.keras` (final: its bounds are proven), `history.csv` (a row per epoch) and `settings.toml`, which
     repeats the run: `defended train --config DIR/settings.toml --out OTHER`.
 
     ```

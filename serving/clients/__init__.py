@@ -1,1 +1,1 @@
-"""Talking to a server that serves an artefact, and the log of what was asked."""
+"""A client for a server that serves an artefact, and the log of what was asked."""

@@ -40,24 +40,24 @@ _GRPC_PATH = re.compile(r"(?:/([^/]+)(?:/([0-9]+))?)?/?")
 class Client(Closing):
     """Asks a served model; may be used by several threads at once, and is a context manager.
 
-    Connections refused or reset, and answers that say that a server is busy (429, 503, UNAVAILABLE,
+    Requests whose connection is refused or reset, or whose answer says that a server is busy (429, 503, UNAVAILABLE,
     RESOURCE_EXHAUSTED), are tried again after a wait that doubles, with jitter; whatever happens, a call that is one
     request ends within `timeout`.
 
     Args:
         url: `http(s)://host:8501[/v1/models/NAME[/versions/N|/labels/L]]` for REST, or `grpc(s)://host:8500[/NAME[/N]]`.
         model: the model's name, where the URL does not name it.
-        version: a version of it; by default the server's largest.
-        label: or a label that the server gave to one.
+        version: a version of the model; by default the server's largest.
+        label: in place of a version, a label that the server gave to one.
         token: the bearer token of a server that asks for one; never sent unencrypted to another machine.
         ca: PEM file of the authority that signed the server's certificate, where the system does not know it.
         timeout: seconds for one request, all its attempts together.
-        retries: further attempts of one request.
-        batch_size: inputs of one request; fewer where they are large.
+        retries: further attempts for one request.
+        batch_size: inputs in one request; fewer where they are large.
         concurrency: requests under way at a time, when the inputs take several.
 
     Raises:
-        ValueError: the URL is neither, no model is named, one thing is named twice, or the token would be sent
+        ValueError: the URL is of neither form, no model is named, one thing is named twice, or the token would be sent
             unencrypted.
     """
 
@@ -124,7 +124,7 @@ class Client(Closing):
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def verdicts(self, x: np.ndarray) -> Verdicts:
-        """Return `Verdicts(label, rejected, radius)` as the model's own `verdicts` does, errors as for `predict`.
+        """Return `Verdicts(label, rejected, radius)` as the model's own `verdicts` does; errors as for `predict`.
 
         A server that offers the signature `audit` gives the certified radii. For one that does not, `radius` is 0
         throughout: nothing is known to be certified beyond the answer itself.
@@ -172,7 +172,9 @@ class Client(Closing):
                 outputs = self._transport.predict(part, signature, info, seconds)
                 wrong = [name for name, value in outputs.items() if value.shape[:1] != (len(part),)]
                 if wrong or not outputs:
-                    raise ClientError("INTERNAL", f"The answer has no row an input: {wrong or 'it is empty'}.")
+                    raise ClientError(
+                        "INTERNAL", f"The answer does not have one row per input: {wrong or 'it is empty'}."
+                    )
                 return outputs
 
             return self._retried(once)

@@ -20,7 +20,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoggedAnswer:
-    """One answered request, one row per input: `inputs` `[batch, ...]`, None if not kept, and `outputs` by name."""
+    """One answered request with one row per input: `inputs` `[batch, ...]`, None if not kept, and `outputs` by name."""
 
     model: str
     version: int
@@ -32,7 +32,7 @@ class LoggedAnswer:
 def read_request_log(path: str | os.PathLike[str]) -> Iterator[LoggedAnswer]:
     """Read a request log, oldest answers first, one at a time in memory.
 
-    A torn record at the end of a file, which a killed server leaves or a running one is just writing, ends that file.
+    A torn record at the end of a file, which a killed server left or a running one is still writing, ends that file.
     A file that its server removes meanwhile, being the oldest, is skipped with a warning in Python's log. Nothing
     else is left out.
 

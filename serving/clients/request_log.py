@@ -49,8 +49,8 @@ class RequestLog(Closing):
     Args:
         directory: the folder, made where it is missing; one log at a time writes into it.
         max_bytes: a file that has reached this size is followed by another one.
-        max_files: files kept; the oldest goes when there are more.
-        sample: share of the answers that are logged, each drawn by itself, in [0, 1].
+        max_files: number of files kept; the oldest is removed when there are more.
+        sample: share of the answers that are logged, each drawn independently, in [0, 1].
         keep_inputs: whether records hold the inputs; without them they hold the verdicts only.
 
     Raises:

@@ -16,7 +16,7 @@ from defended.serving.artefacts.tensor_info import TYPES, SignatureInfo, TensorI
 
 _LARGEST_ANSWER = 2**28
 
-# What the statuses of REST mean, where two codes share one the first; 413 is a proxy's or this project's server's.
+# What the statuses of REST mean: of two codes that share one, the first; 413 is a proxy's or this project's server's.
 _CODES = {code.http_status: code.name for code in reversed(Code)} | {413: "INVALID_ARGUMENT", 500: "INTERNAL"}
 
 
@@ -24,7 +24,7 @@ class Transport(Protocol):
     """One protocol; every method raises `ClientError`."""
 
     def predict(self, x: np.ndarray, signature: str, info: SignatureInfo, seconds: float) -> dict[str, np.ndarray]:
-        """Send one request."""
+        """Send one request, and return the outputs by name."""
 
     def status(self, seconds: float) -> dict[int, str]:
         """Return the state of each version."""

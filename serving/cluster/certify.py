@@ -26,10 +26,10 @@ class Certificates:
 
     Attributes:
         columns: arrays `[n]` by name: `label` (-1 = rejected), `rejected`, `radius`, `availability_radius`, `target`
-            where labels were given, and what else an artefact tells.
+            where labels were given, and what else an artefact reports.
         epsilon: the radius defended, in the norm `norm`.
         directory: where the pieces are.
-        alpha: the probability that a radius is wrong: 0 of proofs.
+        alpha: the probability that a radius is wrong: 0 for proofs.
     """
 
     columns: dict[str, Array]
@@ -39,7 +39,7 @@ class Certificates:
     alpha: float = 0.0
 
     def summary(self, confidence: float = 0.95) -> dict[str, Any]:
-        """Rates with Clopper–Pearson intervals, ready for JSON."""
+        """Return rates with Clopper–Pearson intervals, ready for JSON."""
         answered, radius = ~self.columns["rejected"], self.columns["radius"]
         # What neighbours answer holds out as far as their radius says.
         twice = answered & exceeds(np.maximum(radius, self.columns.get("neighbour_radius", 0)), 2 * self.epsilon)
@@ -64,13 +64,13 @@ def certify(
     """Judge inputs with an engine, and keep label, rejection and radii of each in Parquet files.
 
     Args:
-        engine: of `open_engine`, with the model or the artefact.
+        engine: an engine of `open_engine`, with the model or the artefact.
         x: float32 `[n, *input_shape]`; a `numpy.memmap` is read in pieces. What is not finite is rejected.
         y: `[n]` true class numbers, kept in the column `target`.
         out: directory; gets `shards/certified_….parquet` and, when all are there, `manifest.json`. The same call goes
-            on where a killed one was.
-        batch_size: inputs a run of the model. Runs of another size may differ in last digits.
-        shard_size: inputs a file, a multiple of `batch_size`, so that no batch is cut.
+            on where a killed one stopped.
+        batch_size: inputs per run of the model. Runs of another size may differ in the last digits.
+        shard_size: inputs per file, a multiple of `batch_size`, so that no batch is cut.
 
     Raises:
         ValueError: an argument does not fit, or `out` holds another run, naming what differs.

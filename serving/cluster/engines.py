@@ -1,4 +1,4 @@
-"""Engines: who computes the pieces of a run. One process, or actors on a Ray cluster."""
+"""Engines, which compute the pieces of a run: one process, or actors on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from defended.arguments import one_of, whole_number
 from defended.attacks.core.checks import Array
@@ -18,6 +18,10 @@ from defended.exceptions import WorkerLostError
 from defended.serving.cluster.shards import ParquetStore
 from defended.serving.cluster.source import Source
 from defended.serving.cluster.worker import Worker, threads_in_use, use_threads
+
+if TYPE_CHECKING:
+    from defended.defended_model import DefendedModel
+    from defended.serving.artefacts.artefact import Artefact
 
 RESTARTS = 3
 
@@ -32,18 +36,18 @@ class _Engine:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What results depend on beside the model and the work."""
+        """What results depend on besides the model and the work."""
         return {"threads": self.threads}
 
 
 class ClusterEngine(_Engine):
-    """Computes pieces by actors that load the model once each.
+    """Computes pieces with actors that load the model once each.
 
     Args:
         make: makes a worker, with a method `run(job, settings)`; called in the actor's process.
-        workers: actors.
+        workers: the number of actors.
         cpus: processors that Ray reserves for an actor.
-        gpus: the same for GPUs.
+        gpus: GPUs that Ray reserves for an actor.
         restarts: times that an actor is started again after its process died, and a piece tried again.
         environment: variables of the actors' processes.
 
@@ -103,7 +107,7 @@ class ClusterEngine(_Engine):
             except ray.exceptions.RayActorError as error:
                 raise WorkerLostError(
                     f"The worker of the piece {job.name} died {self._restarts + 1} times, probably for lack of memory. "
-                    "What is done is kept: give it smaller pieces or batches, or fewer workers a machine, and call "
+                    "What is done is kept: give it smaller pieces or batches, or fewer workers per machine, and call "
                     "again."
                 ) from error
             idle.append(actor)
@@ -138,7 +142,7 @@ class LocalEngine(_Engine):
 @contextmanager
 def open_engine(
     name: Literal["local", "ray"],
-    what: Any,
+    what: DefendedModel | Artefact | str | os.PathLike[str],
     *,
     workers: int | None = None,
     threads: int | None = None,
@@ -146,18 +150,19 @@ def open_engine(
     gpus: float = 0,
     address: str | None = None,
 ) -> Iterator[LocalEngine | ClusterEngine]:
-    """An engine for a model or an artefact, closed at the end of the block.
+    """Open an engine for a model or an artefact; it is closed at the end of the block.
 
     Args:
         name: `"local"` for this process, `"ray"` for a Ray cluster (extra `ray`).
         what: a `DefendedModel`, an `Artefact`, or the path of either. Workers get a copy.
-        workers: actors; None for as many as the cluster has processors for.
-        threads: TensorFlow's threads within an operation, of all workers; None for what this process uses. Results of
-            runs with other numbers may differ in last digits.
+        workers: the number of actors; None for as many as the cluster has processors for.
+        threads: TensorFlow's threads within an operation, in every worker; None for what this process uses. Results of
+            runs with other numbers may differ in the last digits.
         cpus: processors that an actor reserves.
         gpus: GPUs that an actor reserves.
-        address: of the cluster, as `ray.init` takes it; None for the variable `RAY_ADDRESS`, and without it a cluster
-            of this machine that ends with the block. A Ray that runs already in this process is used and left running.
+        address: address of the cluster, as `ray.init` takes it; None for the variable `RAY_ADDRESS`, and without it a
+            cluster of this machine that ends with the block. A Ray that already runs in this process is used and left
+            running.
 
     Raises:
         ImportError: the extra is not installed: `pip install 'keras-defended[ray]'`.
@@ -193,7 +198,7 @@ def open_engine(
 
 @contextmanager
 def connected(address: str | None = None, **options: Any) -> Iterator[Any]:
-    """Ray, started or joined for the block, without its log on this terminal and without reporting its usage."""
+    """Yield Ray, started or joined for the block, without its log on this terminal and without reporting its usage."""
     ray = _ray()
     if ray.is_initialized():
         yield ray
@@ -211,7 +216,7 @@ def connected(address: str | None = None, **options: Any) -> Iterator[Any]:
 
 
 def _load_worker(reference: Any, threads: int) -> Worker:
-    """A worker with a model of the object store."""
+    """Return a worker with a model from the object store."""
     return Worker(_ray().get(reference), threads)
 
 

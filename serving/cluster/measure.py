@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from defended.serving.cluster.shards import write_manifest
 from defended.serving.cluster.source import model_digest
 
 if TYPE_CHECKING:
+    from defended.attacks.core.attack import Attack
     from defended.attacks.measurement.result import Susceptibility
     from defended.defended_model import DefendedModel
 
@@ -22,7 +24,7 @@ def measure(
     model: DefendedModel,
     x: Array,
     y: Array,
-    attack: Any = None,
+    attack: Attack | Callable[..., Any] | None = None,
     *,
     out: str | os.PathLike[str],
     batch_size: int = 512,
@@ -34,14 +36,14 @@ def measure(
     engine nor on interruptions.
 
     Args:
-        engine: of `open_engine`, with the same model.
+        engine: an engine of `open_engine`, with the same model.
         model: the model, here too.
         x: float32 `[n, *input_shape]`, finite.
         y: `[n]` true class numbers.
-        attack: as for `susceptibility`; it must tell its configuration, and arrive at workers pickled.
+        attack: as for `susceptibility`; it must have a configuration and be picklable, since it is sent to workers.
         out: directory; gets `shards/….parquet`, `records.parquet` and, when all are there, `manifest.json`. The same
-            call goes on where a killed one was.
-        batch_size: inputs a piece.
+            call goes on where a killed one stopped.
+        batch_size: inputs per piece.
         **options: further arguments of `susceptibility`.
 
     Raises:
@@ -58,7 +60,7 @@ def measure(
         model, x, y, attack, batch_size=batch_size, resume=folder / "shards", engine=engine, **options
     )
     summary = result.summary()
-    del summary["seconds_per_point"]  # of another run it would be another
+    del summary["seconds_per_point"]  # it differs from run to run
     result.records.to_parquet(folder / "records.parquet", summary)
     if int(result.records.attacked.sum()) == int(result.records.contested.sum()):
         plan = json.loads((folder / "shards" / "plan.json").read_text(encoding="utf-8"))

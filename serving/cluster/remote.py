@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -21,19 +22,22 @@ from defended.serving.artefacts.artefact import Artefact
 from defended.serving.artefacts.manifest import MANIFEST, Manifest
 from defended.serving.cluster.shards import ParquetStore
 
+if TYPE_CHECKING:
+    from defended.defended_model import DefendedModel
+
 _BATCHES = 8
 
 
 class DistributedArtefact(Artefact):
-    """An artefact whose runs are an engine's; what takes an `Artefact` takes it too.
+    """An artefact that an engine runs; what takes an `Artefact` takes it too.
 
     Args:
-        engine: of `open_engine`, with the artefact; it is closed by whoever opened it.
-        path: what reports call the artefact's place.
+        engine: an engine of `open_engine`, with the artefact; whoever opened it closes it.
+        path: what reports state as the artefact's location.
         keep: directory that keeps finished pieces, so that the same calls go on where they were killed; None for none.
     """
 
-    def __init__(self, engine: Any, path: Any, keep: Any = None) -> None:
+    def __init__(self, engine: Any, path: Any, keep: str | os.PathLike[str] | None = None) -> None:
         if engine.source.kind != "artefact":
             raise ValueError("`engine` must have been opened with an artefact; it holds a Keras model.")
         manifest = Manifest.model_validate_json(engine.source.files[MANIFEST])
@@ -41,42 +45,46 @@ class DistributedArtefact(Artefact):
         self._engine, self._keep = engine, keep
 
     def __call__(self, x: Array) -> dict[str, Array]:
-        """`serving_default`, as `Artefact` gives it."""
+        """Return the outputs of `serving_default`, as `Artefact` does."""
         names = self.manifest.signatures["serving_default"].outputs
         return {name: value for name, value in self.audit(x).items() if name in names}
 
     def audit(self, x: Array, batch_size: int = 256) -> dict[str, Array]:
-        """The signature `audit` on any number of inputs, as `Artefact` gives it; the last batch is filled up."""
+        """Return the outputs of `audit` for any number of inputs, as `Artefact` does; the last batch is filled up."""
         whole_number("batch_size", batch_size, 1)
         settings, size = Settings(None, self.epsilon, batch_size), batch_size * _BATCHES
-        # Random verdicts are drawn anew; what was drawn before is no answer to this call.
+        # Random verdicts are drawn anew; what was drawn before is not an answer to this call.
         keep = self._keep if self.manifest.sampling is None else None
         store = open_store(self._engine, keep, "audit", self._checked(x), {"batch_size": batch_size})
         return in_order(self._engine, pieces("audit", x, size), settings, store)
 
     def close(self) -> None:
-        """Do nothing: the engine is closed by whoever opened it."""
+        """Do nothing: whoever opened the engine closes it."""
 
 
 class RemoteAttack(Attack):
     """An attack that an engine's workers run; what takes an `Attack` takes it too.
 
     Args:
-        engine: of `open_engine`, with the Keras model that is attacked.
-        attack: the attack; it must arrive at workers pickled.
-        piece: inputs a piece of work.
+        engine: an engine of `open_engine`, with the Keras model that is attacked.
+        attack: the attack; it must be picklable, since it is sent to workers.
+        piece: inputs per piece of work.
         keep: directory that keeps finished pieces, so that the same calls go on where they were killed; None for none.
     """
 
-    def __init__(self, engine: Any, attack: Attack, piece: int = 512, keep: Any = None) -> None:
+    def __init__(
+        self, engine: Any, attack: Attack, piece: int = 512, keep: str | os.PathLike[str] | None = None
+    ) -> None:
         if engine.source.kind != "model":
             raise ValueError("`engine` must have been opened with a Keras model: attacks need its gradients.")
         self._engine, self._attack, self._piece, self._keep = engine, attack, piece, keep
         self.epsilon, self.norm, self.clip = attack.epsilon, attack.norm, attack.clip
         self.targeted = getattr(attack, "targeted", False)
 
-    def __call__(self, model: Any, x: Any, y: Any = None, *, epsilon: float | None = None, index: Any = None) -> Any:
-        """What the attack gives; the model is the workers' copy, and `epsilon` the attack's or the model's."""
+    def __call__(
+        self, model: DefendedModel, x: Any, y: Any = None, *, epsilon: float | None = None, index: Any = None
+    ) -> Any:
+        """Return what the attack gives; the model is the workers' copy, and `epsilon` the attack's or the model's."""
         if epsilon is not None:
             raise ValueError("`epsilon` is set when the attack is made: workers have it from there.")
         x = np.asarray(x, dtype=np.float32)
@@ -93,7 +101,7 @@ class RemoteAttack(Attack):
         raise NotImplementedError("Workers perturb: see `__call__`.")
 
     def config(self) -> dict[str, Any]:
-        """The attack's own."""
+        """Return the attack's own configuration."""
         return self._attack.config()
 
     def __repr__(self) -> str:
@@ -101,14 +109,14 @@ class RemoteAttack(Attack):
 
 
 def pieces(kind: str, x: Array, size: int, arrays: Mapping[str, Array] | None = None, name: str = "") -> Iterator[Job]:
-    """Inputs, and what belongs to each, cut into jobs, which are named after `name` or their kind."""
+    """Cut inputs, and what belongs to each, into jobs, which are named after `name` or their kind."""
     for first in range(0, max(len(x), 1), size):
         cut = {key: value[first : first + size] for key, value in (arrays or {}).items()}
         yield Job(f"{name or kind}_{first:012d}", kind, {"x": np.asarray(x[first : first + size]), **cut})
 
 
 def in_order(engine: Any, jobs: Iterator[Job], settings: Settings, store: ChunkStore) -> dict[str, Array]:
-    """What the jobs give, one after the other; what the store has is not computed again."""
+    """Return what the jobs give, one after the other; what the store has is not computed again."""
     found: dict[str, dict[str, Array]] = {}
 
     def missing() -> Iterator[Job]:
@@ -125,8 +133,10 @@ def in_order(engine: Any, jobs: Iterator[Job], settings: Settings, store: ChunkS
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if parts[0][name].ndim}
 
 
-def open_store(engine: Any, keep: Any, kind: str, x: Array, plan: dict[str, Any]) -> ChunkStore:
-    """Where the pieces of one call are kept: a folder of their own for every work, named after it."""
+def open_store(
+    engine: Any, keep: str | os.PathLike[str] | None, kind: str, x: Array, plan: dict[str, Any]
+) -> ChunkStore:
+    """Return the store of one call's pieces: a folder of its own for every piece of work, named after it."""
     if keep is None:
         return ParquetStore(None, {})
     whole = {

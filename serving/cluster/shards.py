@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from defended._io import atomic_write_bytes, atomic_write_text, canonical_json, sha256_file
 from defended.attacks.core.checks import Array
@@ -30,7 +32,7 @@ class ParquetStore(ChunkStore):
     """
 
     def get(self, name: str) -> dict[str, Array] | None:
-        """The arrays kept under a name, or None."""
+        """Return the arrays kept under a name, or None."""
         path = self._path(name)
         if path is None or not path.exists():
             return None
@@ -58,8 +60,8 @@ class ParquetStore(ChunkStore):
         return None if self.directory is None else self.directory / f"{name}.parquet"
 
 
-def piece_bytes(arrays: dict[str, Any]) -> bytes:
-    """A Parquet file's content for the arrays of a piece."""
+def piece_bytes(arrays: Mapping[str, ArrayLike]) -> bytes:
+    """Return a Parquet file's content for the arrays of a piece."""
     pyarrow, parquet = _pyarrow()
     values = {name: np.asarray(value) for name, value in arrays.items()}
     single = {name: value for name, value in values.items() if value.ndim == 0}
@@ -96,10 +98,10 @@ def piece_bytes(arrays: dict[str, Any]) -> bytes:
 
 
 def read_piece(path: str | os.PathLike[str]) -> dict[str, Array]:
-    """The arrays of a file that `piece_bytes` made.
+    """Return the arrays of a file that `piece_bytes` made.
 
     Raises:
-        ValueError, OSError: it is none.
+        ValueError, OSError: the file is not one.
     """
     pyarrow, parquet = _pyarrow()
     try:
@@ -128,7 +130,7 @@ def write_manifest(directory: str | os.PathLike[str], task: str, plan: dict[str,
     Nothing in it depends on the engine or on time, so equal runs have equal manifests.
 
     Args:
-        directory: of the run.
+        directory: directory of the run.
         task: what was done.
         plan: the settings that the result depends on.
         summary: figures, ready for JSON.
@@ -147,7 +149,7 @@ def write_manifest(directory: str | os.PathLike[str], task: str, plan: dict[str,
 
 
 def verify_run(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """Compare the pieces of a finished run with its manifest, and return that.
+    """Compare the pieces of a finished run with its manifest, and return the manifest.
 
     Raises:
         ValueError: a file is missing or changed, or there is no manifest: the run is not finished.
@@ -169,7 +171,7 @@ def verify_run(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_shards(directory: str | os.PathLike[str], prefix: str = "certified") -> dict[str, Array]:
-    """The columns of all pieces of a kind, in the order of the inputs."""
+    """Return the columns of all pieces of a kind, in the order of the inputs."""
     paths = sorted(Path(directory).glob(f"shards/{prefix}_*.parquet"))
     if not paths:
         raise ValueError(f"{os.fspath(directory)} holds no pieces `shards/{prefix}_*.parquet`.")

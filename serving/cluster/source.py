@@ -24,7 +24,7 @@ class Source:
         kind: `"model"` or `"artefact"`.
         files: contents by relative path.
         digest: tells one from another: SHA-256 of the weights and settings, or the manifest's digest.
-        facts: `epsilon`, `norm`, `num_classes`, `input_shape`, and `alpha`, with which a certificate is wrong.
+        facts: `epsilon`, `norm`, `num_classes`, `input_shape`, and `alpha`, the probability of a wrong certificate.
         drift: the model's `evaluation_drift`, which its file does not hold.
     """
 
@@ -36,7 +36,7 @@ class Source:
 
     @classmethod
     def of_model(cls, model: DefendedModel) -> Source:
-        """A Keras model, finalized if it is not final."""
+        """Return the source of a Keras model, finalized if it is not final."""
         model.ensure_proven()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.keras"
@@ -53,7 +53,7 @@ class Source:
 
     @classmethod
     def of_artefact(cls, path: str | os.PathLike[str]) -> Source:
-        """An artefact, compared with its manifest.
+        """Return the source of an artefact, compared with its manifest.
 
         Raises:
             ArtefactError: it is not what its manifest says.
@@ -75,7 +75,7 @@ class Source:
 
     @classmethod
     def of(cls, what: DefendedModel | Artefact | str | os.PathLike[str]) -> Source:
-        """A model, an open artefact, or the path of a `.keras` file or of an artefact.
+        """Return the source of a model, an open artefact, or the path of a `.keras` file or of an artefact.
 
         Raises:
             ValueError: the file holds an undefended model.
@@ -93,7 +93,7 @@ class Source:
         return cls.of_model(load_model(what))
 
     def open(self) -> Any:
-        """The model, or the open artefact."""
+        """Return the model, or the open artefact."""
         with tempfile.TemporaryDirectory() as folder:
             for name, content in self.files.items():
                 path = Path(folder) / name
@@ -111,7 +111,7 @@ class Source:
 
 
 def model_digest(model: DefendedModel) -> str:
-    """SHA-256 of a model's kind, settings and weights, whatever its layers are called."""
+    """Return the SHA-256 of a model's kind, settings and weights, whatever its layers are called."""
     import json
 
     settings = {

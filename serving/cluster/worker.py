@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from defended.attacks.core.checks import Array
 from defended.attacks.measurement.engine import Job, Settings, compute
 from defended.serving.cluster.source import Source
+
+if TYPE_CHECKING:
+    from defended.serving.artefacts.artefact import Artefact
 
 _BATCH = 256
 
@@ -20,7 +23,7 @@ class Worker:
     Args:
         source: the model.
         threads: TensorFlow's threads within an operation. Their number changes the order of float32 sums, and with it
-            last digits, so all workers of a run have the same.
+            the last digits, so all workers of a run have the same number.
     """
 
     def __init__(self, source: Source, threads: int) -> None:
@@ -33,10 +36,10 @@ class Worker:
         }
 
     def run(self, job: Job, settings: Settings) -> dict[str, Array]:
-        """What comes of a job.
+        """Return the result of a job.
 
-        Jobs: `"certify"` and `"audit"` an input range, `"perturb"` it by the settings' attack, and those of
-        `defended.attacks.measurement.engine`.
+        The kinds of job are `"certify"` and `"audit"` of a range of inputs, `"perturb"` of one by the settings' attack,
+        and those of `defended.attacks.measurement.engine`.
         """
         # Arrays from an object store are read-only, and attacks may write into their own copies only.
         own = job._replace(arrays={name: np.array(value) for name, value in job.arrays.items()})
@@ -61,11 +64,12 @@ class Worker:
         return {"perturbed": np.asarray(found)}
 
 
-def padded_audit(artefact: Any, x: Array, batch_size: int) -> dict[str, Array]:
-    """`artefact.audit`, in batches of one size: the last one is filled up with its last input.
+def padded_audit(artefact: Artefact, x: Array, batch_size: int) -> dict[str, Array]:
+    """Return what `artefact.audit` gives in batches of one size: the last one is filled up with its last input.
 
-    The shape of a batch may change the order of float32 sums. Of random verdicts no input is drawn for nothing, and
-    where a batch would share its noise, as in artefacts of earlier versions, each is judged alone.
+    The shape of a batch may change the order of float32 sums. Where verdicts are random, no batch is filled up, so
+    that no noise is drawn for nothing; and where a batch would share its noise, as in artefacts of earlier versions,
+    each input is judged alone.
     """
     sampled = artefact.manifest.sampling is not None
     if sampled and not artefact.manifest.noise_per_input:
@@ -76,7 +80,7 @@ def padded_audit(artefact: Any, x: Array, batch_size: int) -> dict[str, Array]:
 
 
 def threads_in_use() -> int:
-    """TensorFlow's threads within an operation, in this process."""
+    """Return the number of TensorFlow's threads within an operation, in this process."""
     import os
 
     import tensorflow as tf
@@ -86,10 +90,10 @@ def threads_in_use() -> int:
 
 
 def use_threads(threads: int) -> None:
-    """Set TensorFlow's threads within an operation.
+    """Set the number of TensorFlow's threads within an operation.
 
     Raises:
-        RuntimeError: TensorFlow runs already, with another number.
+        RuntimeError: TensorFlow already runs with another number.
     """
     import tensorflow as tf
 

@@ -1,1 +1,1 @@
-"""From a model to an artefact: graphs, comparison with the model, files of a deployment."""
+"""From a model to an artefact: its graphs, their comparison with the model, and the files of a deployment."""

@@ -1,4 +1,4 @@
-"""Checks that a deployed graph answers as the Keras model that it was made from."""
+"""Checks that a deployed graph answers like the Keras model that it was made from."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def require_agreement(
 ) -> float:
     """Compare a graph's verdicts and scores with the model's own.
 
-    Where verdicts are drawn at random, the scores are votes: then the network's logits are compared, and of the
-    verdicts what chance does not explain (`model.disagreements`), on the first 64 inputs.
+    Where verdicts are drawn at random, the scores are votes: then the network's logits are compared instead, and the
+    verdicts up to what chance explains (`model.disagreements`), on the first 64 inputs.
 
     Args:
         model: a final model.

@@ -14,6 +14,7 @@ from defended.serving.artefacts.manifest import MAX_VERSION, NAME, DataRecord
 from defended.serving.exporting.agreement import BOTTOM
 
 if TYPE_CHECKING:
+    from defended.attacks.measurement.result import Susceptibility
     from defended.defended_model import DefendedModel
 
 
@@ -25,7 +26,7 @@ def check_version(model: DefendedModel, name: str, version: int) -> int:
     """Return the version as an int, after checking the model's type and its name.
 
     Raises:
-        TypeError, ValueError: one of the three does not fit.
+        TypeError, ValueError: the model, the name or the version does not fit.
     """
     from defended.defended_model import DefendedModel
 
@@ -68,7 +69,7 @@ def check_sample(model: DefendedModel, sample: np.ndarray | None) -> np.ndarray:
 
 
 def check_labels(class_names: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
-    """Return the names of the classes, one for each and all different."""
+    """Return the names of the classes, one for each and all different, or None where none are given."""
     if class_names is None:
         return None
     names = tuple(class_names)
@@ -106,8 +107,8 @@ def check_mode(argument: str, value: Any) -> bool | str:
     raise ValueError(f"`{argument}` must be True (where it can be made), False or 'require'. Received: {value!r}.")
 
 
-def figures_of(susceptibility: Any) -> dict[str, Any] | None:
-    """Return the figures of a measurement, ready for JSON."""
+def figures_of(susceptibility: Susceptibility | Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the figures of a measurement, ready for JSON, or None where none is given."""
     from defended.attacks.measurement.result import Susceptibility
 
     if susceptibility is None:
@@ -123,7 +124,7 @@ def figures_of(susceptibility: Any) -> dict[str, Any] | None:
 
 
 def check_json(argument: str, content: dict[str, Any]) -> dict[str, Any]:
-    """Return `content`, if JSON can hold it."""
+    """Return `content`, or raise where JSON cannot hold it."""
     try:
         canonical_json(content)
     except (TypeError, ValueError) as error:

@@ -66,8 +66,9 @@ def served_models(directory: str | os.PathLike[str]) -> tuple[ServedModel, ...]:
 def write_serving_files(directory: str | os.PathLike[str]) -> dict[str, Path]:
     """Write the files for TensorFlow Serving from what the directory holds.
 
-    `models.config` (all models), `batching.config`, `monitoring.config`, `prometheus.yml`, `compose.yaml`, and of each
-    model `kserve/NAME.yaml`. Each appears whole or not at all; of several processes at once, the last sees everything.
+    These are `models.config` (all models), `batching.config`, `monitoring.config`, `prometheus.yml`, `compose.yaml`,
+    and for each model `kserve/NAME.yaml`. Each appears whole or not at all; where several processes write at once, the
+    last one sees everything.
 
     Args:
         directory: the folder of all models.
@@ -79,7 +80,7 @@ def write_serving_files(directory: str | os.PathLike[str]) -> dict[str, Path]:
         EditedFileWarning: a file was edited by hand and stays as it is.
 
     Raises:
-        OSError: the directory cannot be written; files that are there stay whole.
+        OSError: the directory cannot be written; existing files stay whole.
     """
     folder = Path(directory)
     with _alone(folder):
@@ -92,7 +93,7 @@ def write_serving_files(directory: str | os.PathLike[str]) -> dict[str, Path]:
 
 
 def is_generated(text: str) -> bool:
-    """Return whether a file is as it was written here."""
+    """Return whether a file is still as it was written here."""
     head, _, rest = text.partition("\n")
     return head == _HEAD + hashlib.sha256(rest.encode()).hexdigest()
 

@@ -1,7 +1,7 @@
 """How far evaluations of one network differ, and how the certificate accounts for it.
 
 Keras, the C++ loader and onnxruntime add the same numbers in different orders, so their logits differ. A certificate
-computed by one of them must hold for what the others answer. Two ways, one interface (`DefendedModel`):
+computed by one of them must hold for what the others answer. There are two ways, with one interface (`DefendedModel`):
 
 - **Paid for.** `covered_drift(x)` is what the certificate allows two evaluations of a margin to differ by: GloRo's
   rounding budget is proven for float32 sums in any order. What is measured must lie inside it; more is not rounding of
@@ -9,7 +9,7 @@ computed by one of them must hold for what the others answer. Two ways, one inte
 - **Folded.** Where it is None, `FOLDED` times the largest difference measured is taken off every margin, in the
   exported graphs and in the Keras model (`evaluation_drift`): once for the logits or bounds that decide, once for the
   logits at the perturbed input, and both twice, since inputs that were not measured may drift more. This is a
-  measurement and no proof; the manifest's assumptions say so.
+  measurement, not a proof; the manifest's assumptions say so.
 
 Where verdicts are drawn at random, the certificate is about the network as it is evaluated; nothing is folded.
 """
@@ -46,7 +46,7 @@ def keras_outputs(model: DefendedModel, x: np.ndarray, batch_size: int = 256) ->
 
 
 def measure_drift(model: DefendedModel, x: np.ndarray, evaluations: Mapping[str, Outputs]) -> DriftRecord:
-    """Compare evaluations of a final model, two by two.
+    """Compare evaluations of a final model pairwise.
 
     Args:
         model: a final model whose verdicts are not drawn at random.
@@ -86,14 +86,14 @@ def measure_drift(model: DefendedModel, x: np.ndarray, evaluations: Mapping[str,
 
 
 def margin_differences(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return `[n, m]` float64: by how much `y_j - y_i` differs between logits `[n, m]`, j the top class of `left`."""
+    """Return by how much `y_j - y_i` differs between logits `[n, m]`, j the top class of `left`: `[n, m]` float64."""
     difference = left.astype(np.float64) - right.astype(np.float64)
     top = left.argmax(axis=1)
     return np.abs(np.take_along_axis(difference, top[:, None], axis=1) - difference)
 
 
 def fold(model: DefendedModel, x: np.ndarray, drift: DriftRecord) -> bool:
-    """Make the model pay for a drift that its certificate does not cover; return False where there is nothing to do.
+    """Make the model pay for drift that its certificate does not cover; return False where there is nothing to do.
 
     Raises:
         AgreementError: the model ignores `evaluation_drift`.
@@ -109,7 +109,7 @@ def fold(model: DefendedModel, x: np.ndarray, drift: DriftRecord) -> bool:
     if told.any() and not (fallen[told] >= np.minimum(expected, before[told])).all():
         raise AgreementError(
             f"{type(model).__name__} neither pays for the drift of its logits (`covered_drift`) nor subtracts "
-            "`evaluation_drift` from its margins, so nobody can say what its certificate is worth elsewhere."
+            "`evaluation_drift` from its margins, so it is not known what its certificate is worth elsewhere."
         )
     return True
 

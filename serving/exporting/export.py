@@ -71,8 +71,8 @@ def export(
     The artefact is `directory/name/version`. `serving_default` takes `image` (float32 `[batch, *input_shape]`), gives
     `label` (int64, -1 where rejected), `rejected` (bool), `scores` (`[batch, m]`) and, where the defence says why it
     rejects, `reason`; `audit` adds `certified_radius`, `availability_radius`, `epsilon` and `scores_with_bottom`, which
-    help attackers and so are not in the default answer, and the defence's other details of a verdict (`model.details`):
-    a smoothed model's `samples_used`, for one. `classify` takes `inputs`, serialized `tf.Example` records with the
+    help attackers and so are not in the default answer, and the defence's other details of a verdict (`model.details`),
+    such as a smoothed model's `samples_used`. `classify` takes `inputs`, serialized `tf.Example` records with the
     feature `image`, and gives `classes` `[batch, 1]`, the answer's name or ⊥, and `scores` `[batch, 1]`, the largest
     score. A smoothed model draws its noise in the graph, from the system's entropy at every run, whatever its `seed`.
 
@@ -88,21 +88,21 @@ def export(
     Args:
         model: a defended model; its bounds are proven where they are not, and what evaluates is compared with them.
         directory: the folder of all models; made where it is missing.
-        name: the model's name in the server's routes: letters, digits, `.`, `_`, `-`, beginning with one of the former.
+        name: the model's name in the server's routes: letters, digits, `.`, `_`, `-`, beginning with a letter or digit.
         version: a positive integer; TensorFlow Serving serves the largest.
         sample: float32 `[n, *input_shape]`, inputs on which the artefact is compared with the model; by default 64
-            random ones in [0, 1], of a smoothed model 4. Give real ones where there are any.
-        onnx: whether the artefact holds `assets.extra/model.onnx`: True where the extra `onnx` is installed and the
-            network can be written so (the manifest says why not), `"require"` to fail there.
+            random ones in [0, 1], for a smoothed model 4. Give real ones where there are any.
+        onnx: whether the artefact holds `assets.extra/model.onnx`: with True, where the extra `onnx` is installed and
+            the network can be written so (otherwise the manifest says why not); with `"require"`, it fails instead.
         warm_up: whether it holds warm-up records, of random inputs, for TensorFlow Serving: the same, with the extra
             `serving`.
         class_names: m different texts; the classes' numbers by default.
         susceptibility: figures to keep in the manifest, a mapping or the result of `defended.attacks.susceptibility`.
         training_data: SHA-256 of the data that the model was trained on, a mapping (`sha256`, `points`, `name`), or
             several; by default what `fit` recorded.
-        metadata: anything else to keep there that JSON can hold.
-        signing_key: PEM file of an Ed25519 private key (`defended keygen`); signs the manifest. `defended sign` does it
-            later.
+        metadata: anything else to keep in the manifest that JSON can hold.
+        signing_key: PEM file of an Ed25519 private key (`defended keygen`) that signs the manifest. `defended sign` can
+            sign it later.
         serving_files: whether to write the files for TensorFlow Serving beside the artefacts.
 
     Returns:
@@ -184,7 +184,7 @@ def export(
 
 
 def next_version(directory: str | os.PathLike[str], name: str) -> int:
-    """Return one more than the largest version of a model below `directory`, 1 where there is none."""
+    """Return one more than the largest version of a model below `directory`, or 1 where there is none."""
     return 1 + max(versions_below(Path(directory) / name), default=0)
 
 

@@ -51,7 +51,7 @@ def build_graphs(
         directory: whatever it holds is removed.
         labels: the names of the classes.
         sample: float32 `[n, *input_shape]`, finite, to compare on.
-        onnx: whether an ONNX file is written: True where it can be made, "require".
+        onnx: whether an ONNX file is written: True writes it where it can be made, "require" fails where it cannot.
 
     Raises:
         ImportError: what is required is not installed.

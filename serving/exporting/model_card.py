@@ -42,7 +42,7 @@ def model_card(manifest: Manifest) -> str:
 
 
 def susceptibility_assumptions(figures: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return in words the assumptions behind the figures of `Susceptibility.summary`."""
+    """Return the assumptions behind the figures of `Susceptibility.summary`, in words."""
     attack = figures.get("attack")
     name = attack.get("attack") if isinstance(attack, Mapping) else None
     return (
@@ -57,7 +57,7 @@ def susceptibility_assumptions(figures: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _rate(figure: Any) -> tuple[float, str] | None:
-    """Return a figure's value and its interval in words, None where it is not a share."""
+    """Return a figure's value and its interval in words, or None where it is not a share."""
     value = figure.get("value") if isinstance(figure, Mapping) else figure
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None

@@ -28,11 +28,11 @@ def to_onnx(answer: Callable[..., Any], specification: list[Any], metadata: dict
     Args:
         answer: the function; its outputs are a mapping.
         specification: a `tf.TensorSpec` for each of its arguments, with their names.
-        metadata: what JSON can hold.
+        metadata: anything that JSON can hold.
 
     Raises:
         ImportError: tf2onnx or onnx is not installed.
-        ValueError: the function holds what ONNX cannot say.
+        ValueError: the function holds what ONNX cannot express.
     """
     import tensorflow as tf
 
@@ -60,7 +60,7 @@ def to_onnx(answer: Callable[..., Any], specification: list[Any], metadata: dict
 
 
 def with_outputs(content: bytes, names: tuple[str, ...]) -> bytes:
-    """Return the same file with these outputs only; runtimes leave out what then goes nowhere."""
+    """Return the same file with only these outputs; runtimes leave out what is then unused."""
     import onnx
 
     proto = onnx.load_from_string(content)

@@ -3,7 +3,7 @@
 **Noise is an input.** A smoothed model's file takes its noise from the caller, chunk by chunk, and holds the votes and
 the gate. The other way would be onnxruntime's own `RandomNormal`: its generator has 31 bits of state, so the noise of a
 hundred thousand draws would repeat itself within a few answers and could be guessed; and other runtimes have another
-one or none. `defended.serving.load_onnx` runs the loop, with fresh entropy.
+generator or none. `defended.serving.load_onnx` runs the loop, with fresh entropy.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def export_onnx(
     """Write a model as an ONNX file (opset 18), check it in onnxruntime, and rename it into place.
 
     The file takes `image` (float32 `[batch, *input_shape]`) and gives `label` (int64, -1 where rejected), `rejected`
-    and `scores`; with `audit` also the radii and the scores with ⊥. A smoothed model's file is one step of its
+    and `scores`; with `audit`, also the radii and the scores with ⊥. A smoothed model's file is one step of its
     sampling, with the noise as an input (`defended.smoothing.step_function`); `load_onnx` runs either. Epsilon, norm,
     what is certified and on which assumptions are in the file's metadata.
 
@@ -61,7 +61,7 @@ def export_onnx(
     Raises:
         FileExistsError: the file exists.
         ImportError: the extra is not installed: `pip install 'keras-defended[onnx]'`.
-        TypeError, ValueError: an argument does not fit, or the network holds what ONNX cannot say.
+        TypeError, ValueError: an argument does not fit, or the network holds what ONNX cannot express.
         AgreementError: onnxruntime does not answer as the model does.
     """
     from defended.defended_model import DefendedModel
@@ -86,15 +86,15 @@ class Converted(NamedTuple):
     """A model that was converted and compared."""
 
     content: bytes
-    """The file: the default signature, or of random verdicts one step of sampling."""
+    """The file: the default signature or, for random verdicts, one step of sampling."""
     whole: bytes
-    """The file with the radii and the scores with ⊥ too, where verdicts are not drawn; else the same."""
+    """The file that also has the radii and the scores with ⊥, where verdicts are not drawn; otherwise the same."""
     outputs: dict[str, np.ndarray]
     """What the whole file gave for the sample in onnxruntime; empty where verdicts are drawn."""
 
 
 def convert(model: DefendedModel, sample: np.ndarray) -> Converted:
-    """Convert a final model, and compare what onnxruntime makes of it with what Keras does.
+    """Convert a final model, and compare what onnxruntime makes of it with what Keras makes of it.
 
     Args:
         model: a final model.
@@ -102,7 +102,7 @@ def convert(model: DefendedModel, sample: np.ndarray) -> Converted:
 
     Raises:
         ImportError: the extra is not installed: `pip install 'keras-defended[onnx]'`.
-        ValueError: the network holds what ONNX cannot say.
+        ValueError: the network holds what ONNX cannot express.
         AgreementError: onnxruntime does not answer as the model does.
     """
     import tensorflow as tf

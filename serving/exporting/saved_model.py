@@ -39,7 +39,7 @@ def save_graph(model: DefendedModel, directory: Path, labels: Sequence[str]) -> 
     """Save the deployed graph and the variables that it reads, without the model itself.
 
     A module that holds a Keras model loads in Python and not in the C++ loader, which looks for variables under the
-    names that Keras gave them; this one holds the bare variables only, and of these the ones that answering takes.
+    names that Keras gave them; this one holds only the bare variables, and only those that answering needs.
 
     Args:
         model: a final model.

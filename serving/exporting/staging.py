@@ -19,13 +19,13 @@ _LOCK, _CONTENT = "lock", "content"
 
 @contextlib.contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """Yield an empty directory, hidden beside `target`, and rename it to `target` when the block ends well.
+    """Yield an empty directory, hidden beside `target`, and rename it to `target` when the block ends without an error.
 
     After an error the directory is removed; after a kill it stays behind, and the next `staged` in the same parent
     removes it. A lock, which the system drops with the process, shows whether its owner lives.
 
     Raises:
-        FileExistsError: `target` exists now, or something took its place while the block ran; it is left as it is.
+        FileExistsError: `target` exists already, or something took its place while the block ran; it is left as it is.
         NotADirectoryError, PermissionError, OSError: the parent cannot be made or written.
     """
     if os.path.lexists(target):

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def render(template: str, filters: dict[str, Callable[[str], str]] | None = None, **values: Any) -> str:
-    """Return the text of a template of this folder; a name that it uses and `values` lack is an error."""
+    """Return the text of a template in `templates`; a name that it uses and `values` lacks is an error."""
     import jinja2
 
     environment = jinja2.Environment(

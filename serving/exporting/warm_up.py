@@ -16,7 +16,7 @@ from defended.serving.artefacts.allowed_ops import CLASSIFY
 from defended.serving.artefacts.tf_example import example_protos
 
 EXTRA = "assets.extra"
-"""The folder of a SavedModel that a server does not load, this file apart."""
+"""The folder of a SavedModel from which a server loads nothing but the warm-up records."""
 
 WARM_UP = f"{EXTRA}/tf_serving_warmup_requests"
 BATCH_SIZES = (1, 8, 32)

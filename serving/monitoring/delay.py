@@ -14,9 +14,9 @@ class Delay(NamedTuple):
 
     Attributes:
         rate: rejection rate after the rise.
-        median: of the delay; None where fewer than half of the runs noticed within the horizon.
-        mean: of the delay over the runs that noticed, None where none did.
-        upper: the 90 % quantile; None where fewer noticed.
+        median: median delay; None where fewer than half of the runs noticed within the horizon.
+        mean: mean delay of the runs that noticed; None where none did.
+        upper: the 90 % quantile of the delay; None where fewer of the runs noticed.
         noticed: share of the runs that noticed within the horizon.
         early: share of the runs with an alarm before the rise.
     """
@@ -37,15 +37,15 @@ def alarms(
     seed: int = 0,
     block: int = 1,
 ) -> np.ndarray:
-    """Simulate monitors: the first round in which each alarms, `[runs]`, -1 where none does.
+    """Simulate monitors, and return the first round in which each alarms, `[runs]`; -1 where it never does.
 
     Args:
-        limit: of the processes, one for all or `[runs]`.
+        limit: limit of the processes, one for all or `[runs]`.
         threshold: capital at which they alarm.
         rates: `[rounds]`, the rejection rate in each round.
-        runs: monitors.
-        seed: of the verdicts.
-        block: verdicts a round.
+        runs: the number of monitors.
+        seed: seed of the verdicts.
+        block: verdicts per round.
     """
     rng = np.random.default_rng(seed)
     each = [bets(float(one)) for one in np.atleast_1d(limit)]
@@ -82,15 +82,15 @@ def detection_delay(
     """Simulate a rise of the rejection rate, and count inputs until it is noticed.
 
     Args:
-        limit: of the process.
+        limit: limit of the process.
         threshold: capital at which it alarms.
         usual: rejection rate before the rise.
         raised: rejection rate after it.
         after: inputs before the rise.
         horizon: inputs after it, at most.
         runs: simulated monitors.
-        block: verdicts a round.
-        seed: of the verdicts.
+        block: verdicts per round.
+        seed: seed of the verdicts.
     """
     quiet, loud = -(-after // block), -(-horizon // block)
     first = alarms(limit, threshold, np.r_[np.full(quiet, usual), np.full(loud, raised)], runs, seed, block)

@@ -1,4 +1,4 @@
-"""What speaks for drift and what for an attack behind more rejections, and how far that goes."""
+"""The evidence for a drift and for an attack behind more rejections, and how far it goes."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One comparison of recent traffic with the audited one.
+    """One comparison of recent traffic with the audited traffic.
 
     Attributes:
         statement: a sentence.
-        points_to: what it speaks for.
+        points_to: what it is evidence for.
         p_value: of the hypothesis that nothing changed in this respect, adjusted for all findings (Holm); None where it
             could not be tested.
         grade: `"strong"`, `"some"` or `"none"`.
@@ -55,7 +55,7 @@ class Evidence:
     limits: tuple[str, ...] = LIMITS
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the evidence, ready for JSON."""
         return {
             "summary": self.summary,
             "findings": [vars(finding) for finding in self.findings],
@@ -68,16 +68,16 @@ def weigh(
     recent: Mapping[str, np.ndarray] | None,
     neighbours: tuple[int, int] | None = None,
 ) -> Evidence:
-    """Compare recent traffic with the audited one.
+    """Compare recent traffic with the audited traffic.
 
-    Each test is made within the rejected or within the answered inputs. The alarm was set off by verdicts alone, so
-    given the verdicts it biases none of these tests, whenever it came.
+    Each test is made within the rejected or within the answered inputs. The alarm was set off by verdicts alone, so,
+    given the verdicts, it biases none of these tests, whenever it came.
 
     Args:
         baseline: the audit's profile; None where it has none.
         recent: `[n]` each: `rejected` and `not_finite` bool, `margin` (bin) and `class`, as `Profile` counts them; None
             where only counts of verdicts are known.
-        neighbours: of the recent rejected inputs, how many have an answered one within epsilon, and how many were
+        neighbours: how many of the recent rejected inputs have an answered one within epsilon, and how many were
             looked at; None where inputs are not known.
     """
     if baseline is None or recent is None or not len(recent["rejected"]):
@@ -181,12 +181,12 @@ def _summary(found: set[Points]) -> str:
 
 
 def _now_and_then(bins: np.ndarray, then: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """The histogram of the bins that inputs fall into now, and the audit's."""
+    """Return the histogram of the bins that inputs fall into now, and the audit's."""
     return np.bincount(bins, minlength=len(then))[: len(then)], np.array(then)
 
 
 def _more_often(now: int, of_now: int, then: int, of_then: int) -> float | None:
-    """Fisher's exact test, one-sided: that the share has not risen."""
+    """Return the p-value of Fisher's exact test, one-sided, that the share has not risen."""
     from scipy.stats import fisher_exact
 
     if not of_now or not of_then:
@@ -195,7 +195,7 @@ def _more_often(now: int, of_now: int, then: int, of_then: int) -> float | None:
 
 
 def _shifted(now: np.ndarray, then: np.ndarray, alternative: str) -> float | None:
-    """Mann and Whitney's test on binned values, normal approximation with ties, one-sided."""
+    """Return the p-value of Mann and Whitney's test on binned values, normal approximation with ties, one-sided."""
     from scipy.stats import mannwhitneyu
 
     if now.sum() < _FEWEST or then.sum() < _FEWEST:
@@ -211,7 +211,7 @@ def _shifted(now: np.ndarray, then: np.ndarray, alternative: str) -> float | Non
 
 
 def _differ(now: np.ndarray, then: np.ndarray) -> float | None:
-    """Pearson's test that two histograms are of one distribution; rare values are taken together."""
+    """Return the p-value of Pearson's test that two histograms are of one distribution; rare values are merged."""
     from scipy.stats import chi2_contingency
 
     if now.sum() < _FEWEST or then.sum() < _FEWEST:

@@ -29,7 +29,7 @@ class Alarm:
 
     Attributes:
         observed: verdicts seen until then, by this monitor.
-        rejected: of them rejections.
+        rejected: rejections among them.
         since: the verdict, counted from 1, where the evidence seems to have begun.
         log_value: logarithm of the capital.
     """
@@ -44,29 +44,29 @@ class RejectionMonitor:
     """Watches verdicts for a rejection rate above the audited one.
 
     **What holds.** Suppose that the audit's inputs were drawn independently from a distribution in which a share p is
-    rejected, and that later each verdict is a rejection with probability at most p, given all before. Then the
-    probability that this monitor ever raises an alarm, however long it runs and whenever one looks, is at most
+    rejected, and that later each verdict is a rejection with probability at most p, given all before it. Then
+    the probability that this monitor ever raises an alarm, however long it runs and whenever one looks, is at most
     `false_alarm`.
 
     *Why.* The audit's c rejections of n give the one-sided Clopper-Pearson limit L, which is below p with probability
     at most `baseline_share * false_alarm`. Where it is not, the capital of `RaisedRateProcess(L)` reaches
-    `1 / ((1 - baseline_share) * false_alarm)` with at most the other part (Ville's inequality).
-    The sum is `false_alarm`.
+    `1 / ((1 - baseline_share) * false_alarm)` with probability at most the other part (Ville's
+    inequality). The sum is `false_alarm`.
 
-    What does not hold: verdicts of one client's repeated input, or of bursts of similar inputs, are not such draws; a
-    rise that such a burst brings is a rise to this monitor, too.
+    What does not hold: verdicts on one client's repeated input, or on bursts of similar inputs, are not such draws; to
+    this monitor, a rise that such a burst brings is a rise like any other.
 
     Args:
         baseline: an audit, the path of its JSON, or its rejection rate.
         false_alarm: bound on the probability of ever raising an alarm without a raised rate, in (0, 0.5].
         baseline_share: part of it that pays for the audit's own uncertainty, in (0, 1).
-        window: verdicts kept for telling what is behind an alarm.
+        window: verdicts kept for finding what is behind an alarm.
 
     Attributes:
         limit: the rejection rate that is tested, the audit's upper limit.
         threshold: capital at which the alarm is raised.
         observed: verdicts so far.
-        rejected: of them rejections.
+        rejected: rejections among them.
         alarm: the alarm, or None; it stays.
 
     Raises:
@@ -98,7 +98,7 @@ class RejectionMonitor:
         if self.rate.total == 0:
             raise ValueError("`baseline` must be an audit of at least one input.")
         self.false_alarm, self.baseline_share, self.window = float(false_alarm), float(baseline_share), int(window)
-        # Of a two-sided interval at confidence 1 - 2 a each end errs with probability at most a.
+        # Each end of a two-sided interval at confidence 1 - 2 a errs with probability at most a.
         error = self.baseline_share * self.false_alarm
         self.limit = clopper_pearson(self.rate.count, self.rate.total, 1 - 2 * error)[1]
         self.threshold = 1 / (self.false_alarm - error)
@@ -111,16 +111,16 @@ class RejectionMonitor:
         self._inputs: list[tuple[bool, np.ndarray]] = []
 
     def count(self, total: int, rejected: int) -> Alarm | None:
-        """Take in verdicts of which only the numbers are known, as one round; returns the alarm, if there is one."""
+        """Take in verdicts of which only the numbers are known, as one round; return the alarm, if there is one."""
         if total:
             self._round(rejected, total)
         return self.alarm
 
     def watch(self, outputs: Mapping[str, np.ndarray], inputs: np.ndarray | None = None) -> Alarm | None:
-        """Take in answers in their order, each verdict a round of its own; returns the alarm, if there is one.
+        """Take in answers in their order, each verdict a round of its own; return the alarm, if there is one.
 
         Args:
-            outputs: `label` `[n]`, and where they are told `scores` `[n, m]` and `reason` `[n]`.
+            outputs: `label` `[n]` and, where they are reported, `scores` `[n, m]` and `reason` `[n]`.
             inputs: `[n, ...]`, where they are known.
         """
         label = np.asarray(outputs["label"])
@@ -142,7 +142,7 @@ class RejectionMonitor:
         return self._process.log_value
 
     def evidence(self) -> Evidence:
-        """What recent verdicts, since the rise seems to have begun, say for drift and for an attack."""
+        """Return the evidence for a drift and for an attack in recent verdicts, since the rise seems to have begun."""
         recent = self._recent.since(self._began())
         neighbours = None
         subject = None if self.baseline is None else self.baseline.subject
@@ -153,7 +153,7 @@ class RejectionMonitor:
         return weigh(self._profile, recent, neighbours)
 
     def status(self) -> dict[str, Any]:
-        """Where the monitor stands, ready for JSON; with an alarm, also the evidence."""
+        """Return where the monitor stands, ready for JSON; with an alarm, also the evidence."""
         status: dict[str, Any] = {
             "observed": self.observed,
             "rejected": self.rejected,
@@ -171,7 +171,7 @@ class RejectionMonitor:
         """Write the state, whole or not at all; inputs are not part of it.
 
         Args:
-            path: of the file.
+            path: path of the file.
             source: what the source of the verdicts needs to go on.
         """
         process = self._process
@@ -190,12 +190,13 @@ class RejectionMonitor:
         return atomic_write_text(path, canonical_json(state.model_dump(mode="json")))
 
     def restore(self, path: str | os.PathLike[str]) -> dict[str, Any]:
-        """Go on from a saved state; returns the source's part of it.
+        """Go on from a saved state, and return the source's part of it.
 
         Raises:
-            StateError: the file cannot be read, is no state, or is of a monitor with another baseline or settings.
+            StateError: the file cannot be read, is not a state, or is that of a monitor with another baseline or
+                settings.
         """
-        state = read_model(MonitorState, path, StateError, "monitor's state", "To begin anew, remove it.")
+        state = read_model(MonitorState, path, StateError, "a monitor's state", "To begin anew, remove it.")
         process = self._process
         size = len(process.log_stakes)
         if state.settings != self._settings() or len(state.log_stakes) != size or len(state.log_starts) != size:
@@ -227,7 +228,7 @@ class RejectionMonitor:
         return max((verdict for number, verdict in self._starts if number <= start), default=1)
 
     def _settings(self) -> str:
-        """A digest of everything that the guarantee is about."""
+        """Return a digest of everything that the guarantee is about."""
         content = {
             "baseline": None if self.baseline is None else identity(self.baseline),
             "rate": self.rate.to_dict(),

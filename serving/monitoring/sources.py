@@ -15,26 +15,26 @@ from defended.serving.clients.logged_answers import LoggedAnswer, log_files, rea
 
 COUNTER = "defended_verdicts_total"
 
-# A page of counters is some kilobytes; whatever is longer is none.
+# A page of counters is some kilobytes long; whatever is longer than this is not one.
 _MOST_BYTES = 16 * 2**20
 
 
 def new_answers(path: Path, position: dict[str, int], name: str | None) -> Iterator[LoggedAnswer]:
-    """Answers that a log holds beyond `position`, which moves along; a torn record at the end waits for the next time.
+    """Yield the answers of a log beyond `position`, which moves along; a torn record at the end waits for next time.
 
     A file that its server removed is forgotten.
 
     Args:
         path: a file or a folder of `RequestLog`.
         position: how far each file was read, records by file name; moved past each answer when it is yielded.
-        name: of the model; None where the log has one only.
+        name: name of the model; None where the log has only one.
 
     Raises:
-        SourceError: the log is missing, or it holds several models and `name` says not which.
+        SourceError: the log is missing, or it holds several models and `name` does not say which.
         RequestLogError: a record is damaged.
     """
     if not path.exists():
-        raise SourceError(f"{path} is no request log: there is nothing.")
+        raise SourceError(f"{path} is not a request log: nothing is there.")
     files = log_files(path) if path.is_dir() else [path]
     for gone in set(position) - {file.name for file in files}:
         del position[gone]
@@ -64,18 +64,19 @@ class CounterPosition:
 
 
 def new_counts(page: str, position: CounterPosition, name: str | None, version: int | None) -> tuple[int, int]:
-    """Verdicts counted since the last look, `(total, rejected)`, of a page of counters; `position` moves along.
+    """Return the verdicts counted since the last look, `(total, rejected)`, from a page of counters.
 
-    The first look only sets the position. Counters that fell were started anew, so what they show is new.
+    `position` moves along; the first look only sets it. Counters that fell were started anew, so what they show is new.
 
     Args:
-        page: in Prometheus's text format.
-        position: moved.
-        name: of the model; None for all.
-        version: of the model; None for all.
+        page: the page, in Prometheus's text format.
+        position: the counters at the last look; moved.
+        name: name of the model; None for the only one.
+        version: version of the model; None for all.
 
     Raises:
-        SourceError: the page is none, or has no such counter.
+        SourceError: the page is not in that format, its counters are not finite or are negative, or they are of several
+            models and `name` does not say which.
     """
     from prometheus_client.parser import text_string_to_metric_families
 
@@ -114,14 +115,14 @@ def new_counts(page: str, position: CounterPosition, name: str | None, version: 
 
 
 def scrape(url: str, token: str | None = None, timeout: float = 10.0) -> str:
-    """A page of counters; an address without a path is a server's, whose page is `/metrics`.
+    """Return a page of counters; an address without a path is a server's, whose page is `/metrics`.
 
     Raises:
-        SourceError: it cannot be had.
+        SourceError: the page cannot be read.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise SourceError(f"{url} is no address of counters: write such as http://localhost:8501.")
+        raise SourceError(f"{url} is not an address of counters: write one such as http://localhost:8501.")
     if parts.path in ("", "/"):
         url = f"{parts.scheme}://{parts.netloc}/metrics"
     request = urllib.request.Request(url)  # noqa: S310  (http or https, seen above)
@@ -133,5 +134,5 @@ def scrape(url: str, token: str | None = None, timeout: float = 10.0) -> str:
     except (urllib.error.URLError, OSError, ValueError) as error:
         raise SourceError(f"{url} cannot be read: {getattr(error, 'reason', None) or error}.") from error
     if len(content) > _MOST_BYTES:
-        raise SourceError(f"{url} is longer than {_MOST_BYTES} bytes: that is no page of counters.")
+        raise SourceError(f"{url} is longer than {_MOST_BYTES} bytes: that is not a page of counters.")
     return content.decode("utf-8", "replace")

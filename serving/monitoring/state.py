@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -30,16 +31,22 @@ class RecentVerdicts(BaseModel):
     predicted: list[int] = []
 
     def add(
-        self, seen: int, rejected: np.ndarray, scores: np.ndarray, reason: np.ndarray | None, edges: Any, window: int
+        self,
+        seen: int,
+        rejected: np.ndarray,
+        scores: np.ndarray,
+        reason: np.ndarray | None,
+        edges: Sequence[float],
+        window: int,
     ) -> None:
         """Take in verdicts that come after `seen` others; at most the last `window` are kept.
 
         Args:
-            seen: verdicts before.
+            seen: the number of verdicts before.
             rejected: `[n]` bool.
             scores: `[n, m]`.
-            reason: `[n]`, where reasons are told.
-            edges: of the margins' bins.
+            reason: `[n]`, where reasons are reported.
+            edges: edges of the margins' bins.
             window: how many to keep.
         """
         broken = ~np.isfinite(scores).all(axis=1)
@@ -54,7 +61,7 @@ class RecentVerdicts(BaseModel):
             setattr(self, name, getattr(self, name)[-window:])
 
     def since(self, position: int) -> dict[str, np.ndarray] | None:
-        """What `weigh` asks of the verdicts from a position on; None where none are kept."""
+        """Return what `weigh` needs of the verdicts from a position on; None where none are kept."""
         if not self.position:
             return None
         chosen = np.array(self.position) >= position

@@ -55,7 +55,7 @@ class RaisedRateProcess:
         self.log_starts = np.full(len(self.up), -np.inf)
 
     def observe(self, events: int, total: int) -> float:
-        """One round of `total` observations, `events` of them events, in any order; returns `log_value`."""
+        """Take in a round of `total` observations, `events` of them events, in any order; return `log_value`."""
         if not 0 <= events <= total:
             raise ValueError(f"`events` must be at most `total`, both at least 0. Received: {events} of {total}")
         if total == 0:
@@ -82,7 +82,7 @@ class RaisedRateProcess:
 
 
 def bets(limit: float) -> tuple[np.ndarray, np.ndarray]:
-    """`[G]` each: logarithms of what an event, and of what its absence, multiplies the stake on each alternative by."""
+    """Return the logarithms of what an event, and its absence, multiplies each alternative's stake by, `[G]` each."""
     odds = limit / (1 - limit)
     highest = max(_HIGHEST / (1 - _HIGHEST) / odds, 2 * _LEAST_ODDS)
     raised = odds * np.geomspace(_LEAST_ODDS, highest, _ALTERNATIVES)
@@ -91,12 +91,12 @@ def bets(limit: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def share_of_round(number: int) -> float:
-    """`w_r`, the share of the capital that is staked in round r = 1, 2, ..."""
+    """Return `w_r`, the share of the capital that is staked in round r = 1, 2, ..."""
     # The difference of the two logarithms loses digits when r is large; this is the same number.
     first, second = math.log2(number + 1), math.log2(number + 2)
     return math.log1p(1 / (number + 1)) / math.log(2) / (first * second)
 
 
 def cash_after(rounds: int) -> float:
-    """The share that waits after so many rounds, `1 - w_1 - ... - w_r`."""
+    """Return the share that waits after so many rounds, `1 - w_1 - ... - w_r`."""
     return 1 / math.log2(rounds + 2)

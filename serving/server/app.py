@@ -8,7 +8,7 @@ import gc
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -66,7 +66,7 @@ class Server:
         """Load the models and listen.
 
         Raises:
-            ValueError: no model in the folder loads; the log says why of each.
+            ValueError: no model in the folder loads; the log says why for each.
             OSError: the folder cannot be read, or a port is taken.
         """
         try:
@@ -112,7 +112,7 @@ class Server:
         self._runner = web.AppRunner(
             RestApi(self._inference, self._decoder).application(),
             access_log=None,
-            keepalive_timeout=self.settings.read_timeout,  # also of a client that sends no header
+            keepalive_timeout=self.settings.read_timeout,  # also for a client that sends no header
             shutdown_timeout=1.0,
         )
         await self._runner.setup()
@@ -144,7 +144,7 @@ class Server:
         return f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
 
 
-async def serve_until_told(server: Server, started: Any = lambda: None) -> None:
+async def serve_until_told(server: Server, started: Callable[[], object] = lambda: None) -> None:
     """Run a server until SIGTERM or SIGINT; `started` is called when it listens."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

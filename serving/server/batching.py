@@ -28,18 +28,18 @@ class Batcher:
     """Merges the requests of one signature into batches; used from one event loop.
 
     A request that finds nothing running starts at once. One that comes while a batch runs waits for it to end, for a
-    full batch, or for `max_latency` seconds, whichever is first, and then runs with those that wait too. Rows of a
+    full batch, or for `max_latency` seconds, whichever is first, and then runs with the others that wait. Rows of a
     batch are independent, so no answer depends on its company; where a merged run fails, each of its requests is
     run again by itself, and only the faulty one gets the error.
 
     Args:
         run: runs one batch, in a thread of `executor`.
-        executor: where batches run, several signatures' in turn.
+        executor: where batches run, those of several signatures in turn.
         parallel: batches of this signature at a time.
         max_batch: rows that requests are merged up to; a larger request runs by itself.
         max_latency: seconds.
         max_queued_rows: rows that may wait.
-        observe: called with the rows of every batch that runs.
+        observe: called with the number of rows of every batch that runs.
     """
 
     def __init__(

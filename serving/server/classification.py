@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from defended.serving.artefacts.tensor_info import SignatureInfo
 from defended.serving.server.errors import invalid
 from defended.serving.server.json_answers import write_json
 from defended.serving.server.json_tensors import decode_base64, is_base64, shown
+
+if TYPE_CHECKING:
+    from tensorflow_serving.apis import input_pb2
 
 INPUTS, CLASSES, SCORES = "inputs", "classes", "scores"
 
@@ -83,7 +86,7 @@ def examples_from_json(document: Mapping[str, Any], method: str) -> np.ndarray:
     return found
 
 
-def examples_from_proto(given: Any) -> np.ndarray:
+def examples_from_proto(given: input_pb2.Input) -> np.ndarray:
     """Return the serialized examples of an `Input` message, objects `[n]`.
 
     Raises:

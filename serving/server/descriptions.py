@@ -14,7 +14,7 @@ from defended.serving.server.models import ModelVersion
 from defended.serving.server.store import VersionState
 
 
-def status_message(states: Mapping[int, VersionState]) -> Any:
+def status_message(states: Mapping[int, VersionState]) -> get_model_status_pb2.GetModelStatusResponse:
     """Return a `GetModelStatusResponse`; a version that was refused has ended, with the reason as its error."""
     response = get_model_status_pb2.GetModelStatusResponse()
     for version, state in states.items():
@@ -32,7 +32,7 @@ def status_json(states: Mapping[int, VersionState]) -> bytes:
     return write_json(json_format.MessageToDict(status_message(states), always_print_fields_with_no_presence=True))
 
 
-def metadata_message(served: ModelVersion) -> Any:
+def metadata_message(served: ModelVersion) -> get_model_metadata_pb2.GetModelMetadataResponse:
     """Return a `GetModelMetadataResponse` with the signatures that are offered."""
     response = get_model_metadata_pb2.GetModelMetadataResponse()
     response.model_spec.name = served.name

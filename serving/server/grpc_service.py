@@ -101,7 +101,9 @@ class GrpcApi:
         for service in ("", PREDICTION_SERVICE, MODEL_SERVICE):
             await self.health.set(service, states.SERVING if serving else states.NOT_SERVING)
 
-    async def predict(self, request: Any, context: Any, call: Call) -> Any:
+    async def predict(
+        self, request: predict_pb2.PredictRequest, context: grpc.aio.ServicerContext, call: Call
+    ) -> predict_pb2.PredictResponse:
         """Answer `Predict`."""
         served = self._served(request, call)
         signature = request.model_spec.signature_name or DEFAULT_SIGNATURE
@@ -122,19 +124,25 @@ class GrpcApi:
             write_tensor(outputs[name], response.outputs[name])
         return response
 
-    async def classify(self, request: Any, context: Any, call: Call) -> Any:
+    async def classify(
+        self, request: classification_pb2.ClassificationRequest, context: grpc.aio.ServicerContext, call: Call
+    ) -> classification_pb2.ClassificationResponse:
         """Answer `Classify`."""
         response = classification_pb2.ClassificationResponse()
         await self._answer_examples(CLASSIFY, request, request.input, context, call, response, response.result)
         return response
 
-    async def regress(self, request: Any, context: Any, call: Call) -> Any:
+    async def regress(
+        self, request: regression_pb2.RegressionRequest, context: grpc.aio.ServicerContext, call: Call
+    ) -> regression_pb2.RegressionResponse:
         """Answer `Regress`, where a model has such a signature."""
         response = regression_pb2.RegressionResponse()
         await self._answer_examples(REGRESS, request, request.input, context, call, response, response.result)
         return response
 
-    async def multi_inference(self, request: Any, context: Any, call: Call) -> Any:
+    async def multi_inference(
+        self, request: inference_pb2.MultiInferenceRequest, context: grpc.aio.ServicerContext, call: Call
+    ) -> inference_pb2.MultiInferenceResponse:
         """Answer `MultiInference`: several signatures of one model on the same examples."""
         if not request.tasks:
             raise invalid("Inference request must have at least one task.")
@@ -155,7 +163,9 @@ class GrpcApi:
             await self._answer_examples(task.method_name, task, request.input, context, call, result, kind)
         return response
 
-    async def metadata(self, request: Any, context: Any, call: Call) -> Any:
+    async def metadata(
+        self, request: get_model_metadata_pb2.GetModelMetadataRequest, context: grpc.aio.ServicerContext, call: Call
+    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
         """Answer `GetModelMetadata`."""
         if not request.metadata_field:
             raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
@@ -164,13 +174,17 @@ class GrpcApi:
                 raise invalid(f"Metadata field {field} is not supported")
         return metadata_message(self._served(request, call))
 
-    async def status(self, request: Any, context: Any, call: Call) -> Any:
+    async def status(
+        self, request: get_model_status_pb2.GetModelStatusRequest, context: grpc.aio.ServicerContext, call: Call
+    ) -> get_model_status_pb2.GetModelStatusResponse:
         """Answer `GetModelStatus`."""
         name, version, label = _spec(request)
         call.model = name
         return status_message(self._inference.store.status(name, version, label))
 
-    async def reload(self, request: Any, context: Any, call: Call) -> Any:
+    async def reload(
+        self, request: model_management_pb2.ReloadConfigRequest, context: grpc.aio.ServicerContext, call: Call
+    ) -> model_management_pb2.ReloadConfigResponse:
         """Answer `HandleReloadConfigRequest`: set labels of served models. The folder decides what is served."""
         if request.config.WhichOneof("config") != "model_config_list":
             raise invalid(
@@ -226,7 +240,7 @@ class GrpcApi:
                     try:
                         request = message.FromString(body)
                     except DecodeError:
-                        raise invalid(f"The request is no {message.DESCRIPTOR.name}: it cannot be parsed.") from None
+                        raise invalid(f"The request cannot be parsed as {message.DESCRIPTOR.name}.") from None
                     return (await method(request, context, call)).SerializeToString()
             except ServingError as error:
                 failure = error

@@ -24,7 +24,7 @@ ROWS, COLUMNS = "instances", "inputs"
 class _CollectorPaused:
     """Keeps Python's garbage collector from running while a document's lists are made.
 
-    A body of a batch is a hundred thousand lists. Each seven hundred of them would have the collector look for cycles,
+    A body of a batch is a hundred thousand lists. Every seven hundred of them would make the collector look for cycles,
     now and then among everything that TensorFlow keeps in memory: a second, for lists that cannot hold a cycle.
     """
 
@@ -69,7 +69,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
 
 
 def _parse_slowly(body: bytes) -> Any:
-    """Return what orjson does not read: a document with tokens of NaN and infinities; or say what is wrong."""
+    """Return what orjson does not read: a document with tokens of NaN and infinities; or raise what is wrong."""
     try:
         return json.loads(body)
     except json.JSONDecodeError as error:
@@ -184,12 +184,12 @@ def _read_columns(value: Any, wanted: Mapping[str, TensorInfo]) -> dict[str, np.
 
 
 def _is_named(value: Any) -> bool:
-    """Whether a value is an object that names tensors, not one that encodes bytes."""
+    """Return whether a value is an object that names tensors, not one that encodes bytes."""
     return isinstance(value, dict) and not is_base64(value)
 
 
 def is_base64(value: Any) -> bool:
-    """Whether a value is an object that encodes bytes, `{"b64": "..."}`."""
+    """Return whether a value is an object that encodes bytes, `{"b64": "..."}`."""
     return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
 
 

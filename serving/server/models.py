@@ -99,7 +99,7 @@ class ModelVersion:
 
     def _batcher(self, signature: str) -> Batcher:
         if signature not in self._batchers:
-            # The noise of a sampled verdict costs thousands of evaluations an input: a batch would delay all of it to
+            # The noise of a sampled verdict costs thousands of evaluations per input: a batch would delay all of it to
             # the time of the slowest, and gain nothing.
             sampled = self.artefact.manifest.sampling is not None
             self._batchers[signature] = Batcher(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hmac
 import ssl
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import grpc
 
 
 def read_token(path: Path) -> str:
@@ -41,7 +44,7 @@ def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | 
     return context
 
 
-def grpc_credentials(certificate: Path | None, key: Path | None) -> Any:
+def grpc_credentials(certificate: Path | None, key: Path | None) -> grpc.ServerCredentials | None:
     """Return the credentials of gRPC's TLS, None for plain HTTP/2."""
     if certificate is None or key is None:
         return None

@@ -45,7 +45,7 @@ class _Model:
 class ModelStore:
     """Loads, offers and frees versions; used from one event loop, loading in a thread.
 
-    Of each model the largest versions that load are served, `settings.versions` of them, so a version that is half
+    For each model, the largest versions that load are served, `settings.versions` of them, so a version that is half
     written or was tampered with is refused with a reason in the log, and the one before it stays. It is tried again
     when its files change. A version that is served keeps serving while its successor loads.
     """
@@ -87,7 +87,7 @@ class ModelStore:
         return served[version]
 
     def status(self, name: str, version: int | None = None, label: str | None = None) -> dict[int, VersionState]:
-        """Return the state of one version or of all of a model.
+        """Return the state of one version of a model, or of all.
 
         Raises:
             ServingError: NOT_FOUND, INVALID_ARGUMENT.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from defended.serving.artefacts.tensor_info import BY_DTYPE, BY_NUMBER, TensorInfo
 from defended.serving.server.errors import invalid, wrong_shape, wrong_type
 
+if TYPE_CHECKING:
+    from tensorflow.core.framework.tensor_pb2 import TensorProto
 
-def read_tensor(name: str, tensor: Any, info: TensorInfo, max_rows: int) -> np.ndarray:
+
+def read_tensor(name: str, tensor: TensorProto, info: TensorInfo, max_rows: int) -> np.ndarray:
     """Return a message's array, after comparing its type and shape with what the signature takes.
 
     A message may state a shape of any size and hold one value that fills it, so nothing is allocated before the shape
@@ -48,7 +51,7 @@ def read_tensor(name: str, tensor: Any, info: TensorInfo, max_rows: int) -> np.n
     return found.reshape(shape)
 
 
-def write_tensor(array: np.ndarray, tensor: Any) -> None:
+def write_tensor(array: np.ndarray, tensor: TensorProto) -> None:
     """Fill a message as TensorFlow Serving does by default, in the field of the type and not as raw bytes."""
     kind = BY_DTYPE[array.dtype]
     tensor.dtype = kind.number

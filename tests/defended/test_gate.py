@@ -421,7 +421,7 @@ def test_what_a_network_became_is_refused_where_nothing_is_known_of_it(change):
     model.finalize()
     change(net)
     for ask in (model.finalize, lambda: model.verdicts(X), lambda: model(X), lambda: model.predict(X, verbose=0)):
-        with pytest.raises(ValueError, match=r"activation|others than those"):
+        with pytest.raises(ValueError, match=r"activation|not those that were defended"):
             ask()
     assert not model.is_final
 

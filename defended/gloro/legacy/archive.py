@@ -19,7 +19,7 @@ MAX_FILE = 2**30
 CPU_SECONDS = 30
 """Processor time for reading one file; one of 16 MiB takes half a second."""
 WALL_SECONDS = 600
-"""Time for reading one file on a machine that has other things to do."""
+"""Time for reading one file on a machine that is busy with other things."""
 
 CHILD = Path(__file__).with_name("child.py")
 RESAVE = "Save the model again with gloro's `GloroNet.save`, and load files from sources that you trust."
@@ -70,7 +70,7 @@ def read_archive(path: str | os.PathLike[str]) -> Archive:
 
 
 def parsed_object(text: bytes | str, what: str) -> dict[str, Any]:
-    """The JSON object in `text`; `what` names it in errors. Repeated keys are refused."""
+    """Return the JSON object in `text`; `what` names it in errors. Repeated keys are refused."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) < len(pairs):

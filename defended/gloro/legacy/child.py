@@ -1,11 +1,11 @@
 """Reads a `.gloronet` file as a program of its own: the file on its standard input, what it holds on its output.
 
-The file is distrusted: it may crash the HDF5 library, make a reader loop, or fill the memory. All that ends then is
-this process, which has limits. It writes no file, follows no link, and imports nothing of `defended`.
+The file is distrusted: it may crash the HDF5 library, make a reader loop, or fill the memory. Then only
+this process ends, which has limits. It writes no file, follows no link, and imports nothing of `defended`.
 
 A `.gloronet` file is a tar, gzipped or not, of one folder with two files, `NAME/config.json` and `NAME/f.h5`. What is
-written of it is a line of JSON, and behind it the weights that the line lists: float32, little-endian, without gaps.
-Functions refuse a file by `SystemExit` with what is wrong, which no library raises; the parent adds the remedy.
+written about it is a line of JSON, then the weights that the line lists: float32, little-endian, without gaps.
+Functions refuse a file by `SystemExit`, which no library raises, with what is wrong; the parent adds the remedy.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from defended.gloro.legacy.reader import read_gloronet
 def load_gloronet(path: str | os.PathLike[str], epsilon: float | None = None) -> GloroNet:
     """Load a `.gloronet` file of the `gloro` library (1.0 to 1.1.1 and its later format) as a final `GloroNet`.
 
-    Only numbers and plain data are taken from the file. It is read in memory; nothing is extracted, nothing of it is
+    Only numbers and plain data are taken from the file. It is read in memory; nothing is extracted, and none of it is
     executed or handed to a deserialiser. The architecture is rebuilt from an allowlist of layers
     (`docs/how-to/import-gloro.md` lists them), and weights must have exactly the shapes that it needs. gloro's
     Lipschitz constants are not believed: bounds are proven from the weights, so that radii are never above those of the
@@ -22,7 +22,7 @@ def load_gloronet(path: str | os.PathLike[str], epsilon: float | None = None) ->
         epsilon: the l2 radius to defend, in input units; by default the file's.
 
     Returns:
-        A final model (`is_final`); its inputs are those of the saved one, float32, channels last, its `network` has
+        A final model (`is_final`); its inputs are those of the saved one, float32, channels last, and its `network` has
         the logits `[batch, m]` of the saved one up to rounding.
 
     Raises:

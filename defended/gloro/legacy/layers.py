@@ -150,5 +150,5 @@ LAYERS: dict[str, Rule] = {
     "BatchNormalization": _batch_normalisation,
     **{name: _weightless(make) for name, make in _WEIGHTLESS.items()},
 }
-"""Rules by legacy class name: the settings, the shapes of the inputs and a way to take weights in; the layer and the
-values of its variables out."""
+"""Rules by legacy class name. Each takes the settings, the shapes of the inputs and a way to take weights, and returns
+the layer and the values of its variables."""

@@ -1,7 +1,7 @@
 """Legacy Keras networks, rebuilt in Keras 3 from a description and weights, by an allowlist of layers.
 
-A description is what legacy Keras writes as `model_config`: class names, settings and connections, plain data. Nothing
-of it is handed to a deserialiser: every layer class here is one that `layers` names, every setting was checked,
+A description is what legacy Keras writes as `model_config`: class names, settings and connections, plain data. None of
+it is handed to a deserialiser: every layer class here is one that `layers` names, every setting was checked,
 and no variable is made before weights of exactly its shape are there.
 """
 
@@ -41,21 +41,21 @@ _REMEDIES = {
 
 
 def known_classes() -> list[str]:
-    """Names of the legacy layer classes that are rebuilt."""
+    """Return the names of the legacy layer classes that are rebuilt."""
     return sorted({*LAYERS, "InputLayer", "Functional", "Sequential"})
 
 
 def from_known_source(module: Any) -> bool:
-    """Whether the names of the classes of a module say what they compute: legacy Keras's and gloro's do."""
+    """Return whether the names of a module's classes say what they compute: those of legacy Keras and gloro do."""
     return str(module).partition(".")[0] in _SOURCES
 
 
 def rebuilt_network(description: dict[str, Any], weights: StoredWeights) -> keras.Model:
-    """The Keras 3 network of a legacy `model_config`, with its weights.
+    """Return the Keras 3 network of a legacy `model_config`, with its weights.
 
     Args:
         description: `{"class_name": "Functional" or "Sequential", "config": {...}}`.
-        weights: every weight is taken once, those that are left over are refused.
+        weights: each is taken once, and those that are left over are refused.
 
     Raises:
         ValueError: naming the layer, the setting or weight, and the reason.
@@ -104,7 +104,7 @@ class _Rebuilding:
         self._calls: dict[int, int] = {}
 
     def network(self, description: dict[str, Any], path: tuple[str, ...]) -> keras.Model:
-        """The network at `path`, the names of the networks that it is nested in."""
+        """Return the network at `path`, the names of the networks that it is nested in."""
         label = f"network {'/'.join(path)!r}" if path else "the network"
         if len(path) > MAX_NESTING:
             raise ValueError(f"{label} is nested more than {MAX_NESTING} deep. {_ELSEWHERE}")
@@ -137,7 +137,7 @@ class _Rebuilding:
         return network
 
     def _layer(self, entry: _Entry, inputs: list[Any], path: tuple[str, ...]) -> Any:
-        """The layer at `path`, built for the shapes of its first inputs, with its weights."""
+        """Return the layer at `path`, built for the shapes of its first inputs, with its weights."""
         if not inputs:
             raise ValueError("it receives nothing.")
         if entry.class_name in NETWORKS:
@@ -162,7 +162,7 @@ class _Rebuilding:
 
 
 def _in_order(entries: list[_Entry], label: str) -> Iterator[tuple[_Entry, int]]:
-    """Each call of each layer, after those whose outputs it receives."""
+    """Yield each call of each layer, after those whose outputs it receives."""
     done: set[tuple[str, int]] = set()
     waiting = [(entry, number) for entry in entries for number in range(max(len(entry.calls), 1))]
     if len(waiting) > MAX_LAYERS:
@@ -183,7 +183,7 @@ def _in_order(entries: list[_Entry], label: str) -> Iterator[tuple[_Entry, int]]
 
 
 def _called(layer: Any, inputs: list[Any]) -> Any:
-    """The symbolic output of a layer."""
+    """Return the symbolic output of a layer."""
     several = isinstance(layer, layers.Add)
     if len(inputs) > 1 and not several:
         raise ValueError(f"it receives {len(inputs)} inputs, and takes one.")
@@ -211,7 +211,7 @@ def _input(entry: _Entry) -> Any:
 
 
 def _parsed(description: dict[str, Any], label: str) -> tuple[list[_Entry], tuple[str, int]]:
-    """The layers of a network, and the (layer, call) that is its output."""
+    """Return the layers of a network, and the (layer, call) that is its output."""
     found = _listed(description.get("config"), label)
     config = description["config"]
     entries = [_entry(layer, number, label) for number, layer in enumerate(found)]
@@ -261,7 +261,7 @@ def _entry(layer: Any, number: int, label: str) -> _Entry:
 
 
 def _references(call: Any, label: str) -> list[tuple[str, int]]:
-    """`[["a", 0, 0, {}], ...]`, or one such reference alone, as (layer, call) pairs."""
+    """Return `[["a", 0, 0, {}], ...]`, or one such reference alone, as (layer, call) pairs."""
     if isinstance(call, list) and call and isinstance(call[0], str):
         call = [call]
     found = []

@@ -23,7 +23,7 @@ _RELAXED = ("k", "top_n", "affinity_sets")
 
 
 def read_gloronet(path: str | os.PathLike[str], epsilon: float | None, defend: Callable[[keras.Model, float], M]) -> M:
-    """`defend(network, radius)` of what a `.gloronet` file holds; see `defended.gloro.load_gloronet`.
+    """Return `defend(network, radius)` of what a `.gloronet` file holds; see `defended.gloro.load_gloronet`.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -43,7 +43,7 @@ def read_gloronet(path: str | os.PathLike[str], epsilon: float | None, defend: C
 
 
 def read_live(live_model: Any, epsilon: float | None, defend: Callable[[keras.Model, float], M]) -> M:
-    """`defend(network, radius)` of what a live model of `gloro` holds; see `GloroNet.from_gloro`."""
+    """Return `defend(network, radius)` of what a live model of `gloro` holds; see `GloroNet.from_gloro`."""
     if isinstance(live_model, keras.Model) or not all(hasattr(live_model, name) for name in ("f", "epsilon")):
         raise TypeError(
             f"`live_model` must be a `gloro.GloroNet`, which has `.f` and `.epsilon`. "
@@ -91,7 +91,7 @@ def _refuse_relaxed(settings: dict[str, Any], where: str) -> None:
 
 
 def _described(network: Any, depth: int = 0) -> dict[str, Any]:
-    """The `model_config` of a built legacy network, by duck typing.
+    """Return the `model_config` of a built legacy network, by duck typing.
 
     Legacy Keras writes it with `get_config()`, which fails for blocks whose settings are objects.
     """
@@ -103,7 +103,7 @@ def _described(network: Any, depth: int = 0) -> dict[str, Any]:
     calls: dict[tuple[int, int], list[Any]] = {}
 
     def reference(tensor: Any) -> list[Any]:
-        """`[layer, call, output]`, once the layer and all before it are in `entries`."""
+        """Return `[layer, call, output]`, once the layer and all before it are in `entries`."""
         layer, index, which = tensor._keras_history
         key = (id(layer), index)
         if key not in calls:
@@ -134,7 +134,7 @@ def _described_layer(layer: Any, depth: int) -> dict[str, Any]:
 
 
 def _live_weights(network: Any) -> Weights:
-    """The weights of every layer of a live network, by the parts of their names, as its file would hold them."""
+    """Return the weights of every layer of a live network, by the parts of their names, as its file would hold them."""
     found: Weights = {}
     for layer in network.layers:
         below = found.setdefault(layer.name, {})

@@ -45,11 +45,11 @@ class Settings:
             raise ValueError(f"{layer} computes in {_shown(dtype)}; certificates are made for float32.")
 
     def whole(self, key: str, most: int, default: Any = None) -> int:
-        """An integer from 1 to `most`."""
+        """Return an integer from 1 to `most`."""
         return self._checked_whole(key, self._take(key, default), most)
 
     def pair(self, key: str, default: Any = None, most: int = MAX_SIDE) -> tuple[int, int]:
-        """Two integers from 1 to `most`, for height and width; one integer stands for both."""
+        """Return two integers from 1 to `most`, for height and width; one integer stands for both."""
         value = self._take(key, default)
         sides = tuple(value) if isinstance(value, list | tuple) else (value, value)
         if len(sides) != 2:
@@ -57,13 +57,13 @@ class Settings:
         return self._checked_whole(key, sides[0], most), self._checked_whole(key, sides[1], most)
 
     def sides(self, key: str, value: Any) -> tuple[int, ...]:
-        """`value`, one to four positive integers."""
+        """Return `value`, one to four positive integers."""
         if not isinstance(value, list | tuple) or not 1 <= len(value) <= 4:
             self.refuse(key, "one to four sizes", value)
         return tuple(self._checked_whole(key, side, MAX_UNITS) for side in value)
 
     def target(self, key: str) -> tuple[int, ...]:
-        """One to four sizes, of which one may be -1: the rest."""
+        """Return one to four sizes, of which one may be -1: the rest."""
         value = self._take(key, None)
         free = [-1] if isinstance(value, list | tuple) and list(value).count(-1) == 1 else []
         sizes = [size for size in value if size != -1] if free else value
@@ -72,7 +72,7 @@ class Settings:
         return tuple(value)
 
     def axis(self, key: str, rank: int) -> int:
-        """The last axis of an input of `rank` axes beside the batch, counted from the front or from the back: -1."""
+        """Return -1, the last axis of an input of `rank` axes beside the batch, counted from the front or the back."""
         value = self._take(key, -1)
         if (list(value) if isinstance(value, list | tuple) else [value]) not in ([-1], [rank]):
             self.refuse(key, f"the last axis, {rank} or -1", value)
@@ -81,7 +81,7 @@ class Settings:
     def number(
         self, key: str, least: float, default: Any = None, optional: bool = False, below: float = 1e30
     ) -> float | None:
-        """A finite number of at least `least` and below `below`, or with `optional` none."""
+        """Return a finite number of at least `least` and below `below`, or None where `optional` allows it."""
         value = self._take(key, default)
         if value is None and optional:
             return None
@@ -92,11 +92,11 @@ class Settings:
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
-        """True or false."""
+        """Return true or false."""
         return bool(self.one_of(key, (True, False), default))
 
     def one_of(self, key: str, choices: tuple[Any, ...], default: Any = None) -> Any:
-        """One of `choices`."""
+        """Return one of `choices`."""
         value = self._take(key, default)
         if not any(type(value) is type(choice) and value == choice for choice in choices):
             self.refuse(key, "one of " + ", ".join(map(repr, choices)), value)
@@ -107,7 +107,7 @@ class Settings:
         self.one_of("data_format", ("channels_last", None), "channels_last")
 
     def activation(self) -> str | None:
-        """The name of an activation, None where there is none."""
+        """Return the name of an activation, None where there is none."""
         name = self.one_of("activation", _ACTIVATIONS, "linear")
         return None if name == "linear" else name
 

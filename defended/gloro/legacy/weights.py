@@ -1,4 +1,4 @@
-"""Weights of a legacy Keras model: where they were found, and handed out once each, checked."""
+"""Weights of a legacy Keras model: kept as they were found, and handed out once each, checked."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Weights = dict[str, dict[tuple[str, ...], Array]]
 
 
 class StoredWeights:
-    """The weights that were found, and were not taken yet."""
+    """The weights that were found and not yet taken."""
 
     def __init__(self, found: Weights):
         self._left = {layer: dict(weights) for layer, weights in found.items()}
 
     def take(self, path: tuple[str, ...], role: str, shape: Shape) -> Array:
-        """The weight `role` of the layer at `path`, of exactly `shape`, finite; each can be taken once."""
+        """Return the weight `role` of the layer at `path`, of exactly `shape`, finite; each can be taken once."""
         below = self._left.get(path[0], {})
         # A nested network's weights lie with the network, each below its layer's name.
         names = [

@@ -1,1 +1,1 @@
-"""Other weights of the same function, of which more is proven: balanced, centred, sharpened."""
+"""Other weights for the same function, about which more is proven: balanced, centred, sharpened."""

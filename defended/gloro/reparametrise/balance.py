@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -26,16 +26,16 @@ class BalanceLayers(keras.callbacks.Callback):
 
     A GloRo Net's certificate depends on the product of its layers' norms. Adam moves every entry by about the learning
     rate: a small kernel by much of its norm, a large one by little. Over many epochs some layers shrink and others
-    grow, until biases are huge beside the values that they are added to. Training becomes unsteady, and the proof,
-    which pays for rounding in proportion to what is added up, loses radius that estimates still show.
+    grow, until biases are huge compared with the values that they are added to. Training becomes unsteady, and the
+    proof, which pays for rounding in proportion to what is added up, loses radius that estimates still show.
 
     Between layers that are positively homogeneous (`MinMax`, ReLU, pooling), one layer may be multiplied by a factor
     and a later one divided by it, biases on the way included. The factors are powers of two, so nothing is rounded,
-    and Adam's moments are scaled along.
+    and Adam's moments are scaled accordingly.
 
     Args:
         proportions: for each layer with a kernel, in order, the spectral norm of that kernel, as a matrix of `fan_in`
-            rows, relative to the others; None: all alike. The product of the norms is left as it is.
+            rows, relative to the others; None makes all alike. The product of the norms is left as it is.
 
     Raises:
         TypeError: the model is not a `GloroNet`, or its optimizer is neither Adam nor AdamW when training begins.
@@ -49,7 +49,7 @@ class BalanceLayers(keras.callbacks.Callback):
         )
         self._layers: list[Any] = []
 
-    def set_model(self, model: Any) -> None:
+    def set_model(self, model: keras.Model) -> None:
         self._layers = _weighted_layers(model)
         super().set_model(model)
         if self.proportions is not None and len(self.proportions) != len(self._layers):
@@ -58,14 +58,14 @@ class BalanceLayers(keras.callbacks.Callback):
                 f"{', '.join(layer.name for layer in self._layers)}. Received: {self.proportions}"
             )
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         if type(self.model.optimizer) not in _OPTIMIZERS:
             raise TypeError(
                 f"`BalanceLayers` scales the moments of Adam and AdamW along with the weights; compile the model with "
                 f"one of these. Received: {type(self.model.optimizer).__name__}"
             )
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         kernels = [keras.ops.convert_to_numpy(layer.kernel) for layer in self._layers]
         norms = np.array([np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), 2) for kernel in kernels])
         if not (np.isfinite(norms).all() and norms.min() > 0):
@@ -80,7 +80,7 @@ class BalanceLayers(keras.callbacks.Callback):
                 self._scale(layer.bias, after)
 
     def _scale(self, variable: Any, exponent: int) -> None:
-        """Multiply a weight by `2**exponent`; its gradient shrinks as much."""
+        """Multiply a weight by `2**exponent`; its gradient shrinks by as much."""
         if exponent == 0:
             return
         factor = 2.0 ** float(exponent)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from keras import layers, ops
+from numpy.typing import ArrayLike
 
 from defended.arguments import number_in
 from defended.gloro.gloro_net import GloroNet
@@ -19,11 +20,13 @@ _BATCH = 256
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def centre_biases(model: GloroNet, images: Any = None, *, padded: bool = False, exceptions: float = 0.0) -> None:
+def centre_biases(
+    model: GloroNet, images: ArrayLike | None = None, *, padded: bool = False, exceptions: float = 0.0
+) -> None:
     """Move what biases hold in common to later layers: the same margins, with less rounding to pay for.
 
-    After long training, biases may be large beside the values that they are added to, and a GloRo Net's certificate
-    pays for rounding in proportion to both. Three things move without changing what is computed:
+    After long training, biases may be large compared with the values that they are added to, and a GloRo Net's
+    certificate pays for rounding in proportion to both. Three things move without changing what is computed:
 
     - A constant added to both members of a pair passes `MinMax` and can be added to the next layer's bias. It is chosen
       so that the pair's mean at the input 0 becomes zero.
@@ -39,8 +42,8 @@ def centre_biases(model: GloroNet, images: Any = None, *, padded: bool = False, 
             the other order, so off these images the function may change. Its bounds are proven anew.
         padded: also move constants into zero-padded convolutions. Outputs whose window reaches into the padding change:
             measure the model afterwards, and train it on briefly if it lost.
-        exceptions: a pair counts as one of a single order also where this share of what `images` show has the other
-            one, or less; in [0, 0.5).
+        exceptions: a pair also counts as one of a single order where this share, or less, of what `images` show has
+            the other one; in [0, 0.5).
 
     Raises:
         TypeError: the model is not a `GloroNet`.

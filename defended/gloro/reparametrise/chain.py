@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 from keras import activations, layers
 
 from defended.gloro.gloro_net import GloroNet
@@ -13,7 +14,7 @@ HOMOGENEOUS = (activations.relu, activations.leaky_relu)
 """Activations of single features through which a positive factor passes."""
 
 
-def chain_of(model: Any, user: str) -> list[Any]:
+def chain_of(model: keras.Model, user: str) -> list[Any]:
     """Return the layers of a GloRo Net's network, which is a chain, in order.
 
     Args:

@@ -38,11 +38,11 @@ def sharpen_bounds(model: GloroNet, *, steps: int = 25) -> float:
     - ReLU and leaky ReLU pass a positive factor for each channel.
 
     The product of norms depends on these matrices, and the smallest is still a product of norms of layers: `finalize`
-    proves it as ever, and nothing is paid at run time. They are the multipliers of LipSDP (Fazlyab et al. 2019), for
+    proves it as usual, and nothing is paid at run time. They are the multipliers of LipSDP (Fazlyab et al. 2019), for
     `MinMax` extended by mixing the sums (Pauli et al. 2024 have factors for sums and differences), kept alike at
     all places of a convolution. What is minimised is the sum of the logarithms of the layers' norms, on a torus where
-    they are convolutions, and of the mean over pairs of classes of `log |w_j - w_i|`. In place of each largest
-    singular value stands a soft maximum whose temperature falls, and L-BFGS descends.
+    they are convolutions, and of the mean over pairs of classes of `log |w_j - w_i|`. Each largest singular
+    value is replaced with a soft maximum whose temperature falls, and L-BFGS descends.
 
     The weights, which are rounded once to float32, are changed in place, and only where the proven K_ij fall. Moments
     of an optimizer that was training them no longer fit: sharpen after training, or between two runs. A final model
@@ -108,7 +108,7 @@ class _Junction:
         return self.mixed**2 + len(self.basis) - self.mixed
 
     def matrix(self, parameters: Array) -> Array:
-        """Return what the layer behind applies to its inputs, and the layer before undoes, in the basis."""
+        """Return what the next layer applies to its inputs, and the layer before undoes, in the basis."""
         matrix = np.zeros_like(self.basis)
         matrix[: self.mixed, : self.mixed] = parameters[: self.mixed**2].reshape(self.mixed, self.mixed)
         rest = range(self.mixed, len(matrix))
@@ -131,7 +131,7 @@ class _Chain:
         steps, graph = chain_of(model, "sharpen_bounds"), model._graph
         self.layers = [layer for layer in steps if maps_channels(layer)]
         self.junctions = _junctions(steps)
-        """By the index of the layer before; the next one is behind it."""
+        """By the index of the layer before; the other layer is the next one."""
         operators = {id(step.layer): step.rule.operator for step in graph._steps}
         self._blocks: dict[int, Array] = {}
         for index, layer in enumerate(self.layers):

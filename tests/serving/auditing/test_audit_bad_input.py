@@ -33,7 +33,7 @@ def record():
 def test_files_of_any_content(content, tmp_path_factory):
     path = tmp_path_factory.mktemp("files") / "file"
     path.write_bytes(content)
-    with pytest.raises(RecordError, match="is no audit"):
+    with pytest.raises(RecordError, match="is not an audit"):
         read_record(path)
     with pytest.raises(ConditionsError):
         read_conditions(path)

@@ -191,7 +191,7 @@ class TestMonitor:
         with pytest.raises(StateError, match="observed"):
             RejectionMonitor(record).restore(path)
         path.write_text("{")
-        with pytest.raises(StateError, match="no monitor's state"):
+        with pytest.raises(StateError, match="is not a monitor's state"):
             RejectionMonitor(record).restore(path)
         with pytest.raises(StateError, match="cannot be read"):
             RejectionMonitor(record).restore(tmp_path / "none")
@@ -320,7 +320,7 @@ class TestCounters:
             new_counts("<html>{{{", CounterPosition(), None, None)
         with pytest.raises(SourceError, match="cannot be read"):
             scrape("http://127.0.0.1:1/metrics", timeout=2)
-        with pytest.raises(SourceError, match="no address"):
+        with pytest.raises(SourceError, match="is not an address"):
             scrape("localhost:8501")
 
 
@@ -398,7 +398,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (["nowhere"], "is no request log"),
+            (["nowhere"], "is not a request log"),
             (["http://127.0.0.1:1"], "cannot be read"),
         ],
     )
@@ -412,4 +412,4 @@ class TestCommand:
         (tmp_path / "state.json").write_text("{}")
         result = self.run("nowhere", "--baseline", baseline, "--state", tmp_path / "state.json")
         assert result.exit_code == 2
-        assert "no monitor's state" in result.stderr
+        assert "is not a monitor's state" in result.stderr
