@@ -77,6 +77,10 @@ class Certificate(ABC):
     def competitor_radii(self, inputs: Any, epsilon: Any) -> Any:
         """Return `[batch, m]`, see `DefendedModel.competitor_radii`."""
 
+    def answering_radii(self, inputs: Any, epsilon: Any) -> Any:
+        """`[batch, m]`: as `competitor_radii`, of the verdict: see `DefendedModel.answering_radii`."""
+        return self.competitor_radii(inputs, epsilon)
+
     def logits(self, inputs: Any, training: bool) -> Any:
         """Return the network's logits `[batch, m]`, as the certificate evaluates them."""
         return self.network(inputs, training=training)

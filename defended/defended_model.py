@@ -26,7 +26,7 @@ from defended.tracing import CompiledFunctions, is_at_hand
 
 _SETTLED = frozenset(
     {
-        "num_classes", "rounding", "slope", "sigma", "alpha", "samples", "selection_samples", "mode",
+        "num_classes", "rounding", "second_look", "slope", "sigma", "alpha", "samples", "selection_samples", "mode",
         "precision", "budget", "accept", "separation",
     }
 )  # fmt: skip
@@ -181,7 +181,12 @@ class DefendedModel(Fitting, Answering, ClaimsInFiles):
         For attacks, which descend it. It is the same, except where something other than the model's own certificate
         answers.
         """
-        return self.competitor_radii(inputs)
+
+        def radii(part: Any) -> Any:
+            epsilon = ops.convert_to_tensor(self.epsilon)
+            return self._if_proven(self._certificate.answering_radii(part, epsilon), -1.0)
+
+        return self._at_entry("answering radii", radii, inputs)
 
     def certified_radius(self, inputs: Any) -> Any:
         """Return the certified radius, `[batch]` float32: no perturbation of smaller norm changes the predicted class.

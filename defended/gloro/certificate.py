@@ -67,7 +67,7 @@ def rounding_budget(proof: Proof, input_size: int, counted: bool = True) -> tupl
 _NOTHING = np.array([0.0, 1.0, -1.0], "float32")
 
 
-def lasting(radius: Any, level: Any, budget: Any, norm: Any, input_size: int) -> Any:
+def lasting(radius: Any, level: Any, budget: Any, norm: Any, input_size: int, share: float = 1.0) -> Any:
     """Return the distance from an input within which the radius, as float32 computes it, stays above `level`.
 
     Let r be the radius at x, and P(x) = t0 + t1 |x|, so that K_ij P bounds the error of `y_j - y_i`. At x' with
@@ -88,13 +88,14 @@ def lasting(radius: Any, level: Any, budget: Any, norm: Any, input_size: int) ->
         budget: `(t0, t1, limit)` of `rounding_budget`, as a tensor.
         norm: `[batch]`, |x| as float32 computes it.
         input_size: entries of an input.
+        share: of the budget, where what is computed errs by less.
 
     Returns:
         `[batch]`; what is not positive promises nothing.
     """
     t0, t1, limit = ops.unstack(budget)
     apart = gamma(input_size + 32)
-    twice = 2 * (1 + apart) * (1 + 64 * UNIT_ROUNDOFF)
+    twice = 2 * share * (1 + apart) * (1 + 64 * UNIT_ROUNDOFF)
     level = ops.maximum(level * (1 + 64 * UNIT_ROUNDOFF), 2.0**-120)
     distance = (radius - level - twice * (t0 + t1 * norm)) / (1 + twice * t1)
     # The point must be within the limit, too, by more than the level.

@@ -14,10 +14,10 @@ from defended.gloro.certificate import lasting, rounding_budget
 from defended.gloro.graph import LipschitzGraph
 from defended.gloro.proof import Proof
 from defended.gloro.rounding import BLOCK
+from defended.gloro.second_look import SHARE, SecondLook, Terms
 from defended.gloro.self_check import Subject, check_evaluation
 from defended.margins import (
     Budget,
-    Leader,
     certified_slack,
     competitor_radii,
     leader,
@@ -40,6 +40,7 @@ class LipschitzCertificate(Certificate):
         proof: the model's constants; K and the budget for rounding are added to them.
         compiled: compiles functions of the model.
         rounding: whether the certificate pays for rounding.
+        second_look: whether float64 decides where nothing but rounding rejects.
         add_iterate: makes, from a name and a start, the variable on which the estimate of a layer's norm iterates.
     """
 
@@ -49,10 +50,12 @@ class LipschitzCertificate(Certificate):
         proof: ProvenConstants,
         compiled: CompiledFunctions,
         rounding: bool,
+        second_look: bool,
         add_iterate: Callable[[str, Array], Any],
     ):
         super().__init__(network)
         self.graph = LipschitzGraph(network)
+        self._second = SecondLook(self.graph.all_steps) if second_look else None
         self._compiled, self._rounding, self._constants = compiled, rounding, proof.named
         m = self.graph.num_classes
         proof.add("margin_lipschitz", (m, m))
@@ -73,21 +76,30 @@ class LipschitzCertificate(Certificate):
 
     def find(self, inputs: Any, logits: Any, epsilon: Any) -> Finding:
         """Judge inputs whose logits are known, as `judge` does."""
-        first, rows, budget = self._terms(inputs, logits)
+        terms = self._terms(inputs, logits)
+        first, rows, budget, spent, norm, size = terms
 
         def radius() -> Any:
             return ops.min(competitor_radii(logits, rows, budget, first), axis=-1)
 
-        def lasting_above(level: Any) -> Any:
-            spent = ops.convert_to_tensor(self._constants.rounding_budget)
-            return lasting(radius(), level, spent, self._norm(inputs)[:, 0], self.graph.input_size)
-
-        return Finding(logits, radius_slack(logits, rows, epsilon, budget, first), radius, lasting=lasting_above)
+        found = Finding(
+            logits,
+            radius_slack(logits, rows, epsilon, budget, first),
+            radius,
+            lasting=lambda level: lasting(radius(), level, spent, norm[:, 0], size),
+        )
+        return found if self._second is None else self._second.look(found, inputs, terms, epsilon)
 
     def competitor_radii(self, inputs: Any, epsilon: Any) -> Any:
+        return self._competitor_radii(inputs, 1.0)
+
+    def answering_radii(self, inputs: Any, epsilon: Any) -> Any:
+        return self._competitor_radii(inputs, 1.0 if self._second is None else SHARE)
+
+    def _competitor_radii(self, inputs: Any, share: float) -> Any:
         logits = self.logits(inputs, training=False)
-        first, rows, budget = self._terms(inputs, logits)
-        return competitor_radii(logits, rows, budget, first)
+        first, rows, budget, *_ = self._terms(inputs, logits)
+        return competitor_radii(logits, rows, budget._replace(paid=share * budget.paid), first)
 
     def logits(self, inputs: Any, training: bool) -> Any:
         evaluate = self.graph.evaluate
@@ -95,26 +107,21 @@ class LipschitzCertificate(Certificate):
             return super().logits(inputs, training)
         return evaluate(inputs, training)
 
-    def _terms(self, inputs: Any, logits: Any) -> tuple[Leader, Any, Budget]:
+    def _terms(self, inputs: Any, logits: Any) -> Terms:
         """Return the predicted class, its row of K and what rounding costs."""
         first = leader(logits)
         if self.drift and not self._rounding:
             first = first._replace(top=first.top - self.drift)
-        return first, self.rows(first.predicted), self._rounding_of(inputs)
+        spent = ops.convert_to_tensor(self._constants.rounding_budget)
+        t0, t1, limit = ops.unstack(spent)
+        x = ops.reshape(ops.stop_gradient(inputs), (-1, self.graph.input_size))
+        norm = ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True))
+        budget = Budget(t0 + t1 * norm, limit - norm)
+        return Terms(first, self.rows(first.predicted), budget, spent, norm, self.graph.input_size)
 
     def rows(self, classes: Any) -> Any:
         """Return the rows of K, `[batch, m]`, for classes `[batch]`."""
         return take_rows(ops.convert_to_tensor(self._constants.margin_lipschitz), classes)
-
-    def _rounding_of(self, inputs: Any) -> Budget:
-        t0, t1, limit = ops.unstack(ops.convert_to_tensor(self._constants.rounding_budget))
-        norm = self._norm(inputs)
-        return Budget(t0 + t1 * norm, limit - norm)
-
-    def _norm(self, inputs: Any) -> Any:
-        """Return |x|, `[batch, 1]`."""
-        x = ops.reshape(ops.stop_gradient(inputs), (-1, self.graph.input_size))
-        return ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True))
 
     def covered_drift(self, inputs: Any) -> Array | None:
         """Return `2 K_ij * (t0 + t1 * |x|)`, `[n, m]`: how much two float32 evaluations of `y_j - y_i` at x may differ.
@@ -123,8 +130,8 @@ class LipschitzCertificate(Certificate):
         """
         if not self._rounding:
             return None
-        allowed = self.rows(predicted_class(self.logits(inputs, training=False))) * self._rounding_of(inputs).paid
-        return 2 * np.asarray(ops.convert_to_numpy(allowed), dtype=np.float64)
+        terms = self._terms(inputs, self.logits(inputs, training=False))
+        return 2 * np.asarray(ops.convert_to_numpy(terms.rows * terms.budget.paid), dtype=np.float64)
 
     def radius_from_scores(self, scores: Any, epsilon: Any) -> Any:
         """Return radii `[batch]`, at least 0, from scores `[batch, m + 1]`; ⊥'s score shows what rounding costs."""
@@ -161,8 +168,11 @@ class LipschitzCertificate(Certificate):
             operator.iterate = variable
         super().retrace(network)
         self.graph = graph
+        self._second = None if self._second is None else SecondLook(graph.all_steps)
 
     def prove(self, claims: Claims) -> None:
+        if self._second is not None:
+            self._second.evaluate.check_weights()
         proof = self.graph.prove(claimed=claims.get("norms"))
         constants, budget = rounding_budget(proof, self.graph.input_size, self._rounding)
         self._constants.margin_lipschitz.assign(constants)
@@ -174,13 +184,14 @@ class LipschitzCertificate(Certificate):
             self._proof = self.graph.prove(claimed=self._norms)
         constants = ops.convert_to_numpy(self._constants.margin_lipschitz)
         subject = Subject(
-            name, self.network, self.graph, self._proof, constants, self._rounding, self._compiled, judge()
-        )
+            name, self.network, self.graph, self._proof, constants, self._rounding, self._compiled, judge(),
+            None if self._second is None else self._second.evaluate,
+        )  # fmt: skip
         check_evaluation(subject, thorough)
 
     def identity(self) -> list[Any]:
         # The budget is proven for an evaluation in such blocks.
-        return [f"GloroNet rounding={self._rounding} block={BLOCK}"]
+        return [f"GloroNet rounding={self._rounding} block={BLOCK} second_look={self._second is not None}"]
 
     def claims(self) -> Claims:
         return {"norms": self._norms}

@@ -32,6 +32,7 @@ from defended.gloro.layer_comparison import (
     without_warnings,
 )
 from defended.gloro.proof import Proof
+from defended.gloro.second_look import SHARE
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -56,6 +57,8 @@ class Subject(NamedTuple):
     """Compiles functions of inputs, see `CompiledFunctions`."""
     judge: Callable[[Any], tuple[Any, Any, Any]]
     """Labels, rejections and radii `[batch]` as verdicts give them; the seal is set."""
+    in_float64: Callable[[Any], Any] | None = None
+    """The network's logits in float64, of a model that looks twice."""
 
 
 def check_evaluation(subject: Subject, thorough: bool = True) -> None:
@@ -190,6 +193,8 @@ def _compare_wholes(subject: Subject, exact: dict[int, Array], x: Array) -> None
     logits, inputs = exact.get(graph.output_slot), ops.convert_to_tensor(x)
     compiled_network = subject.compiled("network", lambda batch: network(batch, training=False), of_inputs=True)
     whole = {"as a whole": network(x, training=False), "compiled": compiled_network(inputs)}
+    if subject.in_float64 is not None:
+        whole["in float64"] = subject.in_float64(inputs)
     judged = [ops.convert_to_numpy(part) for part in subject.judge(inputs)]
     reference = ops.convert_to_numpy(graph.evaluate(inputs))
     norms = np.linalg.norm(x.reshape(len(x), -1).astype(np.float64), axis=1)
@@ -199,6 +204,8 @@ def _compare_wholes(subject: Subject, exact: dict[int, Array], x: Array) -> None
         top = (np.arange(len(x)), expected.argmax(axis=1))
         # What was proven of the error of the differences from the largest logit, [n, m].
         allowed = (proof.errors[0][top[1]] + proof.errors[1][top[1]] * norms[:, None]) * (1 + 1e-9) + 1e-30
+        if how == "in float64" and logits is not None:
+            allowed = SHARE * allowed
         if not subject.rounding:
             allowed = np.full_like(allowed, UNBUDGETED * max(1.0, float(np.abs(expected).max())))
         apart = np.abs((found[top][:, None] - found) - (expected[top][:, None] - expected))

@@ -187,15 +187,6 @@ class MembershipGuard(TrainingBatch, DefendedModel):
             )
         return super().deployed(inputs)
 
-    def answering_radii(self, inputs: Any) -> Any:
-        """Return radii `[batch, m]` like `competitor_radii`, answers by neighbours included; attacks descend them."""
-
-        def radii(part: Any) -> Any:
-            epsilon = ops.convert_to_tensor(self.epsilon)
-            return self._if_proven(self._certificate.answering_radii(part, epsilon), -1.0)
-
-        return self._at_entry("answering radii", radii, inputs)
-
     def availability_radius(self, inputs: Any) -> Any:
         """Return the norm below which no perturbation can force ⊥, by certificate or neighbours, `[batch]` float32."""
         return super().availability_radius(inputs)

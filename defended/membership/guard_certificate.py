@@ -112,14 +112,14 @@ class GuardCertificate(Certificate):
         )
 
     def competitor_radii(self, inputs: Any, epsilon: Any) -> Any:
-        return self._guarded_radii(inputs, epsilon, accepting=False)
+        return self._guarded_radii(self.inner.competitor_radii(inputs, epsilon), inputs, epsilon, accepting=False)
 
     def answering_radii(self, inputs: Any, epsilon: Any) -> Any:
         """Return radii `[batch, m]` like `competitor_radii`, answers by neighbours included."""
-        return self._guarded_radii(inputs, epsilon, accepting=self._accepting)
+        radii = self.inner.answering_radii(inputs, epsilon)
+        return self._guarded_radii(radii, inputs, epsilon, accepting=self._accepting)
 
-    def _guarded_radii(self, inputs: Any, epsilon: Any, accepting: bool) -> Any:
-        radii = self.inner.competitor_radii(inputs, epsilon)
+    def _guarded_radii(self, radii: Any, inputs: Any, epsilon: Any, accepting: bool) -> Any:
         if not self._oracle.is_complete:
             # What a descent finds lies beyond the model's own radius: the search would cost, and change nothing.
             return radii

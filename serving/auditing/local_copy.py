@@ -37,13 +37,8 @@ def compare_with_copy(
     if answers.radius is not None or model.sampling is not None:
         return answers
     found = model.audit(x, batch_size=batch_size)
-    radii = (found.get(name) for name in RADII)
-    return answers._replace(
-        **{
-            field: None if radius is None else radius.astype(np.float64)
-            for field, radius in zip(("radius", "neighbours", "availability"), radii, strict=True)
-        }
-    )
+    radius, neighbours, availability = (found[name].astype(np.float64) if name in found else None for name in RADII)
+    return answers._replace(radius=radius, neighbours=neighbours, availability=availability)
 
 
 def _require_same(subject: Subject, model: DefendedModel) -> None:

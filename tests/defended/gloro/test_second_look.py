@@ -1,0 +1,185 @@
+"""Inputs that only rounding rejects are answered by float64, and what is answered holds in exact arithmetic."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from exact import BITS, exact_logits, exactly
+from keras import layers
+from nets import NETWORKS, finalized, near_the_boundary, randomised, sequential, set_weights
+
+from defended import GloroNet, load_model
+from defended.attacks import CertificateDescent, susceptibility
+from defended.gloro import second_look
+from defended.gloro.second_look import SHARE, Float64Evaluation
+from defended.layers import MinMax
+
+KNOWN = [
+    "linear", "dense", "blocks", "blocks in the head", "blocks of channels", "no dense head", "liresnet",
+    "normalisation folded", "normalisation", "branches", "nested",
+]  # fmt: skip
+REFUSED = {"conv": "conv2d", "dilation": "dense", "pooling": "average_pooling2d", "places": "dense"}
+
+
+def pair(name, rng, offset=0.0, share=0.5):
+    """A model, the same one looking twice, and inputs among which rounding decides; epsilon is a quantile of radii."""
+    network = randomised(NETWORKS[name](), rng)
+    once, twice = finalized(network), finalized(network, second_look=True)
+    x = near_the_boundary(once, 300, rng, offset)
+    radii = np.asarray(once.certified_radius(x))
+    once.epsilon = twice.epsilon = float(np.quantile(radii[radii > 0], share))
+    return once, twice, x
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_float64_errs_by_less_than_its_share_of_the_budget(name):
+    rng = np.random.default_rng(3)
+    network = randomised(NETWORKS[name](), rng)
+    model = finalized(network)
+    x = rng.standard_normal((20, *model.input_shape[1:])).astype("float32")
+    found = np.asarray(Float64Evaluation(model._graph.all_steps)(x))
+    assert found.dtype == np.float64
+    exact = exact_logits(network, x)
+    error = np.abs((exactly(found)[:, :, None] - exactly(found)[:, None]) - (exact[:, :, None] - exact[:, None]))
+    c0, c1 = model._graph.prove().errors
+    norms = np.linalg.norm(x.reshape(20, -1).astype("float64"), axis=1)
+    allowed = exactly(SHARE * (c0 + c1 * norms[:, None, None]))
+    assert np.all(error <= allowed)
+    assert error.max() > 0
+
+
+@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_what_is_answered_holds_in_exact_arithmetic(name, offset):
+    once, twice, x = pair(name, np.random.default_rng(5), offset)
+    first, second = once.audit(x), twice.audit(x)
+    assert not (second["rejected"] & ~first["rejected"]).any()
+    kept = ~first["rejected"]
+    for output in ("label", "certified_radius"):
+        np.testing.assert_array_equal(second[output][kept], first[output][kept])
+    answered = ~second["rejected"]
+    assert (second["certified_radius"][answered] > float(twice.epsilon)).all()
+    exact, label = exact_logits(twice.network, x[answered]), second["label"][answered]
+    margins = exact[np.arange(len(label)), label][:, None] - exact
+    needed = exactly(second["certified_radius"][answered])[:, None] * exactly(twice.margin_lipschitz[label]) >> BITS
+    assert np.all((margins >= needed) | (np.arange(exact.shape[1]) == label[:, None]))
+
+
+def test_it_answers_as_if_rounding_cost_nothing():
+    once, twice, x = pair("blocks of channels", np.random.default_rng(6), 30.0, 0.3)
+    free = GloroNet(once.network, epsilon=float(once.epsilon), rounding=False)
+    free.finalize()
+    rejected = [model.verdicts(x).rejected for model in (once, twice, free)]
+    assert rejected[0].sum() > rejected[1].sum() + 3
+    assert abs(int(rejected[1].sum()) - int(rejected[2].sum())) <= 1
+
+
+def test_an_input_stays_answered_within_its_availability_radius():
+    """Moved as fast towards the boundary as it may, where one evaluation in float32 promises much less."""
+    rng = np.random.default_rng(8)
+    network = sequential((64,), layers.Dense(2))
+    kernel = rng.normal(size=64)
+    set_weights(network.layers[0], np.stack([kernel, -kernel], axis=1), [900.0 * np.linalg.norm(kernel), 0])
+    once, twice = finalized(network, 0.5), finalized(network, 0.5, second_look=True)
+    away = -kernel / np.linalg.norm(kernel)
+    x = (np.linspace(447, 449.4, 200)[:, None] * away).astype("float32")
+    found, plain = twice.audit(x), once.audit(x)
+    room = found["availability_radius"].astype("float64")
+    assert (room >= plain["availability_radius"]).all()
+    moved = (x + (room * (1 - 1e-7))[:, None] * away).astype("float32")
+    apart = np.linalg.norm(moved.astype("float64") - x, axis=1)
+    held = (apart < room) & (room > 0)
+    assert held.sum() > 50
+    assert not twice.verdicts(moved).rejected[held].any()
+
+
+def test_the_company_of_an_input_changes_nothing():
+    _, twice, x = pair("dense", np.random.default_rng(7), 30.0)
+    together, alone = twice.verdicts(x), twice.verdicts(x, batch_size=1)
+    np.testing.assert_array_equal(together.label, alone.label)
+    assert twice.verdicts(np.concatenate([x[:5], x[:1] * np.nan])).rejected[-1]
+
+
+def test_weights_that_change_are_looked_at_as_they_are():
+    _, twice, x = pair("dense", np.random.default_rng(9), 30.0)
+    for variable in twice.network.trainable_variables:
+        variable.assign(-1.5 * variable)
+    np.testing.assert_array_equal(twice.verdicts(x).label, finalized_like(twice).verdicts(x).label)
+
+
+def finalized_like(model):
+    return finalized(model.network, float(model.epsilon), second_look=True)
+
+
+def test_a_file_keeps_it(tmp_path):
+    _, twice, x = pair("dense", np.random.default_rng(10), 30.0)
+    twice.save(tmp_path / "model.keras")
+    again = load_model(tmp_path / "model.keras")
+    assert again.second_look
+    np.testing.assert_array_equal(again.verdicts(x).label, twice.verdicts(x).label)
+    with pytest.raises(AttributeError, match="settled"):
+        again.second_look = False
+
+
+def test_attacks_follow_what_answers():
+    """Descents that stopped where float32 rejects would stop too early: float64 still answers there."""
+    once, twice, x = pair("blocks of channels", np.random.default_rng(11), 30.0, 0.2)
+    y = np.asarray(once.undefended_logits(x)).argmax(axis=1)
+    radii = np.asarray(twice.answering_radii(x)).min(axis=1)
+    answered = ~twice.verdicts(x).rejected
+    assert ((radii > float(twice.epsilon)) == answered).mean() > 0.98
+    result = susceptibility(twice, x, y, CertificateDescent(steps=20, early_stop=True), progress=False)
+    assert result.fpr_lower <= result.fpr_upper
+    assert result.fpr_lower > 0.5 * float(result.fpr_upper)
+
+
+class TestRefused:
+    @pytest.mark.parametrize("name", REFUSED)
+    def test_layers_that_float64_does_not_know(self, name):
+        with pytest.raises(ValueError, match=f"does not know layer '{REFUSED[name]}"):
+            GloroNet(NETWORKS[name](), epsilon=0.1, second_look=True)
+
+    def test_nothing_to_look_at(self):
+        with pytest.raises(ValueError, match="leave one out"):
+            GloroNet(NETWORKS["dense"](), epsilon=0.1, second_look=True, rounding=False)
+
+    def test_weights_that_may_be_flushed(self):
+        network = randomised(NETWORKS["dense"](), np.random.default_rng(1))
+        kernel = np.asarray(network.layers[0].kernel).copy()
+        kernel[0, 0] = 2.0**-130
+        network.layers[0].kernel.assign(kernel)
+        with pytest.raises(ValueError, match="between 0 and"):
+            GloroNet(network, epsilon=0.1, second_look=True).finalize()
+
+    def test_a_float64_evaluation_of_another_function(self, monkeypatch):
+        """The comparison at the proof sees it: here, a bias that is forgotten."""
+        network = randomised(NETWORKS["dense"](), np.random.default_rng(2))
+        monkeypatch.setattr(second_look, "_finished", lambda layer, value: value)
+        with pytest.raises(ValueError, match="evaluated in float64, is another function"):
+            GloroNet(network, epsilon=0.1, second_look=True).finalize()
+
+
+def test_the_exported_graphs_look_twice(tmp_path):
+    from defended.serving import export, load
+    from defended.serving.artefacts.onnx_model import load_onnx
+
+    keras.utils.set_random_seed(0)
+    network = sequential(
+        (6, 6, 3), layers.Conv2D(8, 3, padding="same"), MinMax(), layers.Conv2D(8, 4, strides=2, padding="same"),
+        MinMax(), layers.Flatten(), layers.Dense(4),
+    )  # fmt: skip
+    once, twice = finalized(network), finalized(network, second_look=True)
+    x = np.random.default_rng(0).uniform(0, 300, (400, 6, 6, 3)).astype("float32")
+    radii = np.asarray(once.certified_radius(x))
+    once.epsilon = twice.epsilon = float(np.median(radii[radii > 0]))
+    expected = twice.verdicts(x)
+    assert expected.rejected.sum() < once.verdicts(x).rejected.sum()
+    path = export(twice, tmp_path, sample=x[:64])
+    with load(path) as artefact:
+        found = artefact.audit(x)
+        np.testing.assert_array_equal(found["label"], expected.label)
+        np.testing.assert_allclose(found["certified_radius"], expected.radius, rtol=1e-3)
+        onnx = load_onnx(path / artefact.manifest.onnx.file).run(x)
+    np.testing.assert_array_equal(onnx["label"], expected.label)
+    compiled = tf.function(twice.deployed, autograph=False)
+    np.testing.assert_array_equal(compiled(x)["label"], expected.label)
