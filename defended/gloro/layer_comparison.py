@@ -66,9 +66,9 @@ def compare_layers(graph: LipschitzGraph, run: Run, x: Array, counted: bool) -> 
         wrong = ~(excess.reshape(n, -1).max(axis=1) <= 0) & rows  # NaN is wrong, too
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
-            raise differs(
-                step.layer, run.how, float(np.abs(found[row] - made.value[row]).max()), float(np.max(tolerance[row]))
-            )
+            apart = np.nan_to_num(np.abs(found[row] - made.value[row]).ravel(), nan=np.inf)
+            worst = int(np.argmax(apart - tolerance[row].ravel()))
+            raise differs(step.layer, run.how, float(apart[worst]), float(tolerance[row].ravel()[worst]))
 
 
 def _fine(value: Array) -> Array:

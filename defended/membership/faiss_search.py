@@ -45,7 +45,8 @@ class FaissSearch:
     def nearest(self, inputs: Array, labels: Array, predicted: Array, reach: float) -> tuple[Array, Array, Array]:
         """Search as `range_search.nearest_points` does, within reach only.
 
-        Where nothing lies within reach, `own` is infinite and `other` is the reach, rounded down.
+        Where nothing lies within reach, `own` is infinite and `other` is the reach, rounded down. Inputs with entries
+        of 1e15 and more, whose squares float32 does not hold, are not searched: `own` is infinite and `other` is 0.
         """
         count = len(inputs)
         indices = np.zeros((count, 2), np.int64)
@@ -63,6 +64,7 @@ class FaissSearch:
                     if distances[best] <= reach:
                         indices[row, kind], found[row, kind] = near[best], distances[best]
         own, other = found[:, 0] * (1 + 2.0**-22) + SMALLEST_NORMAL, found[:, 1] * (1 - 2.0**-22)
-        # Nothing was found within reach: what there is lies farther away than that.
-        other = np.where(np.isinf(other), reach * (1 - 2.0**-22), other)
+        # Nothing was found within reach: what there is lies farther away than that, where it was searched for.
+        searched = np.isin(np.arange(count), rows)
+        other = np.where(np.isinf(other), np.where(searched, reach * (1 - 2.0**-22), 0.0), other)
         return indices, own.astype(np.float32), other.astype(np.float32)

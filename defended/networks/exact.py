@@ -151,6 +151,9 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "hard_sigmoid": lambda z: np.clip(z + 3, 0, 6) / 6,
 }
 
+_ASSUMED = frozenset({"elu", "tanh", "softplus", "sigmoid"})
+"""Functions that are assumed to keep a few units of roundoff relative to 1 + |z|."""
+
 
 def _activated(activation: Any, argument: Exact) -> Exact:
     """Return an activation of an argument that float32 computed within a tolerance."""
@@ -160,17 +163,20 @@ def _activated(activation: Any, argument: Exact) -> Exact:
         steepest = max(1.0, abs(float(getattr(activation, "negative_slope", 0.0) or 0.0)))
     else:
         function = _ACTIVATIONS.get(getattr(activation, "__name__", ""))
-        made = None if function is None else _elementwise(function, argument.value)
+        assumed = getattr(activation, "__name__", "") in _ASSUMED
+        made = None if function is None else _elementwise(function, argument.value, assumed)
         steepest = 1.0
     if made is None:
         raise KeyError(activation)
     return Exact(made.value, made.tolerance + steepest * argument.tolerance)
 
 
-def _elementwise(function: Callable[[Array], Array], z: Array) -> Exact:
+def _elementwise(function: Callable[[Array], Array], z: Array, assumed: bool = False) -> Exact:
+    """Return a function of each entry; where its accuracy is `assumed`, with the tolerance that is assumed."""
     value = function(z)
-    # exp, tanh and their kin are within a few units of roundoff relative to 1 + |z|.
-    return Exact(value, gamma(_FEW) * (np.abs(value) + np.minimum(np.abs(z), 1.0)) + _FEW * SMALLEST_NORMAL)
+    # At 0, too, exp(z) - 1 is off by a unit of roundoff of 1.
+    scale = 1.0 + np.abs(z) if assumed else np.abs(value) + np.minimum(np.abs(z), 1.0)
+    return Exact(value, gamma(_FEW) * scale + _FEW * SMALLEST_NORMAL)
 
 
 def _activation(layer: Any, inputs: list[Array]) -> Exact:

@@ -19,6 +19,7 @@ import defended
 from defended import GloroNet, MembershipGuard, PolytopeNet, SmoothedNet, callbacks
 from defended.layers import MinMax
 from defended.membership import StoredPoints
+from defended.networks.exact import exact_layer
 
 X = np.random.default_rng(0).normal(size=(40, 6)).astype("float32")
 
@@ -489,6 +490,26 @@ def test_a_kernel_that_computes_something_else_is_refused(rounding, monkeypatch)
     monkeypatch.setattr(layers.Conv2D, "convolution_op", lambda self, x, kernel: honest(self, x, kernel) * 1.05)
     with pytest.raises(ValueError, match=r"\(Conv2D\), evaluated as verdicts are"):
         model.finalize()
+
+
+NAIVE = {
+    "elu": lambda z: np.where(z < 0, np.exp(z) - np.float32(1), z),
+    "tanh": lambda z: np.float32(2) / (np.float32(1) + np.exp(np.float32(-2) * z)) - np.float32(1),
+    "softplus": lambda z: np.log(np.float32(1) + np.exp(z)),
+    "sigmoid": lambda z: np.float32(1) / (np.float32(1) + np.exp(-z)),
+}
+
+
+@pytest.mark.parametrize("name", NAIVE)
+def test_what_the_assumption_about_exp_allows_is_no_other_function(name):
+    """Kernels that lose digits near 0, as TensorFlow's of ELU does, keep 16 units of roundoff relative to 1 + |z|."""
+    powers = 10.0 ** np.linspace(-9, 1, 400)
+    z = np.concatenate([-powers, powers])[None].astype("float32")
+    found = NAIVE[name](z)
+    assert found.dtype == np.float32
+    exact = exact_layer(layers.Activation(name), [z.astype("float64")])
+    assert (np.abs(found - exact.value) <= exact.tolerance).all()
+    assert (exact.tolerance <= 2.0**-17 * (1 + np.abs(z))).all()
 
 
 def test_a_model_that_is_refused_answers_nothing():

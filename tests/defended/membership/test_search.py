@@ -1,5 +1,6 @@
 """Range search over stored points against brute force in float64, and the check of separation."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from defended.membership import StoredPoints, close_pairs
+from defended.membership.descent import _distance, _projected
 from defended.membership.faiss_search import FaissSearch
 from defended.membership.range_search import nearest_points
 
@@ -146,6 +148,25 @@ def test_faiss_finds_what_brute_force_finds(norm):
     assert (other[:-1] <= true_other).all()
     np.testing.assert_allclose(other[:-1], np.minimum(true_other, reach), rtol=1e-6, atol=1e-30)
     assert np.isinf(own[-1])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_faiss_claims_nothing_of_what_it_cannot_search(norm):
+    """Beside a stored point, at a size whose square float32 does not hold."""
+    points = np.array([[2e15, 0.0], [0.0, 0.0]], "float32")
+    found = FaissSearch(points, norm).nearest(points[:1], np.array([1, 0], "int32"), np.array([0], "int32"), 0.5)
+    assert np.isinf(found[1]).all()
+    assert found[2].tolist() == [0.0]
+
+
+@pytest.mark.parametrize("size", [1, 7, 3000, 100_000])
+def test_a_descent_rounds_distances_up(size):
+    rng = np.random.default_rng(size)
+    delta = (rng.standard_normal((40, size)) * 10.0 ** rng.uniform(-3, 3, (40, 1))).astype("float32")
+    found = np.asarray(_distance(tf.constant(delta), "l2")).astype("float64")
+    exact = np.sqrt([math.fsum(float(value) ** 2 for value in row) for row in delta])
+    assert (found >= exact).all()
+    assert (np.asarray(_distance(_projected(tf.constant(delta), 0.1, "l2"), "l2")) <= 0.1).all()
 
 
 # Separation.
