@@ -39,7 +39,7 @@ _ROWS = (
 )
 _LEGEND = """\
   VRA at ε        answered, rightly; no change within ε gets another answer
-  VRA at 2ε       and no change within ε gets a rejection either
+  VRA at 2ε       answered, rightly, at twice the radius too: no rejection is forced there
   rejection rate  rejected without any attack
   FPR, at least   of the answers, those that the attack forced into rejections
   FPR, at most    of the answers, those that no certificate protects from that
@@ -64,8 +64,8 @@ def demonstrate(
 ) -> Demonstration:
     """Train a net at eps and one at 2 eps, attack both, export the one with the higher VRA at 2 eps, and audit it.
 
-    VRA at 2 eps decides since neither a wrong answer nor a forced rejection can take it away. A second run in the same
-    folder finds the trained nets, and exports the next version; nothing is overwritten.
+    VRA at 2 eps decides since, rounding aside, neither a wrong answer nor a forced rejection takes it away. A second
+    run in the same folder finds the trained nets, and exports the next version; nothing is overwritten.
 
     Args:
         directory: where everything goes.

@@ -23,7 +23,7 @@ class CertificateDescent(GradientAttack):
     """Degrades by descending the certified radius: `minimise r(x + δ)  subject to  ‖δ‖ <= radius`.
 
     An attacker who wants ⊥ does not need an adversarial example: r(x') <= eps is enough. The attack is steepest descent
-    on the smallest entry of `model.competitor_radii(x')`, projected onto the ball, with steps from `step_size` down to
+    on the smallest entry of `model.answering_radii(x')`, projected onto the ball, with steps from `step_size` down to
     0 along a cosine: wide ones first to leave the neighbourhood of x, fine ones at the end. The first start is x
     itself, since the radius is differentiable there. For a GloRo Net, the radii are the deployed ones; for a smoothed
     model, a differentiable estimate of them; for a polytope model, those of the dual bounds.

@@ -21,11 +21,11 @@ class Records(NamedTuple):
     predicted: Array
     """int64, the class of the largest logit, rejected or not."""
     radius: Array
-    """float32, certified radius."""
+    """float32, certified radius; for a guard, the radius within which neighbours answer where that is larger."""
     rejected: Array
     """bool, rejected without any attack."""
     contested: Array
-    """bool, answered with `radius <= 2 eps`: not provably safe from degradation."""
+    """bool, answered with an availability radius of at most eps: not provably safe from degradation."""
     attacked: Array
     """bool, contested and attacked: all of them, unless a time budget ran out."""
     degraded: Array

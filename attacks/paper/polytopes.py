@@ -32,7 +32,7 @@ def table4(settings: Settings) -> Reproduction:
 
 
 def table5(settings: Settings) -> Reproduction:
-    """Measure upper bounds on the false positive rate: what is not certified at twice the radius."""
+    """Measure upper bounds on the false positive rate: what is not proven to stay answered within the radius."""
     title = "Wong and Kolter's nets, certified at eps and at 2 eps (l∞)"
     # No attack: the upper bound needs none.
     stay = {"": lambda model, x, y: x}

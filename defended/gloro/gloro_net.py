@@ -91,6 +91,11 @@ class GloroNet(DefendedModel):
                 *self.certificate_assumptions,
                 "The network is evaluated in real arithmetic: the rounding of float32 is not counted.",
             )
+        if self.second_look:
+            self.certificate_assumptions = (
+                *self.certificate_assumptions,
+                "Inputs that only rounding rejects are evaluated in IEEE float64 too, under the same conditions.",
+            )
         self._certificate: LipschitzCertificate = LipschitzCertificate(
             self.network, self._proof, self._compiled, self.rounding, self.second_look, self._add_iterate
         )

@@ -44,6 +44,8 @@ class TrainingSettings(BaseModel):
     """At the end rewrite the weights so that more is proven of the same function."""
     sharpen_every: Annotated[NaturalNumber, Placeholder("EPOCHS")] = 0
     """Sharpen during training too, each time after this many epochs."""
+    second_look: bool = False
+    """Evaluate in float64 what nothing but the cost of rounding rejects: pays on deep nets."""
     bfloat16: bool = False
     """Train in bfloat16 where oneDNN can; prove as ever."""
     loss: str = "trades_kl.1.5"

@@ -68,7 +68,8 @@ def train(
     if (directory / MODEL).exists():
         return TrainingRun(keras.models.load_model(directory / MODEL), dataset, directory, was_finished=True)
     keras.utils.set_random_seed(settings.seed)
-    model = GloroNet(build_network(settings, dataset), epsilon=settings.epsilon)
+    network = build_network(settings, dataset)
+    model = GloroNet(network, epsilon=settings.epsilon, second_look=settings.second_look)
     trained_on, held_out = dataset.split(settings.validation_split)
     steps = settings.epochs * math.ceil(len(trained_on) / settings.batch_size)
     model.compile(

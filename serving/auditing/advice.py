@@ -29,8 +29,8 @@ class Deployment:
         epsilon: the radius defended, in input units.
         rejection_rate: clean inputs that it rejects.
         vra: inputs answered rightly, certified; None without labels.
-        vra_2eps: the same at twice this epsilon: neither a wrong answer nor a rejection can be forced.
-        fpr_upper: answers whose radius is at most twice this epsilon.
+        vra_2eps: the same at twice this epsilon.
+        fpr_upper: answers not proven to stay; where only radii tell, those whose radius is at most twice this epsilon.
     """
 
     name: str
@@ -74,11 +74,13 @@ def advise(
     confidence: float,
     alpha: float = 0.0,
     shares: Sequence[float] = AFFORDABLE,
+    available: np.ndarray | None = None,
 ) -> Advice:
     """Compare deployments of one network at several radii; the radii do not depend on epsilon.
 
     At epsilon / 2, a network that was trained for epsilon is one trained with radius doubling: what was certified at
-    epsilon cannot be forced into a rejection. At 2 epsilon, the line shows where training for twice the radius begins.
+    epsilon cannot be forced into a rejection, rounding aside. At 2 epsilon, the line shows where training for twice the
+    radius begins.
 
     Args:
         radius: `[n]` float64, certified radii.
@@ -87,20 +89,27 @@ def advise(
         confidence: confidence level of the intervals; for `epsilon_in_general` one-sided.
         alpha: probability that a radius is wrong.
         shares: rejection rates that may be affordable.
+        available: `[n]`, availability radii as deployed now, where they are known.
     """
-    at = (("half of it", epsilon / 2), ("as deployed", epsilon), ("twice it", 2 * epsilon))
+    at = (("half of it", epsilon / 2, None), ("as deployed", epsilon, available), ("twice it", 2 * epsilon, None))
     return Advice(
-        tuple(deployment(name, value, radius, right, confidence, alpha) for name, value in at),
+        tuple(deployment(name, value, radius, right, confidence, alpha, known) for name, value, known in at),
         tuple(Affordable(share, *affordable(radius, share, confidence)) for share in shares),
         confidence,
     )
 
 
 def deployment(
-    name: str, epsilon: float, radius: np.ndarray, right: np.ndarray | None, confidence: float, alpha: float = 0.0
+    name: str,
+    epsilon: float,
+    radius: np.ndarray,
+    right: np.ndarray | None,
+    confidence: float,
+    alpha: float = 0.0,
+    available: np.ndarray | None = None,
 ) -> Deployment:
     """Return what the network would do at `epsilon`; the arguments are those of `advise`."""
-    rates = InputFacts.at(radius, right, epsilon).rates(_SHOWN, confidence, alpha)
+    rates = InputFacts.at(radius, right, epsilon, available=available).rates(_SHOWN, confidence, alpha)
     return Deployment(name, float(epsilon), **rates)  # type: ignore[arg-type]
 
 

@@ -123,7 +123,9 @@ def clean_figures(
         availability=None if available is None else _quantiles(available),
         curves=None if radius is None or facts.correct is None else _curves(radius, facts.correct, epsilon),
         strata=kinds,
-        advice=None if radius is None or epsilon is None else advise(radius, facts.correct, epsilon, confidence, alpha),
+        advice=None
+        if radius is None or epsilon is None
+        else advise(radius, facts.correct, epsilon, confidence, alpha, available=available),
         draws=draws(answers.samples, subject.cap),
         profile=None if scores is None else _profile(subject, answers, scores, x),
         unknown=tuple(_unknown(subject, answers, y, data["training_data"])),

@@ -25,7 +25,7 @@ SHARES = {
     "clean_accuracy": "inputs whose largest score is the right class",
     "accuracy_on_answered": "answers that are right",
     "vra": "inputs answered rightly",
-    "vra_2eps": "inputs answered rightly that cannot be forced into a rejection",
+    "vra_2eps": "inputs answered rightly, and certified at twice epsilon",
     "always_answered": "inputs that cannot be forced into a rejection",
     "fpr_lower": "answers that the replayed attack forced into rejections",
     "fpr_upper": "answers not proven to hold out",

@@ -67,7 +67,7 @@ def attack(
     """Measure how far a model can be degraded: what the attack finds, and what the certificate leaves open.
 
     The lower bound of the false positive rate (FPR) is the share of answers that the attack forced into ⊥, each one
-    checked; the upper bound the share that the certificate at 2 eps does not protect. The truth lies between.
+    checked; the upper bound is the share that is not proven to stay answered within eps. The truth lies between.
 
     ```
     defended attack runs/digits/model.keras --data digits

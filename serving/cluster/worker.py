@@ -14,8 +14,6 @@ from defended.serving.cluster.source import Source
 if TYPE_CHECKING:
     from defended.serving.artefacts.artefact import Artefact
 
-_BATCH = 256
-
 
 class Worker:
     """Loads a model once, and computes pieces with it.

@@ -206,8 +206,8 @@ def _assumption(drift: DriftRecord | None, samples: int) -> tuple[str, ...]:
     if drift is None or not drift.folded:
         return ()
     return (
-        f"Two evaluations of the network differ by at most {drift.folded / 2:.3g} in a difference of logits. That is "
-        f"twice the largest that was measured, on {samples} inputs, and not proven for others.",
+        f"Two evaluations of the network differ by at most {drift.folded / 2:.3g} in a difference of logits. "
+        f"The largest that was measured, on {samples} inputs, is {drift.largest:.3g}; nothing is proven for others.",
     )
 
 
