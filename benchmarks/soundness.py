@@ -11,9 +11,9 @@ error answers nothing.
 
 One attempt is one search from one answered input: projected gradient descent on the exact margin, in float64, within
 the radius that was given. A violation is an answer that is not the exact network's class, an exact network whose class
-changes within the radius, a verdict within epsilon of an answered input that answers something else, or an eager
-verdict, one alone, or one of another runtime that answers otherwise than the batch did. Every tenth network is also
-judged by XLA, as a SavedModel and in ONNX.
+changes within the radius, a verdict within epsilon of an answered input that answers something else, a rejection within
+the availability radius of a GloRo Net, or an eager verdict, one alone, or one of another runtime that answers otherwise
+than the batch did. Every tenth network is also judged by XLA, as a SavedModel and in ONNX.
 
 Prints nets, attempts and violations; a run that was stopped goes on from the rows in its file.
 """
@@ -380,6 +380,8 @@ def judge(model: Any, rng: Rng, attempts: int, elsewhere: bool = False) -> Verdi
     note("eager: another answer", ((eager != found.label[rows]) & (eager < model.num_classes)).sum())
     alone = model.verdicts(x[rows[:20]], batch_size=1).label
     note("alone: another answer", ((alone >= 0) & (alone != found.label[rows[:20]])).sum())
+    # Of a polytope net it is no proof.
+    available = np.asarray(model.availability_radius(x)) if isinstance(model, GloroNet) else None
     tried = 0
     while tried < attempts:
         part = rows[: attempts - tried]
@@ -393,6 +395,11 @@ def judge(model: Any, rng: Rng, attempts: int, elsewhere: bool = False) -> Verdi
         again = model.verdicts(near.astype("float32")).label
         inside = distance(near.astype("float32"), x[part], model.norm) <= float(model.epsilon)
         note("another answer within epsilon", ((again >= 0) & (again != found.label[part]) & inside).sum())
+        if available is not None:
+            share = np.minimum(1.0, available[part] * (1 - 1e-6) / found.radius[part])
+            near = (x[part] + (moved - x[part]) * share[(slice(None), *[None] * (x.ndim - 1))]).astype("float32")
+            lost = model.verdicts(near).rejected & (distance(near, x[part], model.norm) < available[part])
+            note("rejected within the availability radius", lost.sum())
         tried += len(part)
     if elsewhere:
         for what, labels in other_runtimes(model, x):
