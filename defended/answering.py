@@ -43,8 +43,8 @@ class Judgement(NamedTuple):
     """`[batch, m + 1]`, ⊥ last."""
     radius: Any
     """`[batch]` float32, finite, 0 where nothing is certified."""
-    availability: Any
-    """`[batch]` float32, finite: the distance within which the input is still answered; 0 where it is not."""
+    availability: Callable[[], Any]
+    """Makes `[batch]` float32, finite: the distance within which the input is still answered; 0 where it is not."""
     details: Mapping[str, Any] = MappingProxyType({})
     """Further outputs of the deployed model, `[batch, ...]` each, by their names in `DefendedModel.details`."""
 
@@ -67,23 +67,31 @@ class Answering(Gate, keras.Model):
         """Return what one evaluation finds, so that scores and radii agree; `frozen` assumes that all is proven."""
         found = self._finding(float32_tensor(inputs), frozen)
         radius = self._if_proven(finite_radius(found), 0.0, frozen)
-        # Nothing is promised where epsilon was set to something other than a positive number.
-        epsilon = ops.convert_to_tensor(self._settings.epsilon)
-        available = ops.where(epsilon > 0, available_radius(found, epsilon), 0.0)
-        details = {name: self._if_proven(value, 0, frozen) for name, value in found.details.items()}
-        return Judgement(self._scores(found, frozen), radius, self._if_proven(available, 0.0, frozen), details)
 
-    def _outputs(self, inputs: Any, frozen: bool = False) -> dict[str, Any]:
-        scores, radius, available, details = self._judgement(inputs, frozen)
+        def availability() -> Any:
+            # Nothing is promised where epsilon was set to something other than a positive number.
+            epsilon = ops.convert_to_tensor(self._settings.epsilon)
+            return self._if_proven(ops.where(epsilon > 0, available_radius(found, epsilon), 0.0), 0.0, frozen)
+
+        details = {name: self._if_proven(value, 0, frozen) for name, value in found.details.items()}
+        return Judgement(self._scores(found, frozen), radius, availability, details)
+
+    def _verdict(self, scores: Any) -> tuple[Any, Any]:
+        """Return label and rejection, `[batch]` each."""
         choice = predicted_class(scores)  # `ops.argmax` reads bits, which ONNX cannot
         rejected = ops.equal(choice, self.num_classes)
+        return ops.where(rejected, ops.cast(-1, "int64"), ops.cast(choice, "int64")), rejected
+
+    def _outputs(self, inputs: Any, frozen: bool = False) -> dict[str, Any]:
+        scores, radius, availability, details = self._judgement(inputs, frozen)
+        label, rejected = self._verdict(scores)
         return {
-            "label": ops.where(rejected, ops.cast(-1, "int64"), ops.cast(choice, "int64")),
+            "label": label,
             "rejected": rejected,
             "scores": scores[:, : self.num_classes],
             "scores_with_bottom": scores,
             "certified_radius": radius,
-            "availability_radius": available,
+            "availability_radius": availability(),
             "epsilon": ops.zeros_like(radius) + ops.convert_to_tensor(self._settings.epsilon),
             **details,
         }
@@ -94,8 +102,8 @@ class Answering(Gate, keras.Model):
 
     def _judge(self) -> Any:
         def judge(batch: Any) -> tuple[Any, Any, Any]:
-            outputs = self._outputs(batch)
-            return outputs["label"], outputs["rejected"], outputs["certified_radius"]
+            scores, radius, *_ = self._judgement(batch)
+            return *self._verdict(scores), radius
 
         with self._entered():
             return self._compiled("judge", judge, of_inputs=True)

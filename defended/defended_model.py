@@ -204,7 +204,7 @@ class DefendedModel(Fitting, Answering, ClaimsInFiles):
         ends: a certificate that pays for rounding subtracts that, too, so that what it promises is what is computed
         (`gloro.certificate.lasting`).
         """
-        return self._at_entry("availability", lambda part: self._outputs(part)["availability_radius"], inputs)
+        return self._at_entry("availability", lambda part: self._judgement(part).availability(), inputs)
 
     def undefended_logits(self, inputs: Any) -> Any:
         """Return the network's logits at the inputs themselves, `[batch, m]`, in inference mode."""

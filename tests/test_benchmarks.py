@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+from scripts import run_script
 
-from defended import pretrained
+from defended import GloroNet, pretrained
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -166,3 +167,22 @@ class TestPeers:
     def test_versions_are_those_of_the_peers_environment(self, peers):
         assert peers.version("some", "numpy") == f"numpy {np.__version__}"
         assert peers.version("some", "no-such-package") == "no-such-package not installed"
+
+
+def test_the_gpu_training_runs_without_tensorflow_and_its_net_can_be_defended_here(tmp_path):
+    """A few steps on a CPU, in JAX; the network that is written is defended in this process."""
+    rng = np.random.default_rng(0)
+    parts = {"x_train": (64, 32, 32, 3), "x_test": (16, 32, 32, 3)}
+    images = {name: rng.integers(0, 256, shape).astype("uint8") for name, shape in parts.items()}
+    np.savez(tmp_path / "cifar10.npz", y_train=np.arange(64) % 10, y_test=np.arange(16) % 10, **images)
+    words = ["train", tmp_path / "net.keras", "--minutes", "0.02", "--batch", "8", "--steps", "2", "--epochs", "3"]
+    words += ["--depth", "1", "--width", "8", "--units", "16"]
+    script = f"""
+        import runpy, sys
+        sys.modules["tensorflow"] = None
+        sys.argv = {["script", *map(str, words)]}
+        runpy.run_path({str(BENCHMARKS / "gpu" / "cifar10_liresnet.py")!r}, run_name="__main__")
+    """
+    run_script(script, KERAS_BACKEND="jax", DEFENDED_DATA=str(tmp_path))
+    network = keras.models.load_model(tmp_path / "net.keras")
+    assert GloroNet(network, epsilon=0.1, second_look=True).num_classes == 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -79,6 +80,7 @@ class LipschitzCertificate(Certificate):
         terms = self._terms(inputs, logits)
         first, rows, budget, spent, norm, size = terms
 
+        @functools.cache
         def radius() -> Any:
             return ops.min(competitor_radii(logits, rows, budget, first), axis=-1)
 
