@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import keras
+from keras.callbacks import LambdaCallback
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -90,16 +90,15 @@ def demonstrate(
     console.print(_LEGEND)
 
     better = max(figures, key=lambda name: float(figures[name].vra_2eps))
-    version = next_version(folder / "models", "digits")
     with console.status("exporting and auditing"):
         artefact = export(
-            runs[better].model, folder / "models", name="digits", version=version, sample=dataset.x_test[:64],
-            susceptibility=figures[better],
+            runs[better].model, folder / "models", name="digits", version=next_version(folder / "models", "digits"),
+            sample=dataset.x_test[:64], susceptibility=figures[better],
         )  # fmt: skip
         report = audit(
             artefact, dataset.x_test, dataset.y_test, model=runs[better].model, attack=attack, data_name="digits"
         )
-    files = report.write(folder / "audit" / str(version))
+    files = report.write(folder / "audit" / artefact.name)
     nets = {name: result.summary() for name, result in figures.items()}
     comparison = canonical_json({"epsilon": EPSILON, "better": better, "nets": nets})
     atomic_write_text(folder / "comparison.json", comparison)
@@ -134,20 +133,12 @@ def _train(directory: Path, doubling: bool, seed: int, epochs: int, console: Con
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(title, total=epochs)
-        run = train(settings, directory, extra_callbacks=[_Epochs(progress, task)], verbose=0)
+        watch = LambdaCallback(on_epoch_end=lambda epoch, logs: progress.update(task, completed=epoch + 1))
+        run = train(settings, directory, extra_callbacks=[watch], verbose=0)
         progress.update(task, completed=epochs)
     if run.was_finished:
         console.print(f"  (found it trained in {directory}; delete that folder to train again)", soft_wrap=True)
     return run
-
-
-class _Epochs(keras.callbacks.Callback):
-    def __init__(self, progress: Progress, task: Any):
-        super().__init__()
-        self._progress, self._task = progress, task
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._progress.update(self._task, completed=epoch + 1)
 
 
 def _comparison(figures: dict[str, Susceptibility], points: int) -> Table:

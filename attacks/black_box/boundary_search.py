@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,7 @@ class Boundary(NamedTuple):
     """`[n]` int64, the number of verdicts asked for; never more than the budget."""
 
 
+@dataclass(eq=False)
 class BoundarySearch:
     """Runs HopSkipJump around a batch of inputs. Each has its own random numbers, budget and pace.
 
@@ -47,26 +49,22 @@ class BoundarySearch:
         streams: the random numbers of each input.
     """
 
-    def __init__(
-        self,
-        query: Callable[[Array], Any],
-        x: Array,
-        *,
-        radius: float,
-        norm: str,
-        clip: tuple[float, float] | None,
-        budget: int,
-        samples: int,
-        streams: list[np.random.Generator],
-    ):
-        self.query, self.x, self.radius, self.norm, self.clip = query, x, radius, norm, clip
-        self.budget, self.samples, self.streams = budget, samples, streams
-        self.used = np.zeros(len(x), np.int64)
-        self.nearest = x.copy()
-        self.distance = np.full(len(x), np.inf)
+    query: Callable[[Array], Any]
+    x: Array
+    radius: float
+    norm: str
+    clip: tuple[float, float] | None
+    budget: int
+    samples: int
+    streams: list[np.random.Generator]
+
+    def __post_init__(self) -> None:
+        self.used = np.zeros(len(self.x), np.int64)
+        self.nearest = self.x.copy()
+        self.distance = np.full(len(self.x), np.inf)
         # As a share of the segment's width. HopSkipJump's d^(-3/2) is below the spread d^(-1) of the estimates, as it
         # must be; float32 and low dimensions bound it.
-        self.tolerance = float(np.clip(float(x[0].size) ** -1.5, 2.0**-16, 1e-3))
+        self.tolerance = float(np.clip(float(self.x[0].size) ** -1.5, 2.0**-16, 1e-3))
 
     def run(self, starts: list[Array]) -> Boundary:
         """Search from the first of the starts, each `[n, ...]`, that has another verdict; from noise where none has."""

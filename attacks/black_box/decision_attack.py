@@ -68,13 +68,7 @@ class DecisionAttack(Attack):
         return place_inside(task.x, found.inputs, task.radius, task.norm, self.clip)
 
     def run(
-        self,
-        query: Callable[[Array], Any],
-        x: ArrayLike,
-        *,
-        radius: float,
-        norm: str,
-        index: ArrayLike | None = None,
+        self, query: Callable[[Array], Any], x: ArrayLike, *, radius: float, norm: str, index: ArrayLike | None = None
     ) -> Boundary:
         """Search around each input, asking a function that judges points: `model.verdicts`, or a served model.
 

@@ -15,6 +15,7 @@ from defended.attacks.core import arguments, checks
 from defended.attacks.core.arguments import argument
 from defended.attacks.core.attack import Attack, Task
 from defended.attacks.core.balls import BALLS, column, into_box, place_inside
+from defended.attacks.core.batches import by_batches
 from defended.attacks.core.checks import Array
 
 
@@ -52,9 +53,7 @@ class ScoreDescent(Attack):
     queries: int = arguments.queries(500)
     block: int = argument(16, "number of differences between two tries.", whole_number, least=1)
     reach: float = argument(
-        0.5,
-        "length of a difference, as a share of the radius. Noisy scores need long ones.",
-        positive_number,
+        0.5, "length of a difference, as a share of the radius. Noisy scores need long ones.", positive_number
     )
     clip: tuple[float, float] | None = arguments.clip()
     epsilon: float | None = arguments.epsilon()
@@ -65,9 +64,7 @@ class ScoreDescent(Attack):
         m = task.model.num_classes
 
         def query(points: Array) -> Asked:
-            scores = np.concatenate(
-                [np.asarray(task.model(points[i : i + 256], training=False)) for i in range(0, len(points), 256)]
-            )
+            scores = by_batches(lambda part: task.model(part, training=False), points, 256)
             return Asked(scores[:, :m], scores.argmax(axis=1) == m)
 
         return self.run(query, task.x, radius=task.radius, norm=task.norm).inputs
@@ -108,6 +105,7 @@ class ScoreDescent(Attack):
         return Found(inputs, found, used)
 
 
+@dataclass(eq=False)
 class ScoreSearch:
     """Descends the margin of the answered class over its strongest rival, by differences along given directions.
 
@@ -130,28 +128,25 @@ class ScoreSearch:
         seed: seed of the directions, where they are random.
     """
 
-    def __init__(
-        self,
-        query: Callable[[Array], Asked],
-        x: Array,
-        *,
-        radius: float,
-        norm: str,
-        clip: tuple[float, float] | None,
-        budget: int,
-        block: int,
-        reach: float,
-        seed: int,
-    ):
-        self.query, self.x, self.radius, self.norm, self.clip = query, x, radius, norm, clip
-        self.budget, self.block, self.reach = budget, block, reach
-        self.used = np.zeros(len(x), np.int64)
-        self.found = np.zeros(len(x), bool)
-        self.best = x.copy()
-        self.margin = np.full(len(x), np.inf)
-        self.gradient = np.zeros((len(x), x[0].size))
-        self.answer = np.zeros(len(x), np.int64)
-        self.directions = smooth_directions(x.shape[1:], min(budget, x[0].size), seed)
+    query: Callable[[Array], Asked]
+    x: Array
+    radius: float
+    norm: str
+    clip: tuple[float, float] | None
+    budget: int
+    block: int
+    reach: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        n, size = len(self.x), self.x[0].size
+        self.used = np.zeros(n, np.int64)
+        self.found = np.zeros(n, bool)
+        self.best = self.x.copy()
+        self.margin = np.full(n, np.inf)
+        self.gradient = np.zeros((n, size))
+        self.answer = np.zeros(n, np.int64)
+        self.directions = smooth_directions(self.x.shape[1:], min(self.budget, size), self.seed)
 
     def run(self) -> Found:
         """Search until everything is found or the budgets are spent."""

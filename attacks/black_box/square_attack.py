@@ -97,7 +97,7 @@ class SquareAttack(Attack):
                 draws = np.stack([stream.random((count, 5 + image[2]), np.float32) for stream in streams], axis=1)
                 delta, value = search(
                     x, delta, value, answers, *constants, tf.constant(draws), *map(tf.constant, window)
-                )  # fmt: skip
+                )
             attacked[rows[:used]] = (x + delta).numpy().reshape(-1, *task.x.shape[1:])[:used]
 
         for_each_batch(len(task.x), self.batch_size, attack_batch)
@@ -192,9 +192,7 @@ def _build(model: HeldModel, plan: _Plan) -> tuple[Any, Any]:
         better = (found < value) & (value >= 0)
         return tf.where(better[:, None, None, None], proposed, delta), tf.where(better, found, value)
 
-    points, vector, scalar = (
-        tf.TensorSpec(size, tf.float32) for size in ([None, *plan.image], [None], [])
-    )  # fmt: skip
+    points, vector, scalar = (tf.TensorSpec(size, tf.float32) for size in ([None, *plan.image], [None], []))
     labels_spec, count = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32)
     draws_spec = tf.TensorSpec([None, None, 5 + channels], tf.float32)
     window_spec = Window(tf.TensorSpec([2, height, width], tf.float32), count, count)

@@ -52,9 +52,7 @@ class DegradationAttack(Attack):
         ),
     )
     scale_to_sphere: bool = argument(
-        False,
-        "always rescale δ to norm eps, even where it was shorter, as the authors' script does.",
-        yes_or_no,
+        False, "always rescale δ to norm eps, even where it was shorter, as the authors' script does.", yes_or_no
     )
     epsilon: float | None = arguments.epsilon()
     norm: str | None = field(init=False, default=None)

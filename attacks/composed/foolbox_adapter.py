@@ -129,12 +129,8 @@ def _foolbox() -> ModuleType:
 
 def _network(model: HeldModel) -> Any:
     """Return the network's logits as a graph that holds its model weakly."""
-    shape = model().input_shape[1:]
-    return tf.function(
-        lambda x: model().network(x, training=False),
-        input_signature=[tf.TensorSpec([None, *shape], tf.float32)],
-        autograph=False,
-    )
+    signature = [tf.TensorSpec([None, *model().input_shape[1:]], tf.float32)]
+    return tf.function(lambda x: model().network(x, training=False), input_signature=signature, autograph=False)
 
 
 def _norm(wrapped: Any) -> str:

@@ -41,11 +41,7 @@ def yes_or_no(name: str, value: Any) -> bool:
 
 def shared(default: Any, meaning: str, check: Callable[..., Any] | None = None, **limits: Any) -> Callable[..., Any]:
     """Return a function that makes such fields for several attacks; it takes another default and another meaning."""
-
-    def field_of(default: Any = default, meaning: str = meaning) -> Any:
-        return argument(default, meaning, check, **limits)
-
-    return field_of
+    return lambda default=default, meaning=meaning: argument(default, meaning, check, **limits)
 
 
 norm = shared(None, '`"l2"` or `"linf"`; None for the model\'s.', one_of, known=BALLS)

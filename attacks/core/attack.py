@@ -95,15 +95,14 @@ class Attack(ABC):
         """
         points = checks.points(model, x, self.clip)
         n = len(points)
-        numbers = checks.row_numbers(index, n)
         radius = epsilon if epsilon is not None else self.epsilon
         task = Task(
             model=model,
             x=points,
+            index=checks.row_numbers(index, n),
             labels=None if y is None else checks.class_numbers(y, n, model.num_classes),
             radius=model_radius(model) if radius is None else positive_number("epsilon", radius),
             norm=self.norm or one_of("norm", model.norm, BALLS),
-            index=numbers,
         )
         attacked = checks.perturbed(points, self._perturb(task), task.radius, task.norm, repr(self), self.clip)
         return keras.ops.convert_to_tensor(attacked) if keras.ops.is_tensor(x) else attacked

@@ -81,10 +81,13 @@ def labels_of(task: Task, batch_size: int, targeted: bool = False) -> Array:
 
 def network_logits(model: DefendedModel, x: Array, batch_size: int) -> Array:
     """Return the undefended network's logits, `[n, m]` float32."""
-    parts = [
-        model.network(x[first : first + batch_size], training=False).numpy() for first in range(0, len(x), batch_size)
-    ]
-    return np.concatenate(parts)
+    return by_batches(lambda part: model.network(part, training=False), x, batch_size)
+
+
+def by_batches(function: Callable[[Array], Any], x: Array, batch_size: int) -> Array:
+    """Return what a function gives for inputs `[n, ...]`, of which it takes at most a batch at a time."""
+    parts = (x[first : first + batch_size] for first in range(0, len(x), batch_size))
+    return np.concatenate([np.asarray(function(part)) for part in parts])
 
 
 def constant_size(count: int, batch_size: int) -> int:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from defended.attacks.core.balls import distances, place_inside
+from defended.attacks.core.balls import Array, distances, place_inside
+from defended.defended_model import DefendedModel
 from defended.exceptions import CertificateViolation  # noqa: F401  (its place in earlier versions)
-
-if TYPE_CHECKING:
-    from defended.defended_model import DefendedModel
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # A perturbation may overshoot its radius by this share before it counts as wrong: rounding explains less.
 TOLERANCE = 1e-3
@@ -57,10 +53,7 @@ def points(model: DefendedModel, x: Any, clip: tuple[float, float] | None = None
     if x.dtype.kind not in "fiu":
         raise TypeError(f"`x` must hold real numbers. Received: dtype {x.dtype}")
     expected = tuple(model.input_shape[1:])
-    fits = x.ndim == len(expected) + 1 and all(
-        size in (None, got) for size, got in zip(expected, x.shape[1:], strict=True)
-    )
-    if not fits:
+    if not x.ndim or x.shape[1:] != expected:
         raise ValueError(f"`x` must have shape [n, {', '.join(map(str, expected))}]. Received: shape {x.shape}")
     if not len(x):
         raise ValueError("`x` is empty: there is nothing to attack. Pass at least one input.")

@@ -83,15 +83,14 @@ class CarliniWagner(Attack):
         boxed, toward, shape = self.clip is not None, self.targeted or self.targets > 1, task.x.shape[1:]
         key = (CarliniWagner, boxed, toward, jit, shape)
         search = of_model(task.model, key, lambda model: _build(model, boxed, toward, jit, shape))
-        constants = [
-            tf.constant(value, tf.float32)
-            for value in (task.radius, *(self.clip or (0.0, 0.0)), self.learning_rate, self.confidence)
-        ]
+        numbers = (task.radius, *(self.clip or (0.0, 0.0)), self.learning_rate, self.confidence)
+        constants = [tf.constant(value, tf.float32) for value in numbers]
         attacked = np.empty_like(task.x)
 
         def attack_batch(rows: Array, used: int) -> None:
             x = tf.constant(task.x[rows])
-            best = _nothing_yet(x)
+            far = tf.fill([len(rows)], np.float32(np.inf))
+            best = _Best(tf.zeros_like(x), far, tf.zeros_like(x), far)
             for labels in goals:
                 best = self._bisect(search, x, tf.constant(labels[rows], tf.int32), constants, best)
             found = np.isfinite(best.size.numpy())
@@ -143,11 +142,6 @@ class _Best(NamedTuple):
     """`[batch]`, that margin."""
 
 
-def _nothing_yet(x: Any) -> _Best:
-    far = tf.fill([x.shape[0]], np.float32(np.inf))
-    return _Best(tf.zeros_like(x), far, tf.zeros_like(x), far)
-
-
 def _build(model: HeldModel, boxed: bool, toward: bool, jit_compile: bool, shape: tuple[int, ...]) -> Any:
     sign = -1.0 if toward else 1.0
 
@@ -187,30 +181,22 @@ def _build(model: HeldModel, boxed: bool, toward: bool, jit_compile: bool, shape
         scale = tf.sqrt(square / (1 - _SQUARE_DECAY**count)) + _STABILISER
         return w - learning_rate * unbiased / scale, mean, square, succeeded | success, best
 
-    points, vector, scalar = (
-        tf.TensorSpec(size, tf.float32) for size in ([None, *shape], [None], [])
-    )  # fmt: skip
+    points, vector, scalar = (tf.TensorSpec(size, tf.float32) for size in ([None, *shape], [None], []))
     labels_spec, count_spec = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32)
     best_spec = _Best(points, vector, points, vector)
 
-    @tf.function(
-        input_signature=[points, labels_spec, vector, count_spec, *[scalar] * 5, best_spec], autograph=False
-    )  # fmt: skip
+    @tf.function(input_signature=[points, labels_spec, vector, count_spec, *[scalar] * 5, best_spec], autograph=False)
     def search(
         x: Any, labels: Any, weight: Any, steps: Any, radius: Any, low: Any, high: Any, learning_rate: Any,
         confidence: Any, best: _Best,
     ) -> tuple[_Best, Any]:  # fmt: skip
         def body(number: Any, *state: Any) -> tuple[Any, ...]:
-            return number + 1, *step(
-                x, labels, weight, radius, low, high, learning_rate, confidence, number, *state
-            )  # fmt: skip
+            return number + 1, *step(x, labels, weight, radius, low, high, learning_rate, confidence, number, *state)
 
         w = start(x, low, high)
         state = (tf.constant(0), w, tf.zeros_like(w), tf.zeros_like(w), tf.zeros_like(labels, tf.bool), best)
         # The round after the last step judges where that step led.
-        *_, succeeded, best = tf.while_loop(
-            lambda number, *_: number <= steps, body, state, parallel_iterations=1
-        )  # fmt: skip
+        *_, succeeded, best = tf.while_loop(lambda number, *_: number <= steps, body, state, parallel_iterations=1)
         return best, succeeded
 
     # Traced here and now, in one thread; afterwards any thread may call it.

@@ -11,6 +11,7 @@ import numpy as np
 from defended.attacks.core import arguments
 from defended.attacks.core.arguments import argument, yes_or_no
 from defended.attacks.core.attack import Task, model_radius
+from defended.attacks.core.batches import by_batches
 from defended.attacks.core.checks import Array
 from defended.attacks.gradient.gradient_attack import GradientAttack, Run, step_size
 from defended.attacks.gradient.objectives import ANY_CLASS, Differentiated, competitor_radius, prove_for_graphs
@@ -78,10 +79,6 @@ def _nearest_classes(model: DefendedModel, x: Array, count: int, batch_size: int
     """Return `ANY_CLASS`, then the second, third, ... class by their competitor radii at x, `[n, count]`."""
     if count == 1:
         return np.full((len(x), 1), ANY_CLASS)
-    parts = [
-        np.argsort(model.answering_radii(x[first : first + batch_size]).numpy(), axis=1, kind="stable")[:, :count]
-        for first in range(0, len(x), batch_size)
-    ]
-    nearest = np.concatenate(parts)
+    nearest = np.argsort(by_batches(model.answering_radii, x, batch_size), axis=1, kind="stable")[:, :count]
     nearest[:, 0] = ANY_CLASS
     return nearest

@@ -20,8 +20,6 @@ from defended.attacks.gradient.objectives import ANY_CLASS, Differentiated, prov
 from defended.attacks.gradient.rules import Rule, Steepest
 from defended.defended_model import DefendedModel
 
-GOALS = ("rejection", "wrong answer")
-
 
 def _function_of_inputs(name: str, value: Any) -> Callable[[Any], Any]:
     if not callable(value):
@@ -63,7 +61,7 @@ class EvasiveDescent(GradientAttack):
             _function_of_inputs,
         ),
     )
-    goal: str = argument("rejection", '`"rejection"` or `"wrong answer"`.', one_of, known=GOALS)
+    goal: str = argument("rejection", '`"rejection"` or `"wrong answer"`.', one_of, known=("rejection", "wrong answer"))
     restarts: int = arguments.restarts(
         meaning="number of starts: x itself, then random points on the sphere of the radius."
     )
@@ -86,9 +84,8 @@ class EvasiveDescent(GradientAttack):
         return Differentiated(Evasion(detector, self.goal == "wrong answer"))
 
     def _runs(self, task: Task) -> list[Run]:
-        labels = np.full(len(task.x), ANY_CLASS)
-        if self.goal == "wrong answer":
-            labels = labels_of(task, self.batch_size)
+        wrong = self.goal == "wrong answer"
+        labels = labels_of(task, self.batch_size) if wrong else np.full(len(task.x), ANY_CLASS)
         return [Run(labels, "sphere" if restart else "clean") for restart in range(self.restarts)]
 
     def _rule(self, task: Task) -> tuple[Rule, Array]:

@@ -150,7 +150,10 @@ class _Queue:
                     self.best_value[row] = self.state[2][place]
                     attacked[row] = self.task.x[row] + self.state[1][place]
             over = reached[done] | (self.run_number[done] + 1 >= len(self.runs))
-            self._again(done[~over])
+            # The next run of inputs whose last one has ended.
+            again = done[~over]
+            self.run_number[again] += 1
+            self._start(again)
             self._enter(done[over])
 
     def _enter(self, places: Array) -> None:
@@ -161,11 +164,6 @@ class _Queue:
         self.x[taken] = self.task.x[self.row[taken]]
         self.run_number[taken] = 0
         self._start(taken)
-
-    def _again(self, places: Array) -> None:
-        """Begin the next run of inputs whose last one has ended."""
-        self.run_number[places] += 1
-        self._start(places)
 
     def _start(self, places: Array) -> None:
         self.step[places] = 0

@@ -19,8 +19,6 @@ from defended.attacks.gradient.pgd import SteppedAttack, random_start
 from defended.attacks.gradient.rules import Steepest
 from defended.defended_model import DefendedModel
 
-AVERAGES = ("logits", "losses", "directions")
-
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class SmoothedPGD(SteppedAttack):
@@ -46,7 +44,7 @@ class SmoothedPGD(SteppedAttack):
         "losses, whose gradient is the mean of their gradients, as the authors' code has it by default; or "
         '`"directions"`, the mean of the samples\' steepest directions, where no sample counts for more than another.',
         one_of,
-        known=AVERAGES,
+        known=("logits", "losses", "directions"),
     )
     common_noise: bool = argument(
         True, "the same samples in every step, so that steps descend one function; otherwise fresh ones.", yes_or_no
@@ -144,14 +142,13 @@ class _Noise:
         sums = terms(tf.constant(0))
         if self.chunks == 1:
             return sums
-        return list(
-            tf.while_loop(
-                lambda part, *_: part < self.chunks,
-                lambda part, *sums: (part + 1, *(a + b for a, b in zip(sums, terms(part), strict=True))),
-                (tf.constant(1), *sums),
-                parallel_iterations=1,
-            )[1:]
-        )
+
+        def add(part: Any, *sums: Any) -> tuple[Any, ...]:
+            return part + 1, *(a + b for a, b in zip(sums, terms(part), strict=True))
+
+        state = (tf.constant(1), *sums)
+        _, *sums = tf.while_loop(lambda part, *_: part < self.chunks, add, state, parallel_iterations=1)
+        return sums
 
     def checked(self, gradient: Any) -> Any:
         if gradient is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 from numpy.typing import ArrayLike
@@ -14,11 +14,9 @@ from defended.arguments import positive_number, whole_number
 from defended.attacks.core import checks
 from defended.attacks.core.attack import Attack
 from defended.attacks.gradient.certificate_descent import CertificateDescent
+from defended.attacks.measurement.result import Susceptibility
 from defended.attacks.measurement.susceptibility import susceptibility
 from defended.defended_model import DefendedModel
-
-if TYPE_CHECKING:
-    from defended.attacks.measurement.result import Susceptibility
 
 
 class DegradationMonitor(keras.callbacks.Callback):

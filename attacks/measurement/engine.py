@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,11 +17,8 @@ from defended.attacks.core.attack import Attack
 from defended.attacks.core.balls import distances
 from defended.attacks.core.checks import Array
 from defended.attacks.measurement.chunk_store import ChunkStore
+from defended.defended_model import DefendedModel
 from defended.exceptions import CertificateViolation
-
-if TYPE_CHECKING:
-    from defended.answering import Verdicts
-    from defended.defended_model import DefendedModel
 
 
 class Job(NamedTuple):
@@ -105,11 +102,6 @@ def judge(model: DefendedModel, x: Array, batch_size: int) -> dict[str, Array]:
     }
 
 
-def verdicts(model: DefendedModel, x: Array, batch_size: int = 256) -> Verdicts:
-    """Return verdicts; for a smoothed model, an input's verdict does not depend on the other inputs."""
-    return model.verdicts(x, batch_size=_company(model, batch_size))
-
-
 def _company(model: DefendedModel, batch_size: int) -> int:
     """Return how many inputs to judge together."""
     # The noise of a seeded model is a function of the batch: alone, an input's does not depend on how work is divided.
@@ -134,7 +126,7 @@ def attack_inputs(
     attacked = attack(model, x, labels, **extra)
     clip = getattr(attack, "clip", None)
     attacked = checks.perturbed(x, attacked, epsilon, model.norm, f"the attack {attack!r}", clip)
-    found = verdicts(model, attacked)
+    found = model.verdicts(attacked, batch_size=_company(model, 256))
     changed = ~found.rejected & (found.label != answered)
     if changed.any() and not model.sampling:
         first = np.argmax(changed)

@@ -153,12 +153,7 @@ def susceptibility(
 
 
 def _pieces(
-    store: ChunkStore,
-    engine: Engine,
-    model: Any,
-    settings: Settings,
-    jobs: Iterable[Job],
-    deadline: float = np.inf,
+    store: ChunkStore, engine: Engine, model: Any, settings: Settings, jobs: Iterable[Job], deadline: float = np.inf
 ) -> Iterator[tuple[str, Array, dict[str, Array]]]:
     """Yield names, input numbers and arrays of pieces: those kept, and those that are begun before a deadline."""
     kept: list[tuple[str, Array, dict[str, Array]]] = []
@@ -206,11 +201,7 @@ def _inputs(store: ChunkStore, found: list[Any], shape: tuple[int, ...]) -> Any:
     empty = np.zeros((0, *shape), np.float32)
     if not store.keeps:
         return np.concatenate([empty, *found])
-
-    def read() -> Array:
-        return np.concatenate([empty, *((store.get(name) or {})["inputs"] for name in found)])
-
-    return read
+    return lambda: np.concatenate([empty, *((store.get(name) or {})["inputs"] for name in found)])
 
 
 def _radius(model: Any, attack: Any) -> float:

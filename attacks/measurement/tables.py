@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 from defended.attacks.measurement.records import Records
+from defended.statistics.intervals import Rate
 from defended.statistics.rates import DEFINITIONS
 
 RATES = tuple(name for name in DEFINITIONS if name not in ("accuracy_on_answered", "always_answered"))
@@ -93,16 +94,13 @@ class Comparison:
         ]
 
     def _figures(self) -> list[list[str]]:
-        rows = [["", *self.results]]
-        rows.append(["eps", *(f"{result.epsilon:g} ({result.norm})" for result in self.results.values())])
-        for rate in RATES:
-            cells = []
-            for result in self.results.values():
-                value = getattr(result, rate)
-                low, high = value.interval
-                cells.append(f"{100 * value:.2f} [{100 * low:.2f}, {100 * high:.2f}]")
-            rows.append([rate, *cells])
-        return rows
+        def cell(rate: Rate) -> str:
+            low, high = rate.interval
+            return f"{100 * rate:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
+
+        radii = ["eps", *(f"{result.epsilon:g} ({result.norm})" for result in self.results.values())]
+        rates = [[name, *(cell(getattr(result, name)) for result in self.results.values())] for name in RATES]
+        return [["", *self.results], radii, *rates]
 
     def __str__(self) -> str:
         return self.to_table()

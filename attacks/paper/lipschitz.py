@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from defended.attacks.composed.degradation_attack import DegradationAttack
+from defended.attacks.core.batches import by_batches
 from defended.attacks.gradient.certificate_descent import CertificateDescent
 from defended.attacks.gradient.pgd import EpsilonPGD
 from defended.attacks.measurement.plots import plot_pairs
@@ -121,7 +122,7 @@ def figure2(settings: Settings) -> Reproduction:
                 x, y = settings.test_points(case.data, 10_000)
                 model = settings.net(case.name, published, case.epsilon)
                 # A rejected input that is certified for less than eps still has its place in the curves.
-                right = _predicted(model, x) == y
+                right = by_batches(model.undefended_logits, x, 1000).argmax(axis=-1) == y
                 found = model.audit(x, batch_size=1000)
                 radius, available = found["certified_radius"], found["availability_radius"]
                 series[name] = case.epsilon, radius.astype(np.float64), right, available
@@ -134,13 +135,6 @@ def figure2(settings: Settings) -> Reproduction:
         "figure2", "VRA and the FPR's upper bound over the radius, GloRo Nets", tuple(findings), tuple(left_out),
         picture, curves,
     )  # fmt: skip
-
-
-def _predicted(model: Any, x: Any) -> Any:
-    return np.concatenate([
-        np.argmax(np.asarray(model.undefended_logits(x[start : start + 1000])), axis=-1)
-        for start in range(0, len(x), 1000)
-    ])  # fmt: skip
 
 
 def _published_radii(path: Path) -> tuple[Any, Any]:

@@ -7,15 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from defended._io import atomic_write_bytes, atomic_write_text
+from defended.attacks.measurement.result import Susceptibility
 from defended.attacks.measurement.tables import PAPER, csv_text, text_table
 from defended.exceptions import NotHereError
 from defended.statistics.intervals import Rate
-
-if TYPE_CHECKING:
-    from defended.attacks.measurement.result import Susceptibility
 
 COLUMNS = ("case", "figure", "paper", "ours", "low", "high", "difference", "count", "total", "note")
 _FIGURES = PAPER | {"vra_2eps": "VRA at 2 eps"}

@@ -96,14 +96,12 @@ def figure3(settings: Settings) -> Reproduction:
             log = read_log(settings.reference_file("smoothing", f"{published.file}.tsv"))
             ceiling = radius_ceiling(published.sigma, SAMPLES, ALPHA)
             panels[published.title] = Panel(log, ceiling, tuple(published.printed))
-            for name, values in zip(("radius", "VRA", "FPR, at most"), curves(log, False, ceiling), strict=True):
-                columns[f"{published.title}: {name}"] = tuple(
-                    None if value != value else float(value) for value in values
-                )
+            for what, found in zip(("radius", "VRA", "FPR, at most"), curves(log, False, ceiling), strict=True):
+                columns[f"{published.title}: {what}"] = tuple(None if at != at else float(at) for at in found)
             for epsilon, printed in published.printed.items():
                 # The paper counts a radius that equals eps as certified; with three digits that happens.
-                found = log.fpr_upper(epsilon, False)
-                findings.append(Finding(f"{published.title}, eps {epsilon:g}", "FPR, at most", found, printed))
+                bound = log.fpr_upper(epsilon, False)
+                findings.append(Finding(f"{published.title}, eps {epsilon:g}", "FPR, at most", bound, printed))
     picture = to_png(draw_certification(panels, strict=False)) if panels else None
     title = "VRA and the FPR's upper bound over the radius, smoothed models of Cohen et al."
     return Reproduction("figure3", title, tuple(findings), tuple(left_out), picture, columns)

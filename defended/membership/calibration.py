@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def conformal_threshold(scores: ArrayLike, false_alarm_rate: float) -> float:

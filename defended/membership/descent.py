@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tensorflow as tf
 
+from defended.defended_model import DefendedModel
 from defended.membership.oracle import Nearest
 from defended.numerics.float32 import gamma
-
-if TYPE_CHECKING:
-    from defended.defended_model import DefendedModel
 
 _FAR = float("inf")
 _CHUNK = 8

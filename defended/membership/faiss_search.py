@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from defended.membership.separation import measured
+from defended.membership.separation import Array, measured
 from defended.numerics.float32 import SMALLEST_NORMAL, gamma
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class FaissSearch:

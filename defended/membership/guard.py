@@ -16,7 +16,6 @@ from defended.defended_model import DefendedModel
 from defended.gate import ProvingProperty
 from defended.membership.guard_certificate import GuardCertificate
 from defended.membership.oracle import MembershipOracle
-from defended.networks.inputs import float32_tensor
 from defended.training.training_batch import TrainingBatch
 
 REASONS = ("answered", "not certified", "not finite", "adversarial")
@@ -165,14 +164,12 @@ class MembershipGuard(TrainingBatch, DefendedModel):
         """Return why each input `[n, *input shape]` was answered or rejected: `[n]` of `REASONS`; batches are as in
         `verdicts`.
         """
-        x, batch_size = self._checked_inputs(x), self._batch_size(batch_size)
-        self.ensure_proven()
-        reason = self._compiled("reasons", lambda batch: self._outputs(batch)["reason"])
-        parts = [
-            ops.convert_to_numpy(reason(float32_tensor(x[first : first + batch_size])))
-            for first in range(0, len(x), batch_size)
-        ]
-        return np.array(REASONS)[np.concatenate([np.zeros(0, np.int64), *parts])]
+
+        def made() -> Any:
+            return self._compiled("reasons", lambda batch: [self._outputs(batch)["reason"]])
+
+        (reason,) = self._in_batches(made, x, batch_size)
+        return np.array(REASONS)[reason]
 
     def deployed(self, inputs: Any) -> dict[str, Any]:
         """Return what `DefendedModel.deployed` does; `reason` is an int32 index into `REASONS`.

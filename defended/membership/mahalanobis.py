@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 from numpy.typing import ArrayLike
 
+from defended.defended_model import DefendedModel
 from defended.membership.oracle import Array, class_numbers
 from defended.membership.scores import ScoreOracle
-
-if TYPE_CHECKING:
-    from defended.defended_model import DefendedModel
 
 
 @keras.saving.register_keras_serializable(package="defended")
@@ -46,10 +44,7 @@ class MahalanobisScore(ScoreOracle):
 
     def _allocate(self, features: int, classes: int) -> None:
         shapes = {"whitening": (features, features), "centres": (classes, features), "missing": (classes,)}
-        self._constants = {
-            name: self.add_weight(name=name, shape=shape, initializer="zeros", trainable=False, autocast=False)
-            for name, shape in shapes.items()
-        }
+        self._constants = {name: self._fixed_weight(name, shape) for name, shape in shapes.items()}
 
     def _learn(self, features: Array, model: Any) -> None:
         from sklearn.covariance import ledoit_wolf

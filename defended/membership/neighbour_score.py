@@ -37,12 +37,8 @@ class NearestNeighbourScore(ScoreOracle):
         self.k = int(k)
 
     def _allocate(self, features: int, classes: int) -> None:
-        self._bank = self.add_weight(
-            name="features", shape=(self.shape[0], features), initializer="zeros", trainable=False, autocast=False
-        )
-        self._centre = self.add_weight(
-            name="centre", shape=(features,), initializer="zeros", trainable=False, autocast=False
-        )
+        self._bank = self._fixed_weight("features", (self.shape[0], features))
+        self._centre = self._fixed_weight("centre", (features,))
 
     def _learn(self, features: Array, model: Any) -> None:
         if not np.isfinite(features).all():
@@ -65,8 +61,6 @@ class NearestNeighbourScore(ScoreOracle):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> NearestNeighbourScore:
         """Return an oracle whose score comes with the weights."""
-        config = dict(config)
-        k = config.pop("k")
         oracle: NearestNeighbourScore = super().from_config(config)
-        oracle.k = k
+        oracle.k = config["k"]
         return oracle

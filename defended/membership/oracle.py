@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
-if TYPE_CHECKING:
-    from defended.defended_model import DefendedModel
+from defended.defended_model import DefendedModel
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -42,6 +41,14 @@ class MembershipOracle(keras.layers.Layer):
 
     def __init__(self, name: str | None = None, **kwargs: Any):
         super().__init__(name=name, trainable=False, **kwargs)
+
+    def _fixed_weight(
+        self, name: str, shape: tuple[int, ...], dtype: str | None = None, initializer: Any = "zeros"
+    ) -> keras.Variable:
+        """Return a new variable that only `prove` and files set."""
+        return self.add_weight(
+            name=name, shape=shape, initializer=initializer, dtype=dtype, trainable=False, autocast=False
+        )
 
     @abstractmethod
     def bind(self, model: DefendedModel) -> None:

@@ -41,10 +41,10 @@ def nearest_points(inputs: Any, points: Any, labels: Any, predicted: Any, norm: 
         latter, infinite where there is none. No gradients.
     """
     search = _nearest_l2 if norm == "l2" else _nearest_linf
-    indices, low_own, low_other = search(
-        tf.stop_gradient(inputs), tf.stop_gradient(points), labels, predicted
-    )  # lower bounds, float64 or float32
-    exact = distance(tf.stop_gradient(inputs), tf.gather(points, indices[:, 0]), norm)
+    inputs = tf.stop_gradient(inputs)
+    # Lower bounds, float64 or float32.
+    indices, low_own, low_other = search(inputs, tf.stop_gradient(points), labels, predicted)
+    exact = distance(inputs, tf.gather(points, indices[:, 0]), norm)
     own = tf.where(tf.math.is_inf(low_own), tf.fill(tf.shape(exact), tf.constant(float("inf"))), exact * _WIDER)
     return indices, tf.stop_gradient(own + SMALLEST_NORMAL), tf.cast(low_other * _NARROWER, tf.float32)
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 from numpy.typing import ArrayLike
 
+from defended.defended_model import DefendedModel
 from defended.membership.calibration import conformal_threshold
 from defended.membership.oracle import Array, MembershipOracle, Nearest, finite_points, same_shape
 from defended.networks.identity import digest_of_settings, digest_of_values
-
-if TYPE_CHECKING:
-    from defended.defended_model import DefendedModel
 
 INPUT = "input"
 _BATCH = 512
@@ -71,18 +69,11 @@ class ScoreOracle(MembershipOracle):
         self.shape, self.false_alarm_rate, self.layer = shape, rate, layer
         self.given_threshold = None if threshold is None else float(threshold)
         self._aside = SimpleNamespace(data=None, features=None, both=None, is_of_earlier_version=False)
-        self._threshold = self._number_weight("threshold", -np.inf)
-        self._observed_rate = self._number_weight("observed_rate", 1.0)
+        constant = keras.initializers.Constant
+        self._threshold = self._fixed_weight("threshold", (), "float32", constant(-np.inf))
+        self._observed_rate = self._fixed_weight("observed_rate", (), "float32", constant(1.0))
         # The digest of the network that the score was made for, in eight numbers.
-        self._made_for = self.add_weight(
-            name="made_for", shape=(8,), initializer="zeros", dtype="int32", trainable=False, autocast=False
-        )
-
-    def _number_weight(self, name: str, value: float, dtype: str = "float32") -> Any:
-        return self.add_weight(
-            name=name, shape=(), initializer=keras.initializers.Constant(value), dtype=dtype, trainable=False,
-            autocast=False,
-        )  # fmt: skip
+        self._made_for = self._fixed_weight("made_for", (8,), "int32")
 
     @abstractmethod
     def _learn(self, features: Array, model: Any) -> None:
@@ -222,7 +213,6 @@ class ScoreOracle(MembershipOracle):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
         """Return an oracle whose score comes with the weights; its data were not saved."""
-        config = dict(config)
         oracle = cls.__new__(cls)
         MembershipOracle.__init__(oracle, name=config["name"])
         oracle._configure(tuple(config["shape"]), config["false_alarm_rate"], config["layer"], config["threshold"])

@@ -72,8 +72,7 @@ class _L2Screen:
     def __init__(self, points: Array):
         self.points = points
         self.square = np.square(points.astype(np.float64)).sum(axis=1).astype(np.float32)
-        n = points.shape[1]
-        self.slack = 4 * gamma(n + 4)
+        self.slack = 4 * gamma(points.shape[1] + 4)
 
     def __call__(self, rows: slice, columns: slice, limit: float) -> Array:
         both = self.square[rows][:, None] + self.square[columns][None]

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 from numpy.typing import ArrayLike
 
+from defended.defended_model import DefendedModel
 from defended.margins import predicted_class
 from defended.membership.faiss_search import FaissSearch
 from defended.membership.oracle import MembershipOracle, Nearest, class_numbers, finite_points, same_shape
 from defended.membership.separation import Separation, close_pairs
-
-if TYPE_CHECKING:
-    from defended.defended_model import DefendedModel
 
 IN_GRAPH = 2**26
 """The most numbers that a graph holds, 256 MiB: 85,000 images of 28 x 28. More points are searched by faiss."""
@@ -69,12 +67,8 @@ class StoredPoints(MembershipOracle):
     def _allocate(self, shape: tuple[int, ...], has_labels: bool, max_in_graph: int) -> None:
         self.shape, self.has_labels, self.max_in_graph = tuple(shape), has_labels, max_in_graph
         size = int(np.prod(shape[1:]))
-        self.points = self.add_weight(
-            name="points", shape=(shape[0], size), initializer="zeros", dtype="float32", trainable=False, autocast=False
-        )
-        self.labels = self.add_weight(
-            name="labels", shape=(shape[0],), initializer="zeros", dtype="int32", trainable=False, autocast=False
-        )
+        self.points = self._fixed_weight("points", (shape[0], size), "float32")
+        self.labels = self._fixed_weight("labels", (shape[0],), "int32")
         self.in_graph = shape[0] * size <= max_in_graph
         self._aside = SimpleNamespace(faiss=None)
         self.built = True
@@ -173,7 +167,6 @@ class StoredPoints(MembershipOracle):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> StoredPoints:
         """Return an oracle of the same size, whose points come with the weights."""
-        config = dict(config)
         oracle = cls.__new__(cls)
         MembershipOracle.__init__(oracle, name=config["name"])
         oracle.domain = None if config["domain"] is None else tuple(config["domain"])

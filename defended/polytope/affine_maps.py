@@ -16,8 +16,6 @@ from defended.networks.transposed_convolution import transposed_convolution
 from defended.numerics.sliding_windows import axes_of
 from defended.polytope.reductions import TERMS, Shape, product, product_roundings
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
 _LARGEST_PATCH = 512
 
 
@@ -30,10 +28,11 @@ class AffineMap:
         largest: entries that meet in one output entry, forward or transposed, whichever are more.
     """
 
-    input_shape: Shape
-    output_shape: Shape
     roundings: tuple[int, int] = (0, 0)
     largest: int = 1
+
+    def __init__(self, input_shape: Shape, output_shape: Shape):
+        self.input_shape, self.output_shape = input_shape, output_shape
 
     def forward(self, values: Any, blocked: bool = True) -> Any:
         """Return `W z + b`, `[rows, *output_shape]`; `blocked` as the budget for rounding counts, else in one go."""
@@ -75,9 +74,6 @@ class AffineMap:
 
 class ReshapeMap(AffineMap):
     """A change of shape: entries keep their values."""
-
-    def __init__(self, input_shape: Shape, output_shape: Shape):
-        self.input_shape, self.output_shape = input_shape, output_shape
 
     def forward(self, values: Any, blocked: bool = True) -> Any:
         return ops.reshape(values, (-1, *self.output_shape))
@@ -126,7 +122,7 @@ class DenseMap(KernelMap):
     def __init__(self, layer: layers.Dense):
         self.layer = layer
         fan_in, units = (int(size) for size in layer.kernel.shape)
-        self.input_shape, self.output_shape = (fan_in,), (units,)
+        super().__init__((fan_in,), (units,))
         self.roundings = product_roundings(fan_in), product_roundings(units)
         self.largest = max(fan_in, units)
 
@@ -144,8 +140,8 @@ class ConvMap(KernelMap):
     """A Conv2D layer, channels last, any strides, either padding; kernel `[height, width, channels, filters]`."""
 
     def __init__(self, layer: layers.Conv2D, input_shape: Shape, output_shape: Shape):
+        super().__init__(input_shape, output_shape)
         self.layer = layer
-        self.input_shape, self.output_shape = input_shape, output_shape
         self.kernel_size: tuple[int, int] = tuple(layer.kernel_size)
         self.strides: tuple[int, int] = tuple(layer.strides)
         self.padding = layer.padding
@@ -215,7 +211,7 @@ class PoolMap(AffineMap):
     """
 
     def __init__(self, layer: layers.AveragePooling2D, input_shape: Shape, output_shape: Shape):
-        self.input_shape, self.output_shape = input_shape, output_shape
+        super().__init__(input_shape, output_shape)
         size, strides = tuple(layer.pool_size), tuple(layer.strides)
         axes = axes_of(size, input_shape[:2], strides, layer.padding)
         # [output rows, rows] and [output columns, columns]: which of them each window holds.
@@ -252,7 +248,7 @@ class GlobalPoolMap(AffineMap):
     """A GlobalAveragePooling2D layer, channels last."""
 
     def __init__(self, layer: layers.GlobalAveragePooling2D, input_shape: Shape, output_shape: Shape):
-        self.input_shape, self.output_shape = input_shape, output_shape
+        super().__init__(input_shape, output_shape)
         height, width, channels = input_shape
         self._share = np.float32(1.0 / (height * width))
         self._spread = (1, height, width, channels)

@@ -75,15 +75,12 @@ class DualBounds:
         """
         if hidden == "interval":
             chain = Chain(self.slope, reference=dict(enumerate(self.graph.values(inputs, self.shares.counted))))
-            self._fill(chain, inputs, epsilon, dual=False)
-            return [chain]
-        paper = Chain("wong-kolter", centred=True)
-        self._fill(paper, inputs, epsilon)
+            return [self._filled(chain, inputs, epsilon, dual=False)]
+        paper = self._filled(Chain("wong-kolter", centred=True), inputs, epsilon)
         if self.slope == "wong-kolter":
             return [paper]
         tight = Chain("adaptive", reference=dict(enumerate(self.graph.values(inputs, self.shares.counted))))
-        self._fill(tight, inputs, epsilon, others=paper)
-        return [paper, tight]
+        return [paper, self._filled(tight, inputs, epsilon, others=paper)]
 
     def margins(self, chain: Chain, rows: Any, boxes: bool = False) -> Margins:
         """Return lower bounds on `y_j - y_i` for one class j of each input and every i, `[batch, m]`.
@@ -114,8 +111,8 @@ class DualBounds:
 
     # Bounds on all values, node by node.
 
-    def _fill(self, chain: Chain, inputs: Any, epsilon: Any, others: Chain | None = None, dual: bool = True) -> None:
-        """Compute a chain's bounds; `others` holds bounds that it may use besides its own."""
+    def _filled(self, chain: Chain, inputs: Any, epsilon: Any, others: Chain | None = None, dual: bool = True) -> Chain:
+        """Compute a chain's bounds, and return it; `others` holds bounds that it may use besides its own."""
         for index, node in enumerate(self.graph.nodes):
             column = ops.reshape(epsilon, (-1, *[1] * len(node.shape)))
             if node.kind == "input":
@@ -123,15 +120,18 @@ class DualBounds:
                 chain.largest = _largest(chain.size[index])
                 reference = inputs
             elif node.kind == "relu":
-                reference = self._relax(chain, index, column, others, dual)
+                reference = self.through_relu(chain, index, column, others, dual)
             elif node.kind == "add":
                 reference = self.add_branches(chain, index)
             else:
                 reference = self.through_map(chain, index, column)
             if chain.centred:
                 chain.reference[index] = reference
+        return chain
 
-    def _relax(self, chain: Chain, index: int, column: Any, others: Chain | None, dual: bool) -> Any:
+    def through_relu(
+        self, chain: Chain, index: int, column: Any, others: Chain | None = None, dual: bool = True
+    ) -> Any:
         """Refine the bounds on a ReLU's argument and enclose it between lines; return its reference if centred."""
         source = self.graph.nodes[index].sources[0]
         if dual and not self.graph.nodes[source].exact:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,7 @@ from keras import ops
 
 from defended.certificate import Array, Certificate, Claims, Finding, Judge
 from defended.margins import Leader, finite_rows, leader
-from defended.numerics.float32 import FLOAT_MAX
-from defended.numerics.float32 import SMALLEST_NORMAL as _TINY
+from defended.numerics.float32 import FLOAT_MAX, SMALLEST_NORMAL
 from defended.polytope.dual_bounds import DualBounds, Margins
 from defended.polytope.graph import PolytopeGraph
 from defended.polytope.memory import bytes_per_input
@@ -87,11 +87,11 @@ class DualCertificate(Certificate):
         first = leader(self.logits(inputs, training=False))
         radius = _enlarged(ops.broadcast_to(epsilon, ops.shape(inputs)[:1]))
         margins, valid = self._margins(inputs, first, radius, self._proven)
-        best = _largest([margin.kept / ops.maximum(margin.steepness, _TINY) for margin in margins[:2]])
+        best = _largest([margin.kept / ops.maximum(margin.steepness, SMALLEST_NORMAL) for margin in margins[:2]])
         if len(margins) > 2:
             # Boxes do not shrink with the radius; their bound is measured by the slope of the lines.
             bound = margins[2].kept - radius[:, None] * margins[2].steepness
-            boxes = radius[:, None] + bound / ops.maximum(margins[1].steepness, _TINY)
+            boxes = radius[:, None] + bound / ops.maximum(margins[1].steepness, SMALLEST_NORMAL)
             best = ops.maximum(best, boxes)
         best = ops.clip(best, -FLOAT_MAX, FLOAT_MAX)
         best = ops.where(ops.logical_and(valid[:, None], best >= -FLOAT_MAX), best, -1.0)  # NaN is not at least that
@@ -113,7 +113,7 @@ class DualCertificate(Certificate):
         reach = _enlarged(radius)
         margins, valid = self._margins(inputs, first, reach, self._proven)
         slack = ops.min(ops.where(first.rivals, _best(margins, reach), FLOAT_MAX), axis=-1)
-        roots = [margin.kept / ops.maximum(margin.steepness, _TINY) for margin in margins]
+        roots = [margin.kept / ops.maximum(margin.steepness, SMALLEST_NORMAL) for margin in margins]
         root = ops.minimum(ops.min(ops.where(first.rivals, _largest(roots), FLOAT_MAX), axis=-1), radius) * _DOWN
         return ops.where(valid, slack, -1.0), ops.where(ops.logical_and(valid, root > 0), root, 0.0)
 
@@ -217,10 +217,7 @@ def _best(margins: list[Margins], radius: Any) -> Any:
 
 def _largest(values: list[Any]) -> Any:
     """Return the largest of several tensors, entry by entry."""
-    best = values[0]
-    for value in values[1:]:
-        best = ops.maximum(best, value)
-    return best
+    return functools.reduce(ops.maximum, values)
 
 
 def _enlarged(radius: Any) -> Any:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +89,7 @@ class PolytopeGraph:
             if node.kind == "input":
                 found.append(inputs)
             elif node.kind == "add":
-                found.append(functools.reduce(operator.add, sources))
+                found.append(sum(sources[1:], sources[0]))
             elif node.kind == "relu":
                 found.append(ops.relu(sources[0]))
             else:

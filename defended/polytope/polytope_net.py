@@ -83,10 +83,9 @@ class PolytopeNet(TrainingBatch, DefendedModel):
         name: str | None = None,
         **kwargs: Any,
     ):
-        for argument, value, known in (
-            ("norm", norm, NORMS), ("slope", slope, SLOPES), ("training_bounds", training_bounds, TRAINING_BOUNDS),
-        ):  # fmt: skip
-            one_of(argument, value, known)
+        one_of("norm", norm, NORMS)
+        one_of("slope", slope, SLOPES)
+        one_of("training_bounds", training_bounds, TRAINING_BOUNDS)
         projections = whole_number("projections", projections, 1, floats=True)
         radius_steps = whole_number("radius_steps", radius_steps, 1, floats=True)
         memory_budget = whole_number("memory_budget", memory_budget, 1, floats=True)
@@ -219,7 +218,8 @@ class PolytopeNet(TrainingBatch, DefendedModel):
         come without inputs, it is `model.epsilon` or 0.
         """
         epsilon = ops.convert_to_tensor(self.epsilon)
-        if not self._batch_is_known() or self._batch_is_training():
+        batch = self._batch()
+        if batch.inputs is None or batch.training:
             slack = ops.max(scores[:, :-1], axis=-1) - scores[:, -1]
             return ops.where(slack > 0, self._batch_radius() * ABOVE, 0.0)
         inputs = self._batch_inputs()

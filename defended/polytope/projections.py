@@ -10,9 +10,7 @@ backward pass for every entry. Nothing is proven by them.
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
 from typing import Any
 
 import keras
@@ -20,7 +18,6 @@ from keras import ops
 
 from defended.polytope.chain import Chain
 from defended.polytope.dual_bounds import DualBounds
-from defended.polytope.relaxation import lines
 
 _MARGIN = 1e-4  # cuts Cauchy numbers at 3000, beyond which float32 sums suffer and medians do not change
 
@@ -54,19 +51,15 @@ def projected_chain(
             if not graph.nodes[source].exact:
                 reach = _estimate(norm, ball[source], drawn[source])
                 chain.bound(source, chain.reference[source] - reach, chain.reference[source] + reach)
-            made = lines(chain.lower[source], chain.upper[source], 0.0, "wong-kolter")
-            chain.lines[index] = made
-            chain.bound(index, ops.relu(chain.lower[source]), ops.relu(chain.upper[source]))
-            half = made.lift / 2
-            chain.reach[index] = half, half
-            chain.reference[index] = made.slope * chain.reference[source] + half
-            fresh = _noise("linf", (1, count, *node.shape), seeds) * half[:, None]
-            ball[index] = ball[source] * made.slope[:, None]
-            drawn[index] = drawn[source] * made.slope[:, None] + fresh
+            chain.reference[index] = bounds.through_relu(chain, index, column, dual=False)
+            slope, half = chain.lines[index].slope[:, None], chain.reach[index][0][:, None]
+            ball[index] = ball[source] * slope
+            drawn[index] = drawn[source] * slope + _noise("linf", (1, count, *node.shape), seeds) * half
         elif node.kind == "add":
             chain.reference[index] = bounds.add_branches(chain, index)
             for parts in (ball, drawn):
-                parts[index] = functools.reduce(operator.add, (parts[source] for source in node.sources))
+                first, *others = (parts[source] for source in node.sources)
+                parts[index] = sum(others, first)
         else:
             chain.reference[index] = bounds.through_map(chain, index, column)
             for parts in (ball, drawn):

@@ -53,8 +53,7 @@ def axes_of(shape: Shape) -> Shape:
 
 def total(values: Any, shape: Shape) -> Any:
     """Return the sum of `[..., *shape]` over `shape`, one axis after the other."""
-    lead = tuple(values.shape[: len(values.shape) - len(shape)])
-    lead = tuple(-1 if size is None else size for size in lead)
+    lead = [-1 if size is None else size for size in values.shape[: len(values.shape) - len(shape)]]
     axes = axes_of(shape)
     if axes != shape:
         values = ops.reshape(values, (*lead, *axes))

@@ -32,6 +32,7 @@ cannot be shown to hold, nothing is certified.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -76,11 +77,7 @@ class Shares:
     def __init__(self, graph: PolytopeGraph, counted: bool = True, patches: Iterable[Shape] = ()):
         self.counted = counted
         unit = UNIT_ROUNDOFF if counted else 0.0
-        uses = [0] * len(graph.nodes)
-        for node in graph.nodes:
-            for source in node.sources:
-                uses[source] += 1
-        most = max(uses)
+        most = max(Counter(source for node in graph.nodes for source in node.sources).values())
         few = (_FEW + 2 * most + 2 * max(0, most - 8)) * unit
         longest = max(roundings_of_sums(shape) for shape in (*(node.shape for node in graph.nodes), *patches))
         self.sums = _MORE * gamma(longest + len(graph.nodes) + _FEW) if counted else 0.0

@@ -116,10 +116,8 @@ def _check_map(affine: AffineMap, layer: str, of_layer: Any, rng: np.random.Gene
     terms = max(affine.largest, 1) + 64
     values = rng.normal(size=(3, *affine.input_shape)).astype("float32")
     rows = rng.normal(size=(3, *affine.output_shape)).astype("float32")
-    bias = np.zeros(1)
     own = getattr(getattr(affine, "layer", None), "bias", None)
-    if own is not None:
-        bias = ops.convert_to_numpy(own).astype(np.float64)
+    bias = np.zeros(1) if own is None else ops.convert_to_numpy(own).astype(np.float64)
     plain, magnitudes, squares, transposed = weights
     wanted = {
         "forward": (affine.forward, values, plain(values) + bias, magnitudes(np.abs(values)) + np.abs(bias)),

@@ -1,11 +1,6 @@
 """Randomized smoothing: the vote of a network under Gaussian noise, certified (Cohen et al. 2019)."""
 
-from defended.smoothing.bounds import (
-    binomial_p_value,
-    lower_confidence_bound,
-    radius_ceiling,
-    smallest_samples,
-)
+from defended.smoothing.bounds import binomial_p_value, lower_confidence_bound, radius_ceiling, smallest_samples
 from defended.smoothing.consistency import Consistency
 from defended.smoothing.figures import draw_certification
 from defended.smoothing.gate import Gate, fixed_gate

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 
 from defended.networks.consistency import inconsistency
@@ -19,24 +17,15 @@ def require_deterministic(network: keras.Model) -> None:
         ValueError: when a layer is called with `training=True`, naming it; when two evaluations of one input differ;
             when an input's logits differ between alone and in a batch.
     """
-    for layer in _layers_in_training(network):
-        raise ValueError(
-            f"Layer {layer.name!r} of `network` is called with training=True, so it acts as in training at inference "
-            f"too. Build the network without that argument."
-        )
+    for layer in network._flatten_layers(include_self=False):
+        if any(node.arguments.kwargs.get("training") for node in getattr(layer, "_inbound_nodes", [])):
+            raise ValueError(
+                f"Layer {layer.name!r} of `network` is called with training=True, so it acts as in training at "
+                f"inference too. Build the network without that argument."
+            )
     found = inconsistency(network)
     if found is not None:
         raise ValueError(
             f"`network` {found.what}. A smoothed classifier's guarantee is about a function of one input. "
             f"{found.remedy}; noise for training belongs in `train_noisy`, or a layer that acts in training only."
         )
-
-
-def _layers_in_training(network: Any) -> list[Any]:
-    """Return the layers whose calls in a functional graph have `training=True` written into them."""
-    return [
-        layer
-        for layer in network._flatten_layers(include_self=False)
-        for node in getattr(layer, "_inbound_nodes", [])
-        if node.arguments.kwargs.get("training")
-    ]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from defended.defended_model import DefendedModel
+from defended.defended_model import DefendedModel
 
 
 def judge_in_replicas(strategy: Any, model: DefendedModel) -> Callable[[Any], tuple[Any, ...]]:

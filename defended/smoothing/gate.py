@@ -6,13 +6,11 @@ compares integers and looks radii up.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from defended.smoothing.bounds import lower_confidence_bound, radius_of_bound
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from defended.smoothing.bounds import Array, lower_confidence_bound, radius_of_bound
 
 
 class Gate(NamedTuple):
@@ -45,13 +43,8 @@ def fixed_gate(epsilon: float, sigma: float, samples: int, alpha: float) -> Gate
     """
     radius = radius_table(sigma, samples, alpha)
     answer = smallest_answer(radius, epsilon)
-    return Gate(
-        checkpoints=np.array([samples], np.int32),
-        answer=np.array([answer], np.int32),
-        futile=np.array([answer - 1], np.int32),
-        radius=radius,
-        offset=np.zeros(1, np.int32),
-    )
+    checkpoints, answers, futile, offset = (np.array([n], np.int32) for n in (samples, answer, answer - 1, 0))
+    return Gate(checkpoints, answers, futile, radius, offset)
 
 
 def radius_table(sigma: float, samples: int, alpha: float) -> Array:

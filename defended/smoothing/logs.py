@@ -9,19 +9,15 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from defended._io import atomic_write_text
 from defended.arguments import positive_number
-from defended.statistics.rates import InputFacts, exceeds
-
-if TYPE_CHECKING:
-    from defended.smoothing.smoothed_net import SmoothedNet
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from defended.smoothing.smoothed_net import SmoothedNet
+from defended.statistics.rates import Array, InputFacts, exceeds
 
 ABSTAIN = -1
 """What CERTIFY predicts where it can prove nothing."""

@@ -67,7 +67,7 @@ class NoisyTrainer(keras.Model):
         super().__init__(name=name, **kwargs)
         self.network = checked_network(network)
         self.augmentation = GaussianNoiseAugmentation(sigma, name="noise")
-        draws = whole_number("draws", draws, 1, floats=True)
+        self.draws = draws = whole_number("draws", draws, 1, floats=True)
         if consistency is not None and draws < 2:
             raise ValueError(f"`consistency` compares noise draws of one input. Received: draws={draws}. Set draws=2.")
         if adversary is not None and keras.backend.backend() != "tensorflow":
@@ -75,7 +75,6 @@ class NoisyTrainer(keras.Model):
                 f"`adversary` needs gradients with respect to the inputs, which are taken with TensorFlow; the Keras "
                 f"backend is {keras.backend.backend()!r}. Set KERAS_BACKEND=tensorflow, or train with `consistency`."
             )
-        self.draws = int(draws)
         self.consistency = consistency
         self.adversary = adversary
         self.attack_scale = self.add_weight(

@@ -92,12 +92,8 @@ class Sampler:
             done, going = tf.where(decided), tf.where(~decided)[:, 0]
             # A list of indices, since `tensor_scatter_nd_update` takes one.
             places = tf.gather_nd(rows, done)[:, None]
-            found = Sampled(
-                *(
-                    tf.tensor_scatter_nd_update(old, places, tf.gather_nd(new, done))
-                    for old, new in zip(found, now, strict=True)
-                )
-            )
+            pairs = zip(found, now, strict=True)
+            found = Sampled(*(tf.tensor_scatter_nd_update(old, places, tf.gather_nd(new, done)) for old, new in pairs))
             kept = (tf.gather(part, going) for part in (rows, points, candidate, counts))
             return look + 1, step, *kept, found
 

@@ -30,15 +30,12 @@ References: Ville 1939; Robbins 1970 (mixtures); Waudby-Smith and Ramdas 2024 (b
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from defended.smoothing.bounds import radius_of_bound
-from defended.smoothing.gate import Gate, radius_table, smallest_answer
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from defended.smoothing.gate import Array, Gate, radius_table, smallest_answer
 
 _GROWTH = 1.25
 # log-gamma functions of 1e6 carry errors of some 1e-9; the wealth must exceed its bound by more than these explain.

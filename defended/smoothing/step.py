@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tensorflow as tf
 
+from defended.defended_model import DefendedModel
 from defended.margins import finite_rows
-
-if TYPE_CHECKING:
-    from defended.defended_model import DefendedModel
 
 
 def step_function(model: DefendedModel) -> tuple[Callable[..., dict[str, Any]], list[Any]]:

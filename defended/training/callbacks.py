@@ -28,12 +28,7 @@ class _Scheduled(keras.callbacks.Callback):
     """The model's variable; 1 after training."""
 
     def __init__(
-        self,
-        schedule: str = "linear",
-        start: float = 0.0,
-        end: float = 1.0,
-        ramp: float = 0.5,
-        by_batch: bool = False,
+        self, schedule: str = "linear", start: float = 0.0, end: float = 1.0, ramp: float = 0.5, by_batch: bool = False
     ):
         super().__init__()
         self.schedule = one_of("schedule", schedule, SCHEDULES)

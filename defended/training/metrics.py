@@ -48,7 +48,9 @@ class _Rate(keras.metrics.Mean):
 
     def _facts(self, y_true: Any, y_pred: Any) -> InputFacts:
         """Return tensors of what is known about each input at `radius_scale * epsilon`."""
-        correct, answered = _correct(y_true, y_pred), self.certified(y_pred)
+        labels, valid = sparse_labels(y_true, y_pred.shape[-1] - 1)
+        predicted = ops.cast(ops.argmax(y_pred[:, :-1], axis=-1), "int32")
+        correct, answered = ops.logical_and(ops.equal(predicted, labels), valid), self.certified(y_pred)
         return InputFacts(~answered, correct, correct & answered, answered)
 
     def certified(self, y_pred: Any, radius_scale: float | None = None) -> Any:
@@ -133,13 +135,6 @@ def resolve_metrics(metrics: Any, model: keras.Model) -> Any:
     if hasattr(metric, "attach"):
         metric.attach(model)
     return metric
-
-
-def _correct(y_true: Any, y_pred: Any) -> Any:
-    m = y_pred.shape[-1] - 1
-    labels, valid = sparse_labels(y_true, m)
-    predicted = ops.cast(ops.argmax(y_pred[:, :m], axis=-1), "int32")
-    return ops.logical_and(ops.equal(predicted, labels), valid)
 
 
 def _scaled_name(name: str, scale: float) -> str:

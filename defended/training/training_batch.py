@@ -58,19 +58,14 @@ class TrainingBatch:
         """Return what this thread knows about its batch."""
         return self._batches().get(threading.get_ident(), _Batch())
 
-    def _batch_is_known(self) -> bool:
-        return self._batch().inputs is not None
-
-    def _batch_is_training(self) -> bool:
-        return self._batch().training
-
     def _batch_inputs(self) -> Any:
-        if not self._batch_is_known():
+        inputs = self._batch().inputs
+        if inputs is None:
             raise RuntimeError(
                 "Bounds for the true class need the inputs, which are known while `fit` or `evaluate` computes a loss. "
                 "Use the loss there, or `model.margin_lower_bounds(x)` elsewhere."
             )
-        return ops.convert_to_tensor(self._batch().inputs)
+        return ops.convert_to_tensor(inputs)
 
     def _batch_radius(self) -> Any:
         """Return the radius for which the batch is bounded: in training steps, the training radius."""

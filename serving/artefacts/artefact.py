@@ -13,12 +13,12 @@ from pydantic import ValidationError
 
 from defended._io import sha256_file
 from defended.arguments import whole_number
-from defended.exceptions import ArtefactError, CppLoaderError
+from defended.exceptions import ArtefactError
 from defended.serving.artefacts.allowed_ops import CLASSIFY, check_ops, check_parsing, list_ops
 from defended.serving.artefacts.closing import Closing
 from defended.serving.artefacts.cpp_loader import CppSession
 from defended.serving.artefacts.inputs import require_float32
-from defended.serving.artefacts.manifest import MANIFEST, FileRecord, Manifest, files_below
+from defended.serving.artefacts.manifest import MANIFEST, FileRecord, Manifest, files_below, first_fault
 from defended.serving.artefacts.signing import verify_signature
 
 if TYPE_CHECKING:
@@ -54,8 +54,6 @@ def load(
         check_ops(ops, sampled=manifest.sampling is not None, parsing=CLASSIFY in manifest.signatures)
         check_parsing(directory)
         session = CppSession(directory)
-    except CppLoaderError:
-        raise
     except ValueError as error:
         raise ArtefactError(f"{directory}: {error}") from error
     if ops != manifest.ops or session.signatures != manifest.signatures:
@@ -182,41 +180,36 @@ def _read_manifest(directory: Path) -> tuple[Manifest, bytes]:
     """Return the manifest, and the bytes that it was read from."""
     path = directory / MANIFEST
     try:
-        regular = stat.S_ISREG(path.lstat().st_mode)
-        content = path.read_bytes() if regular else b""
-        manifest = Manifest.model_validate_json(content) if regular else None
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise ArtefactError(f"{path} is not a regular file. Fetch the artefact again.")
+        content = path.read_bytes()
+        manifest = Manifest.model_validate_json(content)
     except OSError as error:
         raise ArtefactError(
             f"{directory} is not an artefact: {MANIFEST} cannot be read ({error.strerror}). "
             "Give the directory that `export` returned, name/version at its end."
         ) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        if first["loc"] == ("format_version",):
-            raise ArtefactError(
-                f"{path} is not a valid manifest: format_version: this version of defended reads formats 1 and 2. "
+        fault, remedy = first_fault(error), "Export the model again, or fetch the artefact again."
+        if fault.startswith("format_version: "):
+            fault = "format_version: this version of defended reads formats 1 and 2"
+            remedy = (
                 "Install the version that wrote the artefact or a later one, or export the model again with this one."
-            ) from error
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ArtefactError(
-            f"{path} is not a valid manifest: {where}: {first['msg']}. "
-            "Export the model again, or fetch the artefact again."
-        ) from error
-    if manifest is None:
-        raise ArtefactError(f"{path} is not a regular file. Fetch the artefact again.")
+            )
+        raise ArtefactError(f"{path} is not a valid manifest: {fault}. {remedy}") from error
     if manifest.digest != manifest.content_digest():
         raise ArtefactError(f"{path} was edited: it does not have the digest it states. Fetch the artefact again.")
     return manifest, content
 
 
 def _verify_files(directory: Path, manifest: Manifest) -> None:
-    found = files_below(directory)
-    missing = sorted(set(manifest.files) - set(found))
-    extra = sorted(set(found) - set(manifest.files))
-    common = sorted(set(manifest.files) & set(found))
-    changed = [name for name in common if not _is_intact(found[name], manifest.files[name])]
-    kinds = (("missing", missing), ("changed", changed), ("extra", extra))
-    problems = [f"{kind}: {', '.join(names)}" for kind, names in kinds if names]
+    found, listed = files_below(directory), manifest.files
+    kinds = {
+        "missing": listed.keys() - found.keys(),
+        "changed": {name for name in listed.keys() & found.keys() if not _is_intact(found[name], listed[name])},
+        "extra": found.keys() - listed.keys(),
+    }
+    problems = [f"{kind}: {', '.join(sorted(names))}" for kind, names in kinds.items() if names]
     if problems:
         raise ArtefactError(
             f"{directory} is not what its manifest lists ({'; '.join(problems)}). "

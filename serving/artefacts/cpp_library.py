@@ -25,36 +25,23 @@ class Buffer(ctypes.Structure):
     _fields_ = (("data", ctypes.c_void_p), ("length", ctypes.c_size_t), ("deallocator", ctypes.c_void_p))
 
 
-# The functions used, with their result and argument types: an untyped pointer would be cut to 32 bits.
+# The functions used, by their result and argument types: an untyped pointer would be cut to 32 bits.
 _P, _S, _I, _N = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_size_t
 _Outputs, _Tensors = ctypes.POINTER(Output), ctypes.POINTER(_P)
 _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
-    "TF_NewStatus": (_P, []),
-    "TF_DeleteStatus": (None, [_P]),
-    "TF_GetCode": (_I, [_P]),
+    "TF_NewStatus TF_NewGraph TF_NewBuffer TF_NewSessionOptions": (_P, []),
+    "TF_DeleteStatus TF_DeleteGraph TF_DeleteBuffer TF_DeleteSessionOptions TF_DeleteTensor": (None, [_P]),
+    "TF_StringInit TF_StringDealloc": (None, [_P]),
+    "TF_CloseSession TF_DeleteSession": (None, [_P, _P]),
+    "TF_GetCode TF_TensorType TF_NumDims": (_I, [_P]),
+    "TF_TensorData TF_StringGetDataPointer": (_P, [_P]),
+    "TF_TensorByteSize TF_StringGetSize": (_N, [_P]),
     "TF_Message": (_S, [_P]),
-    "TF_NewGraph": (_P, []),
-    "TF_DeleteGraph": (None, [_P]),
-    "TF_NewBuffer": (_P, []),
-    "TF_DeleteBuffer": (None, [_P]),
-    "TF_NewSessionOptions": (_P, []),
-    "TF_DeleteSessionOptions": (None, [_P]),
-    "TF_LoadSessionFromSavedModel": (_P, [_P, _P, _S, ctypes.POINTER(_S), _I, _P, _P, _P]),
-    "TF_CloseSession": (None, [_P, _P]),
-    "TF_DeleteSession": (None, [_P, _P]),
-    "TF_GraphOperationByName": (_P, [_P, _S]),
-    "TF_AllocateTensor": (_P, [_I, ctypes.POINTER(ctypes.c_int64), _I, _N]),
-    "TF_DeleteTensor": (None, [_P]),
-    "TF_TensorType": (_I, [_P]),
-    "TF_NumDims": (_I, [_P]),
     "TF_Dim": (ctypes.c_int64, [_P, _I]),
-    "TF_TensorByteSize": (_N, [_P]),
-    "TF_TensorData": (_P, [_P]),
-    "TF_StringInit": (None, [_P]),
+    "TF_GraphOperationByName": (_P, [_P, _S]),
     "TF_StringCopy": (None, [_P, _S, _N]),
-    "TF_StringDealloc": (None, [_P]),
-    "TF_StringGetDataPointer": (_P, [_P]),
-    "TF_StringGetSize": (_N, [_P]),
+    "TF_AllocateTensor": (_P, [_I, ctypes.POINTER(ctypes.c_int64), _I, _N]),
+    "TF_LoadSessionFromSavedModel": (_P, [_P, _P, _S, ctypes.POINTER(_S), _I, _P, _P, _P]),
     "TF_SessionRun": (
         None,
         [_P, _P, _Outputs, _Tensors, _I, _Outputs, _Tensors, _I, ctypes.POINTER(_P), _I, _P, _P],
@@ -76,9 +63,10 @@ def load_library() -> ctypes.CDLL:
         for candidate in sorted(folder.glob(pattern)):
             try:
                 library = ctypes.CDLL(str(candidate))
-                for name, (result, arguments) in _PROTOTYPES.items():
-                    function = getattr(library, name)
-                    function.restype, function.argtypes = result, arguments
+                for names, (result, arguments) in _PROTOTYPES.items():
+                    for name in names.split():
+                        function = getattr(library, name)
+                        function.restype, function.argtypes = result, arguments
             except (OSError, AttributeError) as error:
                 raise CppLoaderError(f"{candidate} does not offer TensorFlow's C API: {error}") from error
             return library

@@ -7,7 +7,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
 from defended._io import canonical_json
 from defended.serving.artefacts.tensor_info import SignatureInfo
@@ -180,18 +180,20 @@ class Manifest(_Record):
         return canonical_json(self.model_dump(mode="json", exclude_unset=True))
 
 
+def first_fault(error: ValidationError) -> str:
+    """Return the first thing that is wrong with a file's content, as `field: what`."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+
+
 def files_below(directory: Path) -> dict[str, Path]:
     """Return every file, link and special file below a directory by its relative POSIX path.
 
     The manifest and its signature are left out.
     """
-    found = {}
-    for path in sorted(directory.rglob("*")):
-        if path.is_symlink() or not path.is_dir():
-            found[path.relative_to(directory).as_posix()] = path
-    for name in _APART:
-        found.pop(name, None)
-    return found
+    files = (path for path in sorted(directory.rglob("*")) if path.is_symlink() or not path.is_dir())
+    found = {path.relative_to(directory).as_posix(): path for path in files}
+    return {name: path for name, path in found.items() if name not in _APART}
 
 
 def versions_below(directory: Path) -> dict[int, Path]:

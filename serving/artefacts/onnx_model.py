@@ -43,7 +43,7 @@ class OnnxModel:
     def __init__(self, content: bytes, *, max_batch: int = 512) -> None:
         import onnxruntime
 
-        whole_number("max_batch", max_batch, 1, floats=True)
+        self._max_batch = whole_number("max_batch", max_batch, 1, floats=True)
         try:
             self._session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
             self.metadata: dict[str, Any] = json.loads(self._session.get_modelmeta().custom_metadata_map[METADATA])
@@ -54,7 +54,6 @@ class OnnxModel:
         self._outputs = [output.name for output in self._session.get_outputs()]
         image = next(value for value in self._session.get_inputs() if value.name == "image")
         self.input_shape = tuple(image.shape[1:])
-        self._max_batch = max_batch
 
     @property
     def epsilon(self) -> float:
@@ -78,10 +77,10 @@ class OnnxModel:
             raise ValueError(
                 f"`x` must have the shape [batch, {', '.join(map(str, self.input_shape))}]. Received: {x.shape}"
             )
-        judge = self._run if self.metadata["sampling"] is None else self._sample
-        if judge == self._sample:
-            batch_size = 1  # a step shares its noise among its inputs, and verdicts are to be independent draws
-        return run_in_batches(judge, x, batch_size)
+        if self.metadata["sampling"] is None:
+            return run_in_batches(lambda batch: self.step({"image": batch}), x, batch_size)
+        # A step shares its noise among its inputs, and verdicts are to be independent draws.
+        return run_in_batches(self._sample, x, 1)
 
     def verdicts(self, x: np.ndarray, batch_size: int = 256) -> Verdicts:
         """Return `Verdicts(label, rejected, radius)`, for a file written with `audit=True` or of a smoothed model."""
@@ -96,9 +95,6 @@ class OnnxModel:
         """Run the graph once, with all its inputs, and return its outputs by name."""
         arrays = {name: np.asarray(value) for name, value in fed.items()}
         return dict(zip(self._outputs, self._session.run(self._outputs, arrays), strict=True))
-
-    def _run(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        return self.step({"image": x})
 
     def _sample(self, x: np.ndarray) -> dict[str, np.ndarray]:
         """Run the loop of CERTIFY (Cohen et al. 2019) over the undecided inputs, with noise of fresh entropy."""

@@ -12,10 +12,7 @@ FEATURE = "image"
 
 def serialized_examples(x: np.ndarray) -> np.ndarray:
     """Return inputs `[n, ...]` float32 as `[n]` serialized records, `bytes` in an array of objects."""
-    records = np.empty(len(x), object)
-    for number, record in enumerate(example_protos(x)):
-        records[number] = record.SerializeToString()
-    return records
+    return np.array([record.SerializeToString() for record in example_protos(x)], object)
 
 
 def example_protos(x: np.ndarray) -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,7 +72,6 @@ def advise(
     epsilon: float,
     confidence: float,
     alpha: float = 0.0,
-    shares: Sequence[float] = AFFORDABLE,
     available: np.ndarray | None = None,
 ) -> Advice:
     """Compare deployments of one network at several radii; the radii do not depend on epsilon.
@@ -88,13 +86,12 @@ def advise(
         epsilon: as deployed now.
         confidence: confidence level of the intervals; for `epsilon_in_general` one-sided.
         alpha: probability that a radius is wrong.
-        shares: rejection rates that may be affordable.
         available: `[n]`, availability radii as deployed now, where they are known.
     """
     at = (("half of it", epsilon / 2, None), ("as deployed", epsilon, available), ("twice it", 2 * epsilon, None))
     return Advice(
         tuple(deployment(name, value, radius, right, confidence, alpha, known) for name, value, known in at),
-        tuple(Affordable(share, *affordable(radius, share, confidence)) for share in shares),
+        tuple(Affordable(share, *affordable(radius, share, confidence)) for share in AFFORDABLE),
         confidence,
     )
 

@@ -79,9 +79,7 @@ def compare_with(baseline: AuditRecord, rates: Mapping[str, Rate | None], confid
 
 def holm(p_values: list[float]) -> list[float]:
     """Adjust p-values: rejecting those below alpha errs in any of them with probability at most alpha (Holm 1979)."""
-    adjusted = np.empty(len(p_values))
-    largest = 0.0
-    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
+    order, adjusted = np.argsort(p_values, kind="stable"), np.array(p_values, float)
+    raised = np.arange(len(p_values), 0, -1) * adjusted[order]
+    adjusted[order] = np.maximum.accumulate(np.minimum(1.0, raised))
     return adjusted.tolist()

@@ -88,18 +88,11 @@ def attack_endpoint(
     if clean.scores is not None:
         rows = rows[np.argsort(margins(clean.scores[rows]), kind="stable")]
     if not rows.size:
-        return BlackBoxFindings(
-            "none: nothing was answered", 0, 0, 0, settings.budget, None, Rate(0, 0, confidence), ()
-        )
+        nothing = Rate(0, 0, confidence)
+        return BlackBoxFindings("none: nothing was answered", 0, 0, 0, settings.budget, None, nothing, ())
     # For random verdicts, a part of the budget goes into what chance does without any attack.
     reserve = 0 if subject.sampling is None else settings.budget // 10
-    budget = settings.budget - reserve
-    spent = 0
-
-    def ask(points: np.ndarray) -> Answers:
-        nonlocal spent
-        spent += len(points)
-        return target.ask(points, DEFAULT)
+    budget, sent = settings.budget - reserve, target.points
 
     if clean.scores is not None:
         scores = ScoreDescent(
@@ -109,7 +102,7 @@ def attack_endpoint(
         )  # fmt: skip
 
         def query(points: np.ndarray) -> Asked:
-            answers = ask(points)
+            answers = target.ask(points, DEFAULT)
             assert answers.scores is not None  # noqa: S101  (it gave them before)
             return Asked(answers.scores, answers.rejected)
 
@@ -121,19 +114,24 @@ def attack_endpoint(
         labels = DecisionAttack(
             queries=min(settings.queries, max(1, budget // len(rows))), clip=settings.clip, seed=settings.seed
         )
-        nearest = labels.run(lambda points: ask(points).label, x[rows], radius=radius, norm=norm, index=rows)
+
+        def judge(points: np.ndarray) -> np.ndarray:
+            return target.ask(points, DEFAULT).label
+
+        nearest = labels.run(judge, x[rows], radius=radius, norm=norm, index=rows)
         found, name = nearest.found & (nearest.distance <= radius), repr(labels)
         inputs, used = nearest.inputs, nearest.queries
     spontaneous = None
     if reserve:
         # What chance does to the same inputs, each asked once more as it is.
-        spontaneous = int(ask(x[rows[used > 0]][: settings.budget - spent]).rejected.sum())
+        left = settings.budget - (target.points - sent)
+        spontaneous = int(target.ask(x[rows[used > 0]][:left], DEFAULT).rejected.sum())
     size = distances(x[rows], inputs, norm)
     return BlackBoxFindings(
         name=name,
         attacked=int((used > 0).sum()),
         degraded=int(found.sum()),
-        queries=spent,
+        queries=target.points - sent,
         budget=settings.budget,
         spontaneous=spontaneous,
         fpr_lower=Rate(int(found.sum()), int((~clean.rejected).sum()), confidence),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,8 +15,9 @@ from defended.serving.auditing import strata
 from defended.serving.auditing.advice import Advice, advise
 from defended.serving.auditing.answers import Answers
 from defended.serving.auditing.contradictions import settled_availability, settled_reach
-from defended.serving.auditing.profile import Profile, near_answered, profile
-from defended.serving.auditing.sampling_cost import QUANTILES, Draws, draws
+from defended.serving.auditing.profile import near_answered, profile
+from defended.serving.auditing.record import ProfileRecord
+from defended.serving.auditing.sampling_cost import Draws, draws, quantiles
 from defended.serving.auditing.subject import Subject
 from defended.statistics.intervals import Rate
 from defended.statistics.rates import InputFacts, exceeds, fpr_upper_curve, vra_curve
@@ -62,7 +63,7 @@ class CleanFigures:
     strata: Mapping[str, tuple[strata.Stratum, ...]] = field(default_factory=dict, repr=False)
     advice: Advice | None = field(default=None, repr=False)
     draws: Draws | None = None
-    profile: Profile | None = field(default=None, repr=False)
+    profile: ProfileRecord | None = field(default=None, repr=False)
     unknown: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
 
@@ -120,7 +121,7 @@ def clean_figures(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         confidence=confidence,
         **facts.rates(RATES, confidence, alpha),  # type: ignore[arg-type]  # the rejection rate is always known
-        availability=None if available is None else _quantiles(available),
+        availability=None if available is None else quantiles(available),
         curves=None if radius is None or facts.correct is None else _curves(radius, facts.correct, epsilon),
         strata=kinds,
         advice=None
@@ -183,17 +184,12 @@ def _assumptions(subject: Subject) -> list[str]:
     return assumed
 
 
-def _profile(subject: Subject, answers: Answers, scores: np.ndarray, x: np.ndarray | None) -> Profile:
+def _profile(subject: Subject, answers: Answers, scores: np.ndarray, x: np.ndarray | None) -> ProfileRecord:
     found = profile(scores, answers.rejected, answers.reason)
     if x is None or subject.epsilon is None or subject.norm is None:
         return found
     near = near_answered(x[answers.rejected], x[~answers.rejected], subject.epsilon, subject.norm)
-    return replace(found, rejected_near_answered=near)
-
-
-def _quantiles(available: np.ndarray) -> dict[float, float]:
-    """Return quantiles of the availability radii."""
-    return {p: float(np.quantile(available, p, method="inverted_cdf")) for p in QUANTILES}
+    return found.model_copy(update={"rejected_near_answered": near})
 
 
 def _curves(radius: np.ndarray, correct: np.ndarray, epsilon: Any) -> Curves:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from defended.exceptions import ConditionsError
+from defended.serving.auditing.record import DecisionRecord, Number
 from defended.statistics.intervals import Rate
 
 Sense = Literal["proven", "measured", "refuted"]
@@ -42,8 +43,6 @@ NUMBERS = {
 }
 METRICS = SHARES | NUMBERS
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-
 
 class Condition(BaseModel):
     """A limit on one figure.
@@ -59,9 +58,9 @@ class Condition(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    max: Finite | None = None
-    min: Finite | None = None
-    warn: Finite | None = None
+    max: Number | None = None
+    min: Number | None = None
+    warn: Number | None = None
     sense: Sense = "proven"
 
     @model_validator(mode="after")
@@ -74,29 +73,6 @@ class Condition(BaseModel):
                     f"`warn` must be stricter than `{side}` = {limit:g}, so at {how} that; it is {self.warn:g}"
                 )
         return self
-
-
-@dataclass(frozen=True)
-class Decision:
-    """A condition's outcome.
-
-    Attributes:
-        metric: the figure's name.
-        limit: as written, such as `max 0.05`.
-        sense: see `Condition`.
-        value: the figure; None where the audit could not measure it.
-        compared: the end of the interval that was compared.
-        status: PASS, WARN or FAIL.
-        message: a sentence.
-    """
-
-    metric: str
-    limit: str
-    sense: Sense
-    value: float | None
-    compared: float | None
-    status: Status
-    message: str
 
 
 def read_conditions(path: str | os.PathLike[str]) -> dict[str, Condition]:
@@ -140,20 +116,11 @@ def parse_conditions(table: Mapping[str, Any], where: str = "`conditions`") -> d
         if metric not in METRICS:
             faults.append(f"{metric}: no such figure. Known: {', '.join(METRICS)}")
             continue
-        if isinstance(value, Condition):
-            condition = value
-        else:
-            try:
-                # TOML distinguishes 1 from 1.0; nobody who writes a limit does.
-                floats = (
-                    {k: float(v) if type(v) is int else v for k, v in value.items()}
-                    if isinstance(value, dict)
-                    else value
-                )
-                condition = Condition.model_validate(floats)
-            except ValidationError as error:
-                faults += [_fault(metric, detail) for detail in error.errors()]
-                continue
+        try:
+            condition = Condition.model_validate(value)
+        except ValidationError as error:
+            faults += [_fault(metric, detail) for detail in error.errors()]
+            continue
         limits = [limit for limit in (condition.max, condition.min, condition.warn) if limit is not None]
         if metric in SHARES and not all(0 <= limit <= 1 for limit in limits):
             faults.append(
@@ -166,7 +133,7 @@ def parse_conditions(table: Mapping[str, Any], where: str = "`conditions`") -> d
     return found
 
 
-def decide(conditions: Mapping[str, Condition], figures: Mapping[str, float | None]) -> tuple[Decision, ...]:
+def decide(conditions: Mapping[str, Condition], figures: Mapping[str, float | None]) -> tuple[DecisionRecord, ...]:
     """Compare figures with their conditions; a figure that is not known fails (fail closed).
 
     Args:
@@ -176,17 +143,15 @@ def decide(conditions: Mapping[str, Condition], figures: Mapping[str, float | No
     return tuple(_decide(metric, condition, figures.get(metric)) for metric, condition in conditions.items())
 
 
-def _decide(metric: str, condition: Condition, value: float | None) -> Decision:
+def _decide(metric: str, condition: Condition, value: float | None) -> DecisionRecord:
     upper = condition.max is not None
     limit = condition.max if upper else condition.min
     assert limit is not None  # noqa: S101  (validated: one of the two)
     written = f"{'max' if upper else 'min'} {_number(metric, limit)}"
-    unknown = value is None or (isinstance(value, Rate) and value.total == 0)
-    if value is None or unknown:
-        return Decision(
-            metric, written, condition.sense, None, None, "FAIL",
-            f"{METRICS[metric]}: not known from this audit, so the limit cannot be shown to hold.",
-        )  # fmt: skip
+    decided = partial(DecisionRecord, metric=metric, limit=written, sense=condition.sense)
+    if value is None or (isinstance(value, Rate) and value.total == 0):
+        message = f"{METRICS[metric]}: not known from this audit, so the limit cannot be shown to hold."
+        return decided(value=None, compared=None, status="FAIL", message=message)
     compared = _compared(value, condition.sense, upper)
     sign = 1 if upper else -1
     if sign * (compared - limit) > 0:
@@ -199,7 +164,7 @@ def _decide(metric: str, condition: Condition, value: float | None) -> Decision:
     detail = f", {end} of the interval {_number(metric, compared)}" if end and isinstance(value, Rate) else ""
     against = f" (warning at {_number(metric, condition.warn)})" if condition.warn is not None else ""
     message = f"{METRICS[metric]}: {_number(metric, value)}{detail}; limit {written}{against}."
-    return Decision(metric, written, condition.sense, float(value), float(compared), status, message)
+    return decided(value=float(value), compared=float(compared), status=status, message=message)
 
 
 def _compared(value: float, sense: Sense, upper: bool) -> float:

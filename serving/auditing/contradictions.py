@@ -27,9 +27,8 @@ def contradictions(answers: Answers, subject: Subject) -> Counter[str]:
     """Count answers that contradict themselves, by the names of `NAMES`; what is not reported contradicts nothing."""
     label, answered, scores = answers.label, ~answers.rejected, answers.scores
     radius, availability, epsilon = answers.reach, answers.availability, subject.epsilon
-    found: dict[str, np.ndarray] = {"label-out-of-range": label < -1}
-    if subject.num_classes is not None:
-        found["label-out-of-range"] = found["label-out-of-range"] | (label >= subject.num_classes)
+    classes = np.inf if subject.num_classes is None else subject.num_classes
+    found: dict[str, np.ndarray] = {"label-out-of-range": (label < -1) | (label >= classes)}
     settled = settled_reach(answers, subject)
     if settled is not None and epsilon is not None:
         above = exceeds(settled, epsilon)
@@ -45,8 +44,7 @@ def contradictions(answers: Answers, subject: Subject) -> Counter[str]:
         found["answer-with-broken-scores"] = answered & ~finite
     if answers.reason is not None:
         found["reason-against-verdict"] = answered != (answers.reason == 0)
-    counts = {name: int(which.sum()) for name, which in found.items()}
-    return Counter({name: count for name, count in counts.items() if count})
+    return Counter({name: int(which.sum()) for name, which in found.items() if which.any()})
 
 
 def settled_reach(answers: Answers, subject: Subject) -> np.ndarray | None:

@@ -12,9 +12,9 @@ from defended.serving.artefacts.manifest import Manifest
 from defended.serving.auditing.baseline import BaselineComparison, compare_with
 from defended.serving.auditing.black_box import BlackBoxFindings
 from defended.serving.auditing.clean import RATES, CleanFigures
-from defended.serving.auditing.conditions import Condition, Decision, Status, decide
+from defended.serving.auditing.conditions import Condition, Status, decide
 from defended.serving.auditing.contradictions import NAMES
-from defended.serving.auditing.record import AuditRecord, SubjectRecord
+from defended.serving.auditing.record import AuditRecord, DecisionRecord, SubjectRecord
 from defended.serving.auditing.replay import RATES as ATTACK_RATES
 from defended.serving.auditing.replay import AttackFindings, DegradedPair
 from defended.serving.auditing.sampling_cost import cost_ratio
@@ -103,7 +103,7 @@ class AuditFigures(CleanFigures):
         return rates | {"black_box_fpr": None if self.black_box is None else self.black_box.fpr_lower}
 
     @cached_property
-    def decisions(self) -> tuple[Decision, ...]:
+    def decisions(self) -> tuple[DecisionRecord, ...]:
         """The conditions, decided."""
         worst = {
             f"worst_{kind}_rejection_rate": worst_rejection(self.strata.get(kind, ()), self.confidence)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,11 +53,9 @@ def read_log(
     for number, file in enumerate(files):
         for answer in read_request_log(file):
             found.add(answer.model)
-            if name is not None and answer.model != name:
-                continue
-            outputs = verdicts_of(answer)
-            of_each = {"version": answer.version, "period": number}
-            parts.append(outputs | {key: np.full(len(outputs["label"]), value) for key, value in of_each.items()})
+            if name in (None, answer.model):
+                outputs, of_each = verdicts_of(answer), {"version": answer.version, "period": number}
+                parts.append(outputs | {key: np.full(len(outputs["label"]), value) for key, value in of_each.items()})
     if len(found) > 1 and name is None:
         raise ValueError(f"{path} holds several models: {', '.join(sorted(found))}. Say which by `name`.")
     if not parts or not sum(len(part["label"]) for part in parts):
@@ -82,27 +79,23 @@ def read_log(
     facts = InputFacts(answers.rejected)
     strata = {"version": tuple(stratum(f"version {v}", facts.of(version == v), confidence) for v in seen)}
     if len(files) > 1:
-        strata["time"] = tuple(_periods(files, period, facts, confidence))
+        groups = np.array_split(np.arange(len(files)), min(len(files), _PERIODS))
+        strata["time"] = tuple(
+            stratum(f"from {_when(files[group[0]])}", facts.of(np.isin(period, group)), confidence) for group in groups
+        )
     return subject, answers, strata
 
 
 def verdicts_of(answer: LoggedAnswer) -> dict[str, np.ndarray]:
     """Return the outputs of a logged answer that are about verdicts, checked as an endpoint's are."""
     signature = answer.signature or DEFAULT
-    known = signature in (DEFAULT, AUDIT)
     if "label" not in answer.outputs:
-        what = "" if known else f" (signature {signature!r})"
+        what = "" if signature in (DEFAULT, AUDIT) else f" (signature {signature!r})"
         raise ValueError(
             f"The log holds an answer of {answer.model!r} without `label`{what}: not a rejecting classifier's."
         )
     outputs = checked(answer.outputs, len(answer.outputs["label"]), signature)
     return {name: outputs[name] for name in _OUTPUTS if name in outputs}
-
-
-def _periods(files: list[Path], period: np.ndarray, facts: InputFacts, confidence: float) -> Iterator[Stratum]:
-    for group in np.array_split(np.arange(len(files)), min(len(files), _PERIODS)):
-        name = _when(files[int(group[0])])
-        yield stratum(f"from {name}", facts.of(np.isin(period, group)), confidence)
 
 
 def _when(file: Path) -> str:

@@ -65,14 +65,9 @@ def draw_radius_curves(report: AuditFigures, narrow: bool = False) -> Figure | N
                 textcoords="offset points", color=FPR, va="center", fontsize=9,
                 bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.5},
             )  # fmt: skip
-        axes.set(
-            xlim=(0, radius[-1]),
-            ylim=(0, 100),
-            xlabel=f"radius ({NORMS[report.subject.norm]}, input units)"
-            if report.subject.norm
-            else "radius (input units)",
-            ylabel="% of inputs (VRA) · % of answers (FPR)",
-        )
+        norm = f"{NORMS[report.subject.norm]}, " if report.subject.norm else ""
+        axes.set(xlim=(0, radius[-1]), ylim=(0, 100), xlabel=f"radius ({norm}input units)")
+        axes.set_ylabel("% of inputs (VRA) · % of answers (FPR)")
         draw_frame(axes)
     return figure
 
@@ -135,10 +130,8 @@ def to_svg(figure: Figure, title: str, description: str) -> str:
 
     buffer = io.StringIO()
     with mpl.rc_context(STYLE):
-        figure.savefig(
-            buffer, format="svg", transparent=True,
-            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
-        )  # fmt: skip
+        unnamed = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=unnamed)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     for colour, variable in _VARIABLES.items():

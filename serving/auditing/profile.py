@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from defended.serving.auditing.record import ProfileRecord
 from defended.serving.auditing.strata import CONFIDENCE_EDGES, confidence_bins, confidences, margins
 
 _MARGIN_BINS = 16
@@ -14,57 +14,21 @@ _MARGIN_BINS = 16
 NOT_FINITE = 2
 
 
-@dataclass(frozen=True)
-class Profile:
-    """Counts of answered and, separately, of rejected inputs, by what the default answer reports.
-
-    Attributes:
-        margin_edges: ascending; bins are below the first, between neighbours, and from the last on.
-        answered_margins: answered inputs by margin, the difference of the two largest scores.
-        rejected_margins: rejected inputs by margin.
-        answered_classes: answered inputs by predicted class.
-        rejected_classes: rejected inputs by predicted class.
-        answered_confidence: answered inputs by confidence, between the `CONFIDENCE_EDGES`.
-        rejected_confidence: rejected inputs by confidence.
-        not_finite: rejected inputs that were not finite; they are in no other count.
-        rejected_near_answered: how many of the rejected inputs lie within epsilon of an answered one, and how many
-            were looked at; None where inputs, epsilon or the norm are not known.
-    """
-
-    margin_edges: tuple[float, ...]
-    answered_margins: tuple[int, ...]
-    rejected_margins: tuple[int, ...]
-    answered_classes: tuple[int, ...]
-    rejected_classes: tuple[int, ...]
-    answered_confidence: tuple[int, ...]
-    rejected_confidence: tuple[int, ...]
-    not_finite: int = 0
-    rejected_near_answered: tuple[int, int] | None = None
-
-
-def profile(
-    scores: np.ndarray,
-    rejected: np.ndarray,
-    reason: np.ndarray | None = None,
-    edges: tuple[float, ...] | None = None,
-) -> Profile:
-    """Count inputs by margin, class and confidence.
+def profile(scores: np.ndarray, rejected: np.ndarray, reason: np.ndarray | None = None) -> ProfileRecord:
+    """Count answered and, separately, rejected inputs by margin, class and confidence.
 
     Args:
         scores: `[n, m]`.
         rejected: `[n]` bool.
         reason: `[n]`, 2 where an input was not finite; None where reasons are not reported: then rows of scores
             that are not finite count as such.
-        edges: edges of the margins' bins; None for those that cut the margins of all finite inputs, and those of the
-            rejected ones, into equal parts.
     """
     finite = np.isfinite(scores).all(axis=1)
     usable = finite if reason is None else finite & (reason != NOT_FINITE)
     not_finite = int((rejected & ~usable).sum())
     scores, rejected = scores[usable], rejected[usable]
     margin, classes = margins(scores), scores.argmax(axis=1)
-    if edges is None:
-        edges = _edges(margin, rejected)
+    edges = _edges(margin, rejected)
     bins = np.searchsorted(edges, margin, side="right")
     sure = confidence_bins(confidences(scores))
     kinds = {
@@ -73,11 +37,11 @@ def profile(
         "confidence": (sure, len(CONFIDENCE_EDGES) - 1),
     }
     counts: dict[str, Any] = {
-        f"{verdict}_{kind}": tuple(np.bincount(values[where], minlength=size).tolist())
+        f"{verdict}_{kind}": np.bincount(values[where], minlength=size).tolist()
         for kind, (values, size) in kinds.items()
         for verdict, where in (("answered", ~rejected), ("rejected", rejected))
     }
-    return Profile(tuple(edges), **counts, not_finite=not_finite)
+    return ProfileRecord(margin_edges=edges, **counts, not_finite=not_finite, rejected_near_answered=None)
 
 
 def near_answered(
@@ -109,7 +73,8 @@ def near_answered(
     return int(near.sum()), len(rejected)
 
 
-def _edges(margin: np.ndarray, rejected: np.ndarray) -> tuple[float, ...]:
+def _edges(margin: np.ndarray, rejected: np.ndarray) -> list[float]:
+    """Return edges that cut the margins of all inputs, and those of the rejected ones, into equal parts."""
     shares = np.arange(1, _MARGIN_BINS) / _MARGIN_BINS
     inner = [np.quantile(part, shares) for part in (margin, margin[rejected]) if len(part)]
-    return tuple(np.unique(np.concatenate(inner)).tolist()) if inner else ()
+    return np.unique(np.concatenate(inner)).tolist() if inner else []

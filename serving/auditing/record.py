@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from defended.exceptions import RecordError
+from defended.serving.artefacts.manifest import first_fault
 from defended.statistics.intervals import Rate
 
 SCHEMA_ID = "https://json-schema.org/draft/2020-12/schema"
@@ -94,9 +95,12 @@ class DecisionRecord(_Record):
 
     metric: str
     limit: str
+    """As written, such as `max 0.05`."""
     sense: Literal["proven", "measured", "refuted"]
     value: Number | None
+    """None where the audit could not measure it."""
     compared: Number | None
+    """The end of the interval that was compared."""
     status: Literal["PASS", "WARN", "FAIL"]
     message: str
 
@@ -206,14 +210,21 @@ class ProfileRecord(_Record):
     """Counts of clean traffic that a monitor compares later traffic with."""
 
     margin_edges: list[Number]
+    """Ascending; bins are below the first, between neighbours, and from the last on."""
     answered_margins: list[Count]
+    """Answered inputs by margin, the difference of the two largest scores."""
     rejected_margins: list[Count]
     answered_classes: list[Count]
+    """Answered inputs by predicted class."""
     rejected_classes: list[Count]
     answered_confidence: list[Count]
+    """Answered inputs by confidence, between the `CONFIDENCE_EDGES`."""
     rejected_confidence: list[Count]
     not_finite: Count
+    """Rejected inputs that were not finite; they are in no other count."""
     rejected_near_answered: tuple[Count, Count] | None
+    """How many of the rejected inputs lie within epsilon of an answered one, and how many were looked at; None where
+    inputs, epsilon or the norm are not known."""
 
 
 class AuditRecord(_Record):
@@ -279,9 +290,7 @@ def read_model(
     except OSError as error:
         raise refusal(f"{path} cannot be read: {error.strerror}. {remedy}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise refusal(f"{path} is not {what}: {where}: {first['msg']}. {remedy}") from error
+        raise refusal(f"{path} is not {what}: {first_fault(error)}. {remedy}") from error
 
 
 def schema() -> str:

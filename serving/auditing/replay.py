@@ -183,6 +183,7 @@ def replay(
     if clean.radius is not None:
         vouched = np.maximum(vouched, clean.radius)
     available = None if subject.sampling is not None else settled_availability(clean, subject)
+    safe = False if available is None else size + epsilon * ROUNDING < available * (1 - ROUNDING)
     rates = replace(facts, degraded=degraded, changed=changed).rates(RATES, confidence, subject.alpha)
     return AttackFindings(
         name=attacked.name,
@@ -190,9 +191,7 @@ def replay(
         **rates,  # type: ignore[arg-type]  # what is degraded is known
         discarded=int((~inside).sum()),
         broken_answers=int((changed & (size * (1 + ROUNDING) < vouched)).sum()),
-        broken_availability=0
-        if available is None
-        else int((degraded & (size + epsilon * ROUNDING < available * (1 - ROUNDING))).sum()),
+        broken_availability=int((degraded & safe).sum()),
         pairs=tuple(
             DegradedPair(int(i), int(clean.label[i]), x[i], full[i], float(size[i]))
             for i in smallest(degraded, size, pairs)

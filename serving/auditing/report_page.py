@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,11 @@ from markupsafe import Markup
 
 from defended.serving.auditing.conditions import METRICS, SHARES
 from defended.serving.auditing.pictures import difference_scale, draw_radius_curves, pair_images, to_svg
+from defended.serving.exporting import templating
 
 if TYPE_CHECKING:
-    from defended.serving.auditing.conditions import Decision
     from defended.serving.auditing.figures import AuditFigures
+    from defended.serving.auditing.record import DecisionRecord
     from defended.statistics.intervals import Rate
 
 # Each rate's name in the report, and what it counts.
@@ -51,16 +53,7 @@ _RADII = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 
 def render(report: AuditFigures) -> str:
     """Return a report as HTML."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    filters: dict[str, Callable[..., str]] = {
         "percent": percent,
         "interval": interval,
         "breakable": lambda name: Markup("_<wbr>").join(name.split("_")),  # escapes the parts
@@ -70,11 +63,14 @@ def render(report: AuditFigures) -> str:
         "figure": _figure,
     }
     rates = report.rates()
-    subject, manifest = report.subject, report.manifest
-    return environment.get_template("report.html").render(
+    subject = report.subject
+    version = "" if subject.version is None else f", version {subject.version}"
+    return templating.render(
+        "report.html",
+        filters,
+        Path(__file__).parent / "templates",
         report=report,
-        manifest=manifest,
-        title=_title(report),
+        title=(subject.name or subject.location) + version,
         kind=_KINDS[subject.kind],
         about=_about(report),
         verdict=_verdict(report),
@@ -97,7 +93,6 @@ def render(report: AuditFigures) -> str:
             for kind, strata in report.strata.items()
             if strata
         ],
-        cap=subject.cap,
         identity=_identity(report),
     )  # fmt: skip
 
@@ -117,12 +112,7 @@ def interval(rate: Rate) -> str:
     return f"{low.removesuffix(' %')}–{high}"
 
 
-def _title(report: AuditFigures) -> str:
-    subject = report.subject
-    return f"{subject.name or subject.location}" + ("" if subject.version is None else f", version {subject.version}")
-
-
-def _figure(decision: Decision, name: str) -> str:
+def _figure(decision: DecisionRecord, name: str) -> str:
     value = getattr(decision, name)
     if value is None:
         return "not known"
@@ -218,14 +208,15 @@ def _bracket(report: AuditFigures) -> dict[str, Any] | None:
 
 
 def _curves(report: AuditFigures) -> dict[str, Markup] | None:
-    if report.curves is None:
-        return None
     drawn = {}
+    points = "; ".join(f"at {at} ({radius}) VRA {vra}, FPR at most {fpr}" for at, radius, vra, fpr in _table(report))
     for width in ("wide", "narrow"):
         figure = draw_radius_curves(report, narrow=width == "narrow")
-        assert figure is not None  # noqa: S101  (there are curves)
+        if figure is None:
+            return None
         # Drawn here; matplotlib escapes what the report's texts bring.
-        svg = to_svg(figure, f"VRA and FPR bound over the radius, {width}", _describe_curves(report))
+        title, description = f"VRA and FPR bound over the radius, {width}", f"Two curves over the radius: {points}."
+        svg = to_svg(figure, title, description)
         drawn[width] = Markup(svg)  # noqa: S704
     return drawn
 
@@ -236,16 +227,10 @@ def _table(report: AuditFigures) -> list[tuple[str, str, str, str]]:
     if curves is None or epsilon is None:
         return []
     at = {round(radius / epsilon, 6): index for index, radius in enumerate(curves.radius)}
-    rows = [(multiple, at[multiple]) for multiple in _RADII]
     return [
         (f"{multiple:g} ε", f"{multiple * epsilon:.4g}", percent(curves.vra[index]), percent(curves.fpr_upper[index]))
-        for multiple, index in rows
+        for multiple, index in ((multiple, at[multiple]) for multiple in _RADII)
     ]
-
-
-def _describe_curves(report: AuditFigures) -> str:
-    points = "; ".join(f"at {at} ({radius}) VRA {vra}, FPR at most {fpr}" for at, radius, vra, fpr in _table(report))
-    return f"Two curves over the radius: {points}."
 
 
 def _identity(report: AuditFigures) -> list[tuple[str, str]]:

@@ -29,10 +29,15 @@ def draws(used: np.ndarray | None, cap: int | None) -> Draws | None:
     if used is None or not len(used):
         return None
     return Draws(
-        {p: int(np.quantile(used, p, method="inverted_cdf")) for p in QUANTILES},
+        {p: int(value) for p, value in quantiles(used).items()},
         float(used.mean()),
         None if cap is None else float((used >= cap).mean()),
     )
+
+
+def quantiles(values: np.ndarray) -> dict[float, float]:
+    """Return the `QUANTILES` of values, each one of them, by probability."""
+    return {p: float(np.quantile(values, p, method="inverted_cdf")) for p in QUANTILES}
 
 
 def cost_ratio(clean: Draws | None, attacked: Draws | None) -> float | None:

@@ -62,17 +62,13 @@ class Subject:
         return self.sampling is not None and self.manifest is not None and not self.manifest.noise_per_input
 
 
-def sampling_of(manifest: Manifest | None, model: DefendedModel | None) -> Mapping[str, Any] | None:
-    """Return how verdicts are drawn at random, from the manifest or the model; None if they are not, or not known."""
-    if manifest is not None:
-        return None if manifest.sampling is None else manifest.sampling.model_dump()
-    return None if model is None else model.sampling
-
-
 def agreed(
     manifest: Manifest | None, model: DefendedModel | None, epsilon: float | None, norm: str | None
 ) -> dict[str, Any]:
-    """Return epsilon, where it is from, and the norm; raise where the sources differ."""
+    """Return what the sources say: manifest, sampling, epsilon, where it is from, and the norm; raise if they differ.
+
+    How verdicts are drawn at random says the manifest, and the model where there is none.
+    """
     sources = {"manifest": manifest, "model": model}
     known = [(name, float(of.epsilon), of.norm) for name, of in sources.items() if of is not None]
     told: list[tuple[str, float | None, str | None]] = [*known, ("given", epsilon, norm)]
@@ -83,7 +79,10 @@ def agreed(
             raise ValueError(f"`epsilon` must be one: the {first} says {radius:.6g}, the {source} {value:.6g}.")
         if other is not None and other != kind:
             raise ValueError(f"`norm` must be one: the {who} says {kind}, the {source} {other}.")
-    return {"epsilon": radius, "epsilon_from": first, "norm": kind}
+    sampling = None if model is None else model.sampling
+    if manifest is not None:
+        sampling = None if manifest.sampling is None else manifest.sampling.model_dump()
+    return {"manifest": manifest, "sampling": sampling, "epsilon": radius, "epsilon_from": first, "norm": kind}
 
 
 def require_radius(subject: Subject, what: str) -> tuple[float, str]:

@@ -18,7 +18,7 @@ from defended.serving.artefacts.artefact import Artefact, load
 from defended.serving.artefacts.inputs import run_in_batches
 from defended.serving.auditing.answers import AUDIT, DEFAULT, Answers, checked
 from defended.serving.auditing.contradictions import contradictions
-from defended.serving.auditing.subject import Subject, agreed, sampling_of
+from defended.serving.auditing.subject import Subject, agreed
 from defended.serving.clients.client import Client
 
 if TYPE_CHECKING:
@@ -145,8 +145,6 @@ def artefact_target(artefact: Artefact, batch_size: int) -> Target:
         version=m.version,
         num_classes=m.num_classes,
         signatures=tuple(sorted(m.signatures)),
-        manifest=m,
-        sampling=sampling_of(m, None),
         **agreed(m, None, None, None),
     )
     return Target(_OfArtefact(artefact, 1 if subject.shares_noise else batch_size), subject, WHOLE)
@@ -187,9 +185,7 @@ def endpoint_target(
         name=name or (manifest.name if manifest else ""),
         version=version,
         signatures=signatures,
-        manifest=manifest,
         num_classes=None if model is None else int(model.num_classes),
-        sampling=sampling_of(manifest, model),
         **agreed(manifest, model, epsilon, norm),
     )
     return Target(endpoint, subject, 1 if subject.shares_noise else batch_size)

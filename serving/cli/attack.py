@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from defended_cli.common import Data, Limit, ModelFile, open_model, test_points
+from defended_cli.common import Data, Limit, ModelFile, flag, open_model, option, test_points
 from defended_cli.config import Config
 from defended_cli.engine import Address, EngineName, Threads, Workers, opened, start
 
@@ -31,37 +31,32 @@ def attack(
             "square",
             "decision",
         ],
-        typer.Option(
-            help="certificate-descent is quick and finds most; ensemble goes on where it failed. The paper's: "
+        option(
+            "certificate-descent is quick and finds most; ensemble goes on where it failed. The paper's: "
             "degradation, Algorithm 3.1 with PGD (carlini-wagner, smoothed-pgd: with those), and epsilon-pgd. What "
             "outsiders can do: square sees scores, decision only labels and rejections."
         ),
     ] = "certificate-descent",
-    steps: Annotated[int, typer.Option(min=1, help="Gradient steps of each start.")] = 50,
-    restarts: Annotated[int, typer.Option(min=1, help="Starts.")] = 1,
-    queries: Annotated[int, typer.Option(min=1, help="Queries for each input, at most: square and decision.")] = 2000,
-    clip: Annotated[bool, typer.Option("--clip", help="Keep perturbed inputs in 0...1.")] = False,
+    steps: Annotated[int, option("Gradient steps of each start.", min=1)] = 50,
+    restarts: Annotated[int, option("Starts.", min=1)] = 1,
+    queries: Annotated[int, option("Queries for each input, at most: square and decision.", min=1)] = 2000,
+    clip: Annotated[bool, flag("--clip", "Keep perturbed inputs in 0...1.")] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     limit: Limit = 0,
     resume: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Keep finished parts there; the same command continues from them."),
+        Path | None, option("Keep finished parts there; the same command continues from them.", "DIR")
     ] = None,
     time_budget: Annotated[
-        float | None,
-        typer.Option(min=0.001, metavar="SECONDS", help="Time for attacking; the rest counts as not degraded."),
+        float | None, option("Time for attacking; the rest counts as not degraded.", "SECONDS", min=0.001)
     ] = None,
     records: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.parquet", help="One row per input: radius, verdict, degraded, distance."),
+        Path | None, option("One row per input: radius, verdict, degraded, distance.", "FILE.parquet")
     ] = None,
     engine: EngineName = None,
     workers: Workers = None,
     threads: Threads = None,
     ray_address: Address = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Default: susceptibility.json beside the model.")
-    ] = None,
+    out: Annotated[Path | None, option("Default: susceptibility.json beside the model.", "FILE.json")] = None,
     config: Config = None,
 ) -> None:
     """Measure how far a model can be degraded: what the attack finds, and what the certificate leaves open.
@@ -105,7 +100,7 @@ def make_attack(name: str, gradient: dict[str, Any], targets: int, queries: int)
     """Return the attack of a name; `gradient` holds the options of those that follow a gradient."""
     from defended import attacks
 
-    steps, restarts, clip, seed = (gradient[option] for option in ("steps", "restarts", "clip", "seed"))
+    steps, restarts, clip, seed = (gradient[key] for key in ("steps", "restarts", "clip", "seed"))
     longer = gradient | {"steps": 2 * steps, "restarts": restarts + 2, "targets": targets}
     black_box: dict[str, Any] = {"queries": queries, "clip": clip, "seed": seed}
     descent = functools.partial(attacks.CertificateDescent, early_stop=True)

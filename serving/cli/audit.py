@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from defended_cli.app import EXIT_ALARM
-from defended_cli.common import TOKEN, Data, Limit, open_model, print_rate, test_points
+from defended_cli.common import TOKEN, Data, Limit, argument, flag, open_model, option, print_rate, test_points
 from defended_cli.config import Config
 from defended_cli.engine import Address, EngineName, Threads, Workers, audited, start
 
@@ -20,65 +20,55 @@ if TYPE_CHECKING:
 
 def share(text: str) -> Any:
     """Return an option for a limit in [0, 1]."""
-    return typer.Option(min=0.0, max=1.0, metavar="SHARE", help=f"{text} Between 0 and 1.")
+    return option(f"{text} Between 0 and 1.", "SHARE", min=0.0, max=1.0)
 
 
 def audit(
     target: Annotated[
         str,
-        typer.Argument(
-            metavar="URL|ARTEFACT|LOG",
-            help="A served model (http://HOST:8501/v1/models/NAME, grpc://HOST:8500/NAME), a directory NAME/VERSION "
+        argument(
+            "A served model (http://HOST:8501/v1/models/NAME, grpc://HOST:8500/NAME), a directory NAME/VERSION "
             "that `defended export` made, or a request log.",
+            "URL|ARTEFACT|LOG",
         ),
     ],
     data: Data = "digits",
     model: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="MODEL.keras",
-            help="The exported Keras model: with it, attacked inputs are made and replayed.",
-        ),
+        Path | None, option("The exported Keras model: with it, attacked inputs are made and replayed.", "MODEL.keras")
     ] = None,
     attacked: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.npz", help="Attacked inputs made elsewhere, to replay: `inputs`, and `index`."),
+        Path | None, option("Attacked inputs made elsewhere, to replay: `inputs`, and `index`.", "FILE.npz")
     ] = None,
     black_box: Annotated[
-        int, typer.Option(min=0, metavar="QUERIES", help="Attack by asking only, at most this many inputs; 0 for none.")
+        int, option("Attack by asking only, at most this many inputs; 0 for none.", "QUERIES", min=0)
     ] = 0,
-    clip: Annotated[bool, typer.Option("--clip", help="Keep the queries of --black-box in 0...1.")] = False,
+    clip: Annotated[bool, flag("--clip", "Keep the queries of --black-box in 0...1.")] = False,
     artefact: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="The artefact that the URL serves: it states epsilon and certificate."),
+        Path | None, option("The artefact that the URL serves: it states epsilon and certificate.", "DIR")
     ] = None,
     epsilon: Annotated[
-        float | None, typer.Option(min=0.0, help="The radius defended, where neither model nor artefact states it.")
+        float | None, option("The radius defended, where neither model nor artefact states it.", min=0.0)
     ] = None,
-    norm: Annotated[str | None, typer.Option(metavar="l2|linf", help="Its norm, where nothing else states it.")] = None,
+    norm: Annotated[str | None, option("Its norm, where nothing else states it.", "l2|linf")] = None,
     name: Annotated[
-        str | None, typer.Option(help="The model's name, for a log of several, or where the URL does not say it.")
+        str | None, option("The model's name, for a log of several, or where the URL does not say it.")
     ] = None,
-    ca: Annotated[
-        Path | None, typer.Option(metavar="FILE.pem", help="The authority that signed a server's certificate.")
-    ] = None,
+    ca: Annotated[Path | None, option("The authority that signed a server's certificate.", "FILE.pem")] = None,
     engine: EngineName = None,
     workers: Workers = None,
     threads: Threads = None,
     ray_address: Address = None,
     limit: Limit = 0,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The report's folder.")] = Path("audit"),
+    out: Annotated[Path, option("The report's folder.", "DIR")] = Path("audit"),
     conditions: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="Limits: a table [conditions], see the documentation.")
+        Path | None, option("Limits: a table [conditions], see the documentation.", "FILE.toml")
     ] = None,
-    baseline: Annotated[
-        Path | None, typer.Option(metavar="audit.json", help="An earlier audit to compare with.")
-    ] = None,
+    baseline: Annotated[Path | None, option("An earlier audit to compare with.", "audit.json")] = None,
     max_rejection_rate: Annotated[float | None, share("Alarm when more clean inputs are rejected.")] = None,
     min_vra: Annotated[float | None, share("Alarm when fewer inputs are answered rightly, certified.")] = None,
     max_fpr_upper: Annotated[float | None, share("Alarm when more answers are not proven to hold out.")] = None,
-    confidence: Annotated[float, typer.Option(min=0.5, max=0.999999, help="Confidence level of the intervals.")] = 0.95,
-    batch_size: Annotated[int, typer.Option(min=1, help="Inputs per request.")] = 256,
+    confidence: Annotated[float, option("Confidence level of the intervals.", min=0.5, max=0.999999)] = 0.95,
+    batch_size: Annotated[int, option("Inputs per request.", min=1)] = 256,
     config: Config = None,
 ) -> None:
     """Measure a served or exported model: what it guarantees, and how far an attacker can make it reject.
@@ -107,12 +97,12 @@ def audit(
         "vra": ("--min-vra", "min", min_vra),
     }
     options = {}
-    for metric, (option, side, value) in shortcuts.items():
+    for metric, (switch, side, value) in shortcuts.items():
         if value is not None:
             if metric in limits:
-                raise ValueError(f"{option} and {conditions} both limit {metric}: keep one of them.")
+                raise ValueError(f"{switch} and {conditions} both limit {metric}: keep one of them.")
             limits[metric] = Condition.model_validate({side: float(value), "sense": "measured"})
-            options[metric] = option
+            options[metric] = switch
     known: dict[str, Any] = {"conditions": limits, "baseline": baseline, "confidence": confidence, "name": name}
     of_log = is_request_log(target)
     if not of_log:

@@ -7,22 +7,18 @@ from typing import Annotated
 
 import typer
 
-from defended_cli.common import Data, Limit, print_rate, test_points
+from defended_cli.common import Data, Limit, argument, option, print_rate, test_points
 from defended_cli.config import Config
 from defended_cli.engine import Address, EngineName, Threads, Workers, opened, start
 
 
 def certify(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL.keras|ARTEFACT", help="A defended model, or a directory NAME/VERSION.")
-    ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Gets shards/*.parquet and manifest.json.")],
+    model: Annotated[Path, argument("A defended model, or a directory NAME/VERSION.", "MODEL.keras|ARTEFACT")],
+    out: Annotated[Path, option("Gets shards/*.parquet and manifest.json.", "DIR")],
     data: Data = "digits",
     limit: Limit = 0,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Inputs per run. Another number may change the last digits.")
-    ] = 256,
-    shard_size: Annotated[int, typer.Option(min=1, help="Inputs per file, a multiple of the batch size.")] = 2048,
+    batch_size: Annotated[int, option("Inputs per run. Another number may change the last digits.", min=1)] = 256,
+    shard_size: Annotated[int, option("Inputs per file, a multiple of the batch size.", min=1)] = 2048,
     engine: EngineName = "local",
     workers: Workers = None,
     threads: Threads = None,

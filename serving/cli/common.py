@@ -23,11 +23,25 @@ if TYPE_CHECKING:
 
 TOKEN = "DEFENDED_TOKEN"  # noqa: S105  (the name of the variable that holds a server's token)
 
+
+def option(text: str, placeholder: str | None = None, **limits: Any) -> Any:
+    """Return an option with its help, what help pages show in place of its value, and its limits `min` and `max`."""
+    return typer.Option(help=text, metavar=placeholder, **limits)
+
+
+def argument(text: str, placeholder: str) -> Any:
+    """Return an argument with its help, and what help pages show in its place."""
+    return typer.Argument(help=text, metavar=placeholder)
+
+
+def flag(names: str, text: str) -> Any:
+    """Return a switch under the names given, such as `--clip` or `--onnx/--no-onnx`, with its help."""
+    return typer.Option(names, help=text)
+
+
 Data: TypeAlias = option_for(TrainingSettings, "data")  # type: ignore[valid-type]
-Limit = Annotated[int, typer.Option(min=0, help="Use only this many test points, the first ones; 0 means all.")]
-ModelFile = Annotated[
-    Path, typer.Argument(metavar="MODEL.keras", help="A defended model, as `defended train` writes it.")
-]
+Limit = Annotated[int, option("Use only this many test points, the first ones; 0 means all.", min=0)]
+ModelFile = Annotated[Path, argument("A defended model, as `defended train` writes it.", "MODEL.keras")]
 
 
 def open_model(path: Path) -> DefendedModel:

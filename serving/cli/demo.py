@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from defended_cli.common import load_tensorflow
+from defended_cli.common import load_tensorflow, option
 from defended_cli.config import Config
 
 
 def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes.")] = Path("defended-demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the initial weights, the batches and the attack.")] = 0,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each of the two trainings.")] = 60,
+    out: Annotated[Path, option("Where everything goes.", "DIR")] = Path("defended-demo"),
+    seed: Annotated[int, option("Seed of the initial weights, the batches and the attack.", min=0)] = 0,
+    epochs: Annotated[int, option("Epochs of each of the two trainings.", min=1)] = 60,
     config: Config = None,
 ) -> None:
     """Show the whole path on small digits, offline: train, attack, compare, export, audit.

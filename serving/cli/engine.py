@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-
-from defended_cli.common import load_tensorflow
+from defended_cli.common import load_tensorflow, option
 
 if TYPE_CHECKING:
     from defended.defended_model import DefendedModel
@@ -19,19 +17,15 @@ if TYPE_CHECKING:
 
 EngineName = Annotated[
     Literal["local", "ray"] | None,
-    typer.Option(help="What computes the pieces: this process, or actors of a Ray cluster (extra ray)."),
+    option("What computes the pieces: this process, or actors of a Ray cluster (extra ray)."),
 ]
-Workers = Annotated[
-    int | None, typer.Option(min=1, help="Actors of --engine ray; by default as many as there are processors.")
-]
+Workers = Annotated[int | None, option("Actors of --engine ray; by default as many as there are processors.", min=1)]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="TensorFlow's threads per worker. Another number may change the last digits.")
+    int | None, option("TensorFlow's threads per worker. Another number may change the last digits.", min=1)
 ]
 Address = Annotated[
     str | None,
-    typer.Option(
-        metavar="ADDRESS", help="Address of the Ray cluster; by default RAY_ADDRESS, or a cluster made on this machine."
-    ),
+    option("Address of the Ray cluster; by default RAY_ADDRESS, or a cluster made on this machine.", "ADDRESS"),
 ]
 
 

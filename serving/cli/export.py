@@ -8,48 +8,39 @@ from typing import Annotated, Literal
 
 import typer
 
-from defended_cli.common import ModelFile, open_model, shown_warnings, test_points
+from defended_cli.common import ModelFile, flag, open_model, option, shown_warnings, test_points
 from defended_cli.config import Config
+
+# What the library takes: by default what can be made, otherwise what was asked for.
+_MODES: dict[bool | None, bool | Literal["require"]] = {None: True, True: "require", False: False}
 
 
 def export(
     model: ModelFile,
-    name: Annotated[str, typer.Option(help="The model's name in the server's routes.")],
-    to: Annotated[
-        Path, typer.Option(metavar="DIR", help="The folder of all models; the artefact is DIR/NAME/VERSION.")
-    ] = Path("models"),
-    version: Annotated[int, typer.Option(min=0, help="A positive number; 0 means the next free one.")] = 0,
+    name: Annotated[str, option("The model's name in the server's routes.")],
+    to: Annotated[Path, option("The folder of all models; the artefact is DIR/NAME/VERSION.", "DIR")] = Path("models"),
+    version: Annotated[int, option("A positive number; 0 means the next free one.", min=0)] = 0,
     data: Annotated[
-        str | None,
-        typer.Option(metavar="NAME|FILE.npz", help="Compare the graphs on test points of these data, not on noise."),
+        str | None, option("Compare the graphs on test points of these data, not on noise.", "NAME|FILE.npz")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Compare on only this many of them, the first ones.")] = 256,
+    limit: Annotated[int, option("Compare on only this many of them, the first ones.", min=1)] = 256,
     onnx: Annotated[
         bool | None,
-        typer.Option(
-            "--onnx/--no-onnx", help="Fail without model.onnx, or leave it out; by default it is made if it can be."
-        ),
+        flag("--onnx/--no-onnx", "Fail without model.onnx, or leave it out; by default it is made if it can be."),
     ] = None,
     warm_up: Annotated[
-        bool | None, typer.Option("--warm-up/--no-warm-up", help="The same for the records that warm up a server.")
+        bool | None, flag("--warm-up/--no-warm-up", "The same for the records that warm up a server.")
     ] = None,
-    class_names: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="Names that the signature classify answers with.")
-    ] = None,
+    class_names: Annotated[str | None, option("Names that the signature classify answers with.", "A,B,...")] = None,
     susceptibility: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Figures of `defended attack`, to keep in the manifest.")
+        Path | None, option("Figures of `defended attack`, to keep in the manifest.", "FILE.json")
     ] = None,
     training_data: Annotated[
-        str | None, typer.Option(metavar="SHA256", help="Digest of the training data, where `fit` did not record it.")
+        str | None, option("Digest of the training data, where `fit` did not record it.", "SHA256")
     ] = None,
-    sign: Annotated[
-        Path | None, typer.Option(metavar="KEY", help="Sign the manifest with this key of `defended keygen`.")
-    ] = None,
+    sign: Annotated[Path | None, option("Sign the manifest with this key of `defended keygen`.", "KEY")] = None,
     serving_files: Annotated[
-        bool,
-        typer.Option(
-            "--serving-files/--no-serving-files", help="Bring DIR/models.config and files like it up to date."
-        ),
+        bool, flag("--serving-files/--no-serving-files", "Bring DIR/models.config and files like it up to date.")
     ] = True,
     config: Config = None,
 ) -> None:
@@ -79,8 +70,8 @@ def export(
             name=name,
             version=version,
             sample=sample,
-            onnx=_mode(onnx),
-            warm_up=_mode(warm_up),
+            onnx=_MODES[onnx],
+            warm_up=_MODES[warm_up],
             class_names=None if class_names is None else [part.strip() for part in class_names.split(",")],
             susceptibility=figures,
             training_data=training_data,
@@ -94,10 +85,3 @@ def export(
         if part is not None and part.omitted is not None:
             typer.echo(f"Left out: {part.omitted}")
     typer.echo(f"Next: defended audit {path} --model {model} --data ...")
-
-
-def _mode(wanted: bool | None) -> bool | Literal["require"]:
-    """Return what the library takes: by default what can be made, otherwise what was asked for."""
-    if wanted is None:
-        return True
-    return "require" if wanted else False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from defended_cli.app import EXIT_ALARM
-from defended_cli.common import TOKEN, load_tensorflow
+from defended_cli.common import TOKEN, argument, load_tensorflow, option
 from defended_cli.config import Config
 
 if TYPE_CHECKING:
@@ -21,28 +22,19 @@ if TYPE_CHECKING:
 
 def monitor(
     source: Annotated[
-        str,
-        typer.Argument(
-            metavar="URL|LOG",
-            help="A server (http://HOST:8501), its page of counters, or a request log's folder.",
-        ),
+        str, argument("A server (http://HOST:8501), its page of counters, or a request log's folder.", "URL|LOG")
     ],
-    baseline: Annotated[Path, typer.Option(metavar="audit.json", help="The audit that says what is usual.")],
+    baseline: Annotated[Path, option("The audit that says what is usual.", "audit.json")],
     false_alarm: Annotated[
-        float, typer.Option(min=1e-9, max=0.5, help="Bound on the probability of ever raising a false alarm.")
+        float, option("Bound on the probability of ever raising a false alarm.", min=1e-9, max=0.5)
     ] = 0.01,
-    name: Annotated[str | None, typer.Option(help="The model's name, where the source has several.")] = None,
-    version: Annotated[int | None, typer.Option(min=0, help="Count only this version of the model.")] = None,
-    state: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep what is known there; the same command goes on from it.")
-    ] = None,
-    interval: Annotated[float, typer.Option(min=0.05, metavar="SECONDS", help="Time between two looks.")] = 10.0,
-    looks: Annotated[int, typer.Option(min=0, help="Leave after this many looks; 0 means only at an alarm.")] = 0,
+    name: Annotated[str | None, option("The model's name, where the source has several.")] = None,
+    version: Annotated[int | None, option("Count only this version of the model.", min=0)] = None,
+    state: Annotated[Path | None, option("Keep what is known there; the same command goes on from it.", "FILE")] = None,
+    interval: Annotated[float, option("Time between two looks.", "SECONDS", min=0.05)] = 10.0,
+    looks: Annotated[int, option("Leave after this many looks; 0 means only at an alarm.", min=0)] = 0,
     raised: Annotated[
-        list[float] | None,
-        typer.Option(
-            "--raised", metavar="RATE", help="Do not watch: simulate how soon such a rejection rate is noticed."
-        ),
+        list[float] | None, option("Do not watch: simulate how soon such a rejection rate is noticed.", "RATE")
     ] = None,
     config: Config = None,
 ) -> None:
@@ -65,13 +57,9 @@ def monitor(
     if raised:
         _plan(watching, raised)
         return
-    position: dict[str, Any] = {}
-    if state is not None and state.exists():
-        position = watching.restore(state)
+    position = watching.restore(state) if state is not None and state.exists() else {}
     look = _look_at_counters if source.startswith(("http://", "https://")) else _look_at_log
-    number = 0
-    while True:
-        number += 1
+    for number in itertools.count(1):
         position = look(watching, source, position, name, version)
         if state is not None:
             watching.save(state, position)

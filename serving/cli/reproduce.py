@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from defended_cli.common import load_tensorflow
+from defended_cli.common import flag, load_tensorflow, option
 from defended_cli.config import Config
 
 
@@ -18,24 +18,17 @@ def reproduce(
         Literal["table1", "table2", "table3", "table4", "table5", "figure2", "figure3", "figure4", "all"],
         typer.Argument(help="A table or a figure of Leino et al. 2022, or all of them."),
     ],
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A tenth of the points, to see that everything works.")
-    ] = False,
+    quick: Annotated[bool, flag("--quick", "A tenth of the points, to see that everything works.")] = False,
     net: Annotated[
-        list[str] | None,
-        typer.Option(metavar="CASE=FILE", help="Your net for a case, such as cifar10-0.141=net.keras; repeatable."),
+        list[str] | None, option("Your net for a case, such as cifar10-0.141=net.keras; repeatable.", "CASE=FILE")
     ] = None,
     data: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=FILE.npz", help="Where a data set lies, such as cifar10=cifar10.npz; repeatable."),
+        list[str] | None, option("Where a data set lies, such as cifar10=cifar10.npz; repeatable.", "NAME=FILE.npz")
     ] = None,
     reference: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="What the papers' authors published; default: the folder in DEFENDED_REFERENCE."
-        ),
+        Path | None, option("What the papers' authors published; default: the folder in DEFENDED_REFERENCE.", "DIR")
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="For the CSV files and the figures.")] = Path("reproduction"),
+    out: Annotated[Path, option("For the CSV files and the figures.", "DIR")] = Path("reproduction"),
     config: Config = None,
 ) -> None:
     """Reproduce the paper's tables and figures: its value, ours with a 95 % interval, the difference.

@@ -10,12 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
-from defended_cli.common import load_tensorflow
+from defended_cli.common import argument, flag, load_tensorflow, option
 from defended_cli.config import Config
 from defended_cli.options import options_from
 from defended_settings.server import ServerSettings
 
 _LABEL = re.compile(r"([^/=]+)/([^/=]+)=([1-9][0-9]{0,18})")
+
+
+def port(protocol: str) -> Any:
+    """Return the option for a protocol's port."""
+    return option(f"Port of {protocol}; 0: a free one, -1: none.", min=-1, max=65535)
 
 
 @options_from(
@@ -28,39 +33,25 @@ _LABEL = re.compile(r"([^/=]+)/([^/=]+)=([1-9][0-9]{0,18})")
 )  # fmt: skip
 def serve(
     settings: dict[str, Any],
-    directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A folder of NAME/VERSION artefacts, or one model's folder.")
-    ],
-    rest_port: Annotated[
-        int, typer.Option(min=-1, max=65535, help="Port of REST; 0: a free one, -1: none.")
-    ] = ServerSettings.rest_port or -1,
-    grpc_port: Annotated[
-        int, typer.Option(min=-1, max=65535, help="Port of gRPC; 0: a free one, -1: none.")
-    ] = ServerSettings.grpc_port or -1,
-    token_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Holds the bearer token that every request must carry.")
-    ] = None,
+    directory: Annotated[Path, argument("A folder of NAME/VERSION artefacts, or one model's folder.", "DIR")],
+    rest_port: Annotated[int, port("REST")] = ServerSettings.rest_port or -1,
+    grpc_port: Annotated[int, port("gRPC")] = ServerSettings.grpc_port or -1,
+    token_file: Annotated[Path | None, option("Holds the bearer token that every request must carry.", "FILE")] = None,
     default_signature_only: Annotated[
         bool | None,
-        typer.Option(
+        flag(
             "--default-signature-only/--all-signatures",
-            help="Keep back the signature audit, whose radii help attackers; without either flag it is offered on "
+            "Keep back the signature audit, whose radii help attackers; without either flag it is offered on "
             "loopback only.",
         ),
     ] = None,
-    label: Annotated[
-        list[str] | None, typer.Option(metavar="NAME/LABEL=VERSION", help="Name a version; may be repeated.")
-    ] = None,
-    max_megabytes: Annotated[int, typer.Option(min=1, help="Size of one request.")] = ServerSettings.max_body // 2**20,
-    log: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Log requests and answers there, as PredictionLog TFRecords.")
-    ] = None,
-    log_sample: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the answers that are logged.")] = 1.0,
-    log_inputs: Annotated[
-        bool, typer.Option("--log-inputs/--log-verdicts-only", help="Whether the log holds the inputs.")
-    ] = True,
-    log_megabytes: Annotated[int, typer.Option(min=1, help="Size of one file of the log.")] = 64,
-    log_files: Annotated[int, typer.Option(min=1, help="Files of the log that are kept.")] = 16,
+    label: Annotated[list[str] | None, option("Name a version; may be repeated.", "NAME/LABEL=VERSION")] = None,
+    max_megabytes: Annotated[int, option("Size of one request.", min=1)] = ServerSettings.max_body // 2**20,
+    log: Annotated[Path | None, option("Log requests and answers there, as PredictionLog TFRecords.", "DIR")] = None,
+    log_sample: Annotated[float, option("Share of the answers that are logged.", min=0.0, max=1.0)] = 1.0,
+    log_inputs: Annotated[bool, flag("--log-inputs/--log-verdicts-only", "Whether the log holds the inputs.")] = True,
+    log_megabytes: Annotated[int, option("Size of one file of the log.", min=1)] = 64,
+    log_files: Annotated[int, option("Files of the log that are kept.", min=1)] = 16,
     config: Config = None,
 ) -> None:
     """Serve exported models over TensorFlow Serving's REST and gRPC APIs, with `/metrics` for Prometheus.

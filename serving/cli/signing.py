@@ -7,17 +7,17 @@ from typing import Annotated
 
 import typer
 
-from defended_cli.common import load_tensorflow
+from defended_cli.common import argument, flag, load_tensorflow, option
 
 ArtefactFolder = Annotated[
-    Path, typer.Argument(metavar="ARTEFACT", help="A directory that `defended export` wrote, NAME/VERSION at its end.")
+    Path, argument("A directory that `defended export` wrote, NAME/VERSION at its end.", "ARTEFACT")
 ]
 
 
 def keygen(
-    key: Annotated[Path, typer.Argument(metavar="KEY", help="The private key; KEY.pub is made beside it.")],
+    key: Annotated[Path, argument("The private key; KEY.pub is made beside it.", "KEY")],
     passphrase: Annotated[
-        bool, typer.Option("--passphrase", help="Ask for a passphrase, and encrypt the private key with it.")
+        bool, flag("--passphrase", "Ask for a passphrase, and encrypt the private key with it.")
     ] = False,
 ) -> None:
     """Make a key pair that signs artefacts (Ed25519).
@@ -42,7 +42,7 @@ def keygen(
 
 def sign(
     artefact: ArtefactFolder,
-    key: Annotated[Path, typer.Option(metavar="KEY", help="The private key of `defended keygen`.")],
+    key: Annotated[Path, option("The private key of `defended keygen`.", "KEY")],
 ) -> None:
     """Sign an artefact's manifest, and with it every file, after comparing them all.
 
@@ -59,12 +59,8 @@ def sign(
 
 def verify(
     artefact: ArtefactFolder,
-    public_key: Annotated[
-        Path | None, typer.Option(metavar="KEY.pub", help="The key that must have signed the manifest.")
-    ] = None,
-    digest: Annotated[
-        str | None, typer.Option(metavar="SHA256", help="The manifest's digest, as it was kept elsewhere.")
-    ] = None,
+    public_key: Annotated[Path | None, option("The key that must have signed the manifest.", "KEY.pub")] = None,
+    digest: Annotated[str | None, option("The manifest's digest, as it was kept elsewhere.", "SHA256")] = None,
 ) -> None:
     """Compare every file of an artefact with its manifest, and the manifest with a signature or a digest.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from defended_cli.app import EXIT_INTERRUPTED
-from defended_cli.common import load_tensorflow, shown_warnings
+from defended_cli.common import load_tensorflow, option, shown_warnings
 from defended_cli.config import Config
 from defended_cli.options import options_from
 from defended_settings.training import TrainingSettings
@@ -18,7 +18,7 @@ from defended_settings.training import TrainingSettings
 def train(
     settings: dict[str, Any],
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="The run's folder. The same command again continues an interrupted run.")
+        Path, option("The run's folder. The same command again continues an interrupted run.", "DIR")
     ] = Path("runs/train"),
     config: Config = None,
 ) -> None:

@@ -15,6 +15,9 @@ from defended.exceptions import RequestLogError
 
 SUFFIX = ".tfrecord"
 
+# The inputs of a request, or its outputs, by name.
+Arrays = Mapping[str, np.ndarray]
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -92,9 +95,7 @@ def _read_file(path: Path) -> Iterator[LoggedAnswer]:
         number += 1
 
 
-def record_of(
-    model: str, version: int, signature: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
-) -> bytes:
+def record_of(model: str, version: int, signature: str, inputs: Arrays, outputs: Arrays) -> bytes:
     """Return an answered request as a serialized `PredictionLog`."""
     import tensorflow as tf
     from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog

@@ -8,18 +8,14 @@ import logging
 import os
 import random
 import threading
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from defended._io import lock_file
 from defended.arguments import whole_number
 from defended.exceptions import RequestLogError
 from defended.serving.artefacts.closing import Closing
-from defended.serving.clients.logged_answers import SUFFIX, LoggedAnswer, log_files, read_request_log, record_of
+from defended.serving.clients.logged_answers import SUFFIX, Arrays, LoggedAnswer, log_files, read_request_log, record_of
 
 __all__ = ["LoggedAnswer", "RequestLog", "RequestLogError", "log_files", "read_request_log"]
 
@@ -29,13 +25,8 @@ _LOCK = ".lock"
 # What waits to be written while the disk is slow; beyond it answers go unlogged, and are counted.
 _MAX_PENDING_BYTES = 64 * 2**20
 
-
-class _Pending(NamedTuple):
-    model: str
-    version: int
-    signature: str
-    inputs: Mapping[str, np.ndarray]
-    outputs: Mapping[str, np.ndarray]
+# What `record_of` makes a record of: model, version, signature, inputs and outputs.
+_Pending = tuple[str, int, str, Arrays, Arrays]
 
 
 class RequestLog(Closing):
@@ -87,14 +78,7 @@ class RequestLog(Closing):
         self._thread = threading.Thread(target=self._write_all, name="request log", daemon=True)
         self._thread.start()
 
-    def add(
-        self,
-        model: str,
-        version: int,
-        signature: str,
-        inputs: Mapping[str, np.ndarray],
-        outputs: Mapping[str, np.ndarray],
-    ) -> None:
+    def add(self, model: str, version: int, signature: str, inputs: Arrays, outputs: Arrays) -> None:
         """Queue one answer to be logged, without waiting; the arrays must not be changed afterwards."""
         if self.sample < 1 and random.random() >= self.sample:
             return
@@ -104,7 +88,7 @@ class RequestLog(Closing):
             if self._closed or (self._pending and self._pending_bytes + size > _MAX_PENDING_BYTES):
                 self.lost["queue"] += 1
                 return
-            self._pending.append(_Pending(model, version, signature, kept, outputs))
+            self._pending.append((model, version, signature, kept, outputs))
             self._pending_bytes += size
             self._changed.notify_all()
 

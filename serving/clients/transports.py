@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -20,24 +20,11 @@ _LARGEST_ANSWER = 2**28
 _CODES = {code.http_status: code.name for code in reversed(Code)} | {413: "INVALID_ARGUMENT", 500: "INTERNAL"}
 
 
-class Transport(Protocol):
-    """One protocol; every method raises `ClientError`."""
-
-    def predict(self, x: np.ndarray, signature: str, info: SignatureInfo, seconds: float) -> dict[str, np.ndarray]:
-        """Send one request, and return the outputs by name."""
-
-    def status(self, seconds: float) -> dict[int, str]:
-        """Return the state of each version."""
-
-    def metadata(self, seconds: float) -> dict[str, SignatureInfo]:
-        """Return the signatures."""
-
-    def close(self) -> None:
-        """Close the connections."""
-
-
 class RestTransport:
-    """REST: JSON bodies in the column format, the shorter one, over connections that stay open."""
+    """REST: JSON bodies in the column format, the shorter one, over connections that stay open.
+
+    Every method of a transport raises `ClientError`.
+    """
 
     def __init__(
         self, base: str, model: str, version: int | None, label: str | None, token: str | None, ca: Path | None,
@@ -45,8 +32,7 @@ class RestTransport:
     ) -> None:  # fmt: skip
         import urllib3
 
-        self._model_url = f"{base}/v1/models/{quote(model, safe='')}"
-        self._url = self._model_url
+        self._url = f"{base}/v1/models/{quote(model, safe='')}"
         if version is not None:
             self._url += f"/versions/{version}"
         elif label is not None:
@@ -56,6 +42,7 @@ class RestTransport:
         self._pool = urllib3.PoolManager(maxsize=connections, retries=False, **tls)
 
     def predict(self, x: np.ndarray, signature: str, info: SignatureInfo, seconds: float) -> dict[str, np.ndarray]:
+        """Send one request, and return the outputs by name."""
         answer = self._ask("POST", f"{self._url}:predict", seconds, _body(x, signature))
         outputs = answer.get("outputs") if isinstance(answer, dict) else None
         if not isinstance(outputs, dict):  # a single output comes without its name
@@ -66,14 +53,17 @@ class RestTransport:
             raise ClientError("INTERNAL", f"The answer does not hold arrays: {error}") from error
 
     def status(self, seconds: float) -> dict[int, str]:
+        """Return the state of each version."""
         answer = self._ask("GET", self._url, seconds)
         return {int(entry["version"]): entry["state"] for entry in answer["model_version_status"]}
 
     def metadata(self, seconds: float) -> dict[str, SignatureInfo]:
+        """Return the signatures."""
         answer = self._ask("GET", f"{self._url}/metadata", seconds)
         return _signatures(answer["metadata"]["signature_def"]["signature_def"])
 
     def close(self) -> None:
+        """Close the connections."""
         self._pool.clear()
 
     def _ask(self, method: str, url: str, seconds: float, body: bytes | None = None) -> Any:
@@ -131,7 +121,7 @@ class GrpcTransport:
         ca: Path | None,
     ) -> None:  # fmt: skip
         import grpc
-        from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
+        from tensorflow_serving.apis import model_pb2, model_service_pb2_grpc, prediction_service_pb2_grpc
 
         options = (
             ("grpc.max_receive_message_length", _LARGEST_ANSWER),
@@ -147,15 +137,15 @@ class GrpcTransport:
             self._channel = grpc.insecure_channel(address, options)
         self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
-        self._model, self._version, self._label = model, version, label
+        choice: dict[str, Any] = {"version_label": label} if version is None else {"version": {"value": version}}
+        self._spec = model_pb2.ModelSpec(name=model, **choice)
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
 
     def predict(self, x: np.ndarray, signature: str, info: SignatureInfo, seconds: float) -> dict[str, np.ndarray]:
         import tensorflow as tf
         from tensorflow_serving.apis import predict_pb2
 
-        request = predict_pb2.PredictRequest()
-        self._name(request.model_spec)
+        request = predict_pb2.PredictRequest(model_spec=self._spec)
         request.model_spec.signature_name = signature
         request.inputs[next(iter(info.inputs))].CopyFrom(tf.make_tensor_proto(x))
         response = self._call(self._predictions.Predict, request, seconds)
@@ -164,8 +154,7 @@ class GrpcTransport:
     def status(self, seconds: float) -> dict[int, str]:
         from tensorflow_serving.apis import get_model_status_pb2
 
-        request = get_model_status_pb2.GetModelStatusRequest()
-        self._name(request.model_spec)
+        request = get_model_status_pb2.GetModelStatusRequest(model_spec=self._spec)
         response = self._call(self._models.GetModelStatus, request, seconds)
         state = get_model_status_pb2.ModelVersionStatus.State
         return {entry.version: state.Name(entry.state) for entry in response.model_version_status}
@@ -174,8 +163,9 @@ class GrpcTransport:
         from google.protobuf import json_format
         from tensorflow_serving.apis import get_model_metadata_pb2
 
-        request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
-        self._name(request.model_spec)
+        request = get_model_metadata_pb2.GetModelMetadataRequest(
+            model_spec=self._spec, metadata_field=["signature_def"]
+        )
         response = self._call(self._predictions.GetModelMetadata, request, seconds)
         found = get_model_metadata_pb2.SignatureDefMap()
         if not response.metadata["signature_def"].Unpack(found):
@@ -184,13 +174,6 @@ class GrpcTransport:
 
     def close(self) -> None:
         self._channel.close()
-
-    def _name(self, spec: Any) -> None:
-        spec.name = self._model
-        if self._version is not None:
-            spec.version.value = self._version
-        elif self._label is not None:
-            spec.version_label = self._label
 
     def _call(self, method: Any, request: Any, seconds: float) -> Any:
         import grpc
@@ -201,6 +184,9 @@ class GrpcTransport:
             code = error.code()
             busy = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
             raise ClientError(code.name, error.details() or "no details", is_retryable=code in busy) from error
+
+
+Transport = RestTransport | GrpcTransport
 
 
 def _body(x: np.ndarray, signature: str) -> bytes:

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from defended._version import __version__
 from defended.arguments import whole_number
 from defended.attacks.core import checks
 from defended.attacks.core.checks import Array
 from defended.attacks.measurement.engine import Settings
 from defended.provenance import data_digest
-from defended.serving.cluster.remote import pieces
+from defended.serving.cluster.remote import pieces, run_plan
 from defended.serving.cluster.shards import read_shards, write_manifest
 from defended.statistics.rates import InputFacts, exceeds
 
@@ -92,15 +91,8 @@ def certify(
             f"Received: {received}."
         )
     target = None if y is None else checks.class_numbers(y, len(x), source.facts["num_classes"])
-    plan = {
-        "task": "certify",
-        "model": source.digest,
-        "data": data_digest(x, target),
-        "batch_size": batch_size,
-        "shard_size": shard_size,
-        "version": __version__,
-        **engine.fingerprint,
-    }
+    sizes = {"batch_size": batch_size, "shard_size": shard_size}
+    plan = run_plan(engine, "certify", data_digest(x, target), sizes)
     folder = Path(out)
     store = engine.store(folder / "shards", plan)
     jobs = pieces("certify", x, shard_size, {"index": np.arange(len(x))}, "certified")

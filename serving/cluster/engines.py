@@ -27,17 +27,13 @@ RESTARTS = 3
 
 
 class _Engine:
-    """What all engines know: the model, and TensorFlow's threads within an operation."""
+    """What all engines know: the model, TensorFlow's threads, and what results depend on besides model and work."""
 
     store = ParquetStore
 
     def __init__(self, source: Source | None, threads: int) -> None:
         self.source, self.threads = source, threads
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """What results depend on besides the model and the work."""
-        return {"threads": self.threads}
+        self.fingerprint: dict[str, Any] = {"threads": threads}
 
 
 class ClusterEngine(_Engine):

@@ -133,19 +133,18 @@ def in_order(engine: Any, jobs: Iterator[Job], settings: Settings, store: ChunkS
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if parts[0][name].ndim}
 
 
+def run_plan(engine: Any, task: str, data: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what the result of a run depends on: its settings, the model, the digest of the data, and the engine."""
+    known = {"task": task, "model": engine.source.digest, "data": data, "version": __version__}
+    return known | engine.fingerprint | settings
+
+
 def open_store(
     engine: Any, keep: str | os.PathLike[str] | None, kind: str, x: Array, plan: dict[str, Any]
 ) -> ChunkStore:
     """Return the store of one call's pieces: a folder of its own for every piece of work, named after it."""
     if keep is None:
         return ParquetStore(None, {})
-    whole = {
-        "task": kind,
-        "model": engine.source.digest,
-        "data": data_digest(x),
-        "version": __version__,
-        **engine.fingerprint,
-        **plan,
-    }
+    whole = run_plan(engine, kind, data_digest(x), plan)
     name = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
     return ParquetStore(Path(keep) / f"{kind}-{name}", whole)

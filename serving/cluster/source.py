@@ -14,6 +14,7 @@ from defended.attacks.core.attack import model_radius
 if TYPE_CHECKING:
     from defended.defended_model import DefendedModel
     from defended.serving.artefacts.artefact import Artefact
+    from defended.serving.artefacts.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,8 @@ class Source:
             path = Path(folder) / "model.keras"
             model.save(path)
             content = path.read_bytes()
-        facts = {
-            "epsilon": model_radius(model),
-            "norm": model.norm,
-            "num_classes": model.num_classes,
-            "input_shape": list(model.input_shape[1:]),
-            "alpha": float(model.sampling["alpha"]) if model.sampling else 0.0,
-        }
+        alpha = float(model.sampling["alpha"]) if model.sampling else 0.0
+        facts = _facts(model, model_radius(model), model.input_shape[1:], alpha)
         return cls("model", {"model.keras": content}, model_digest(model), facts, model.evaluation_drift)
 
     @classmethod
@@ -64,13 +60,9 @@ class Source:
         directory = Path(path)
         manifest = verify(directory)
         files = {name: (directory / name).read_bytes() for name in (*manifest.files, MANIFEST)}
-        facts = {
-            "epsilon": manifest.epsilon,
-            "norm": manifest.norm,
-            "num_classes": manifest.num_classes,
-            "input_shape": list(manifest.signatures["serving_default"].inputs["image"].shape[1:]),
-            "alpha": manifest.sampling.alpha if manifest.sampling is not None else 0.0,
-        }
+        shape = manifest.signatures["serving_default"].inputs["image"].shape[1:]
+        alpha = manifest.sampling.alpha if manifest.sampling is not None else 0.0
+        facts = _facts(manifest, manifest.epsilon, shape, alpha)
         return cls("artefact", files, manifest.digest, facts)
 
     @classmethod
@@ -108,6 +100,14 @@ class Source:
             model = load_model(Path(folder) / "model.keras", trusted=True)  # it comes from the process that proved it
             model.evaluation_drift = self.drift
             return model
+
+
+def _facts(
+    what: DefendedModel | Manifest, epsilon: float, shape: tuple[int | None, ...], alpha: float
+) -> dict[str, Any]:
+    """Return the facts of a `Source`."""
+    sizes = {"num_classes": what.num_classes, "input_shape": list(shape)}
+    return {"epsilon": epsilon, "norm": what.norm, "alpha": alpha} | sizes
 
 
 def model_digest(model: DefendedModel) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from defended._io import canonical_json
 from defended.serving.artefacts.manifest import MAX_VERSION, NAME, DataRecord
@@ -88,11 +87,9 @@ def check_data(model: DefendedModel, given: Any) -> tuple[DataRecord, ...]:
         return tuple(DataRecord(**record) for record in model.training_data)
     try:
         items = [given] if isinstance(given, str | Mapping) else list(given)
-        return tuple(
-            DataRecord(sha256=item) if isinstance(item, str) else DataRecord.model_validate(dict(item))
-            for item in items
-        )
-    except (ValidationError, TypeError, ValueError) as error:
+        records = ({"sha256": item} if isinstance(item, str) else dict(item) for item in items)
+        return tuple(DataRecord.model_validate(record) for record in records)
+    except (TypeError, ValueError) as error:
         raise ValueError(
             "`training_data` must be the SHA-256 of the data (64 hexadecimal digits, such as those of "
             "`defended.provenance.data_digest(x, y)`), a mapping with `sha256` and perhaps `points` and `name`, or "
@@ -113,14 +110,13 @@ def figures_of(susceptibility: Susceptibility | Mapping[str, Any] | None) -> dic
 
     if susceptibility is None:
         return None
-    if isinstance(susceptibility, Susceptibility):
-        return check_json("susceptibility", susceptibility.summary())
-    if isinstance(susceptibility, Mapping):
-        return check_json("susceptibility", dict(susceptibility))
-    raise TypeError(
-        "`susceptibility` must be a mapping or the result of `defended.attacks.susceptibility`. "
-        f"Received: {type(susceptibility).__name__}."
-    )
+    figures = susceptibility.summary() if isinstance(susceptibility, Susceptibility) else susceptibility
+    if not isinstance(figures, Mapping):
+        raise TypeError(
+            "`susceptibility` must be a mapping or the result of `defended.attacks.susceptibility`. "
+            f"Received: {type(susceptibility).__name__}."
+        )
+    return check_json("susceptibility", dict(figures))
 
 
 def check_json(argument: str, content: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,13 +24,7 @@ from defended.serving.exporting.warm_up import BATCH_SIZES
 _LOCK = ".serving-files.lock"
 _HEAD = "# Written by defended, and again after every export while this line holds. sha256 of the rest: "
 
-TEMPLATES = {
-    "models.config": "models.config.j2",
-    "batching.config": "batching.config.j2",
-    "monitoring.config": "monitoring.config.j2",
-    "prometheus.yml": "prometheus.yml.j2",
-    "compose.yaml": "compose.yaml.j2",
-}
+FILES = ("models.config", "batching.config", "monitoring.config", "prometheus.yml", "compose.yaml")
 
 
 class ServedModel(NamedTuple):
@@ -83,12 +76,13 @@ def write_serving_files(directory: str | os.PathLike[str]) -> dict[str, Path]:
         OSError: the directory cannot be written; existing files stay whole.
     """
     folder = Path(directory)
-    with _alone(folder):
+    # One process at a time: a later one sees the artefacts of those before it.
+    with os.fdopen(lock_file(folder / _LOCK, wait=True), "rb"):
         models = served_models(folder)
-        written = {name: _write(folder / name, _render(template, models)) for name, template in TEMPLATES.items()}
+        written = {name: _write(folder / name, _render(name, models)) for name in FILES}
         for model in models:
             name = f"kserve/{model.name}.yaml"
-            written[name] = _write(folder / name, _render("kserve.yaml.j2", (model,)))
+            written[name] = _write(folder / name, _render("kserve.yaml", (model,)))
     return written
 
 
@@ -103,7 +97,8 @@ def _write(path: Path, rest: str) -> Path:
     try:
         found = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return path if _is_dangling(path) else atomic_write_text(path, text)
+        # A link to nowhere was made on purpose: it is neither followed nor replaced.
+        return path if os.path.lexists(path) else atomic_write_text(path, text)
     except (UnicodeDecodeError, IsADirectoryError):
         found = ""
     beside = path.with_name(f"{path.name}.new")
@@ -123,20 +118,6 @@ def _write(path: Path, rest: str) -> Path:
     return atomic_write_text(beside, text)
 
 
-def _is_dangling(path: Path) -> bool:
-    # Somebody made a link to nowhere on purpose: it is neither followed nor replaced.
-    return os.path.lexists(path)
-
-
-def _render(template: str, models: tuple[ServedModel, ...]) -> str:
-    return render(template, models=models, batching={"sizes": BATCH_SIZES, "timeout_micros": 1000, "waiting": 100})
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let one process in at a time: a later one sees the artefacts of those before it."""
-    descriptor = lock_file(folder / _LOCK, wait=True)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
+def _render(name: str, models: tuple[ServedModel, ...]) -> str:
+    batching = {"sizes": BATCH_SIZES, "timeout_micros": 1000, "waiting": 100}
+    return render(f"{name}.j2", models=models, batching=batching)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -170,14 +171,16 @@ def export(
             atomic_write_text(partial / MANIFEST, text)
             if key is not None:
                 atomic_write_text(partial / SIGNATURE, signature_of(text.encode(), key))
-    except FileExistsError as error:
-        if error.filename != str(target):
-            raise _unusable(directory, error) from error
-        raise FileExistsError(
-            error.errno, f"{error.strerror}: export version {next_version(directory, name)} instead", str(target)
-        ) from None
-    except (NotADirectoryError, PermissionError) as error:
-        raise _unusable(directory, error) from error
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        if isinstance(error, FileExistsError) and error.filename == str(target):
+            raise FileExistsError(
+                error.errno, f"{error.strerror}: export version {next_version(directory, name)} instead", str(target)
+            ) from None
+        kind = PermissionError if isinstance(error, PermissionError) else NotADirectoryError
+        message = (
+            f"`directory` must be a folder that can be written ({error.strerror}). Received: {os.fspath(directory)!r}"
+        )
+        raise kind(error.errno, message, error.filename) from error
     if serving_files:
         _write_serving_files(directory, target)
     return target
@@ -214,10 +217,8 @@ def _assumption(drift: DriftRecord | None, samples: int) -> tuple[str, ...]:
 def _packages() -> dict[str, str]:
     found = {"python": platform.python_version(), "defended": __version__}
     for name in ("tensorflow", "keras", "numpy", "onnx", "tf2onnx", "onnxruntime"):
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[name] = package_version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -231,12 +232,3 @@ def _write_serving_files(directory: str | os.PathLike[str], target: Path) -> Non
             f"({error.strerror}). Make room, then call `defended.serving.write_serving_files` on that folder",
             error.filename,
         ) from error
-
-
-def _unusable(directory: str | os.PathLike[str], error: OSError) -> OSError:
-    kind = PermissionError if isinstance(error, PermissionError) else NotADirectoryError
-    return kind(
-        error.errno,
-        f"`directory` must be a folder that can be written ({error.strerror}). Received: {os.fspath(directory)!r}",
-        error.filename,
-    )

@@ -103,10 +103,8 @@ def _onnx(
         return None, None
     try:
         converted = convert(model, sample)
-    except AgreementError:
-        raise
     except (ImportError, ValueError) as error:
-        if mode == "require":
+        if mode == "require" or isinstance(error, AgreementError):
             raise
         return None, OnnxRecord(file=None, opset=None, omitted=reason(error))
     atomic_write_bytes(directory / ONNX_FILE, converted.content)

@@ -22,6 +22,8 @@ _METRICS = {
     "fpr_upper": "answers not proven to hold out (false positive rate, at most)",
 }
 
+_NO_MARKUP = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_[]>|#"} | {"<": "&lt;"})
+
 
 def model_card(manifest: Manifest) -> str:
     """Return the card's text: Markdown with a YAML header."""
@@ -75,7 +77,4 @@ def _as_yaml(text: str) -> str:
 
 def _as_text(text: str) -> str:
     """Return text on one line in which Markdown and HTML find no markup."""
-    line = " ".join(str(text).split())
-    for mark in "\\`*_[]<>|#":
-        line = line.replace(mark, f"\\{mark}" if mark != "<" else "&lt;")
-    return line
+    return " ".join(str(text).split()).translate(_NO_MARKUP)

@@ -118,8 +118,7 @@ def _quiet() -> Iterator[None]:
     """Silence tf2onnx's log and its warnings of future NumPy and protobuf; what matters is checked afterwards."""
     logger = logging.getLogger("tf2onnx")
     level = logger.level
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         logger.setLevel(logging.CRITICAL)
         try:
             yield

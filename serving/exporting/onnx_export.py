@@ -125,7 +125,11 @@ def convert(model: DefendedModel, sample: np.ndarray) -> Converted:
 
     whole = to_onnx(judge, specification, _metadata(model))
     converted = OnnxModel(whole)
-    outputs = _require_same_verdicts(model, converted, sample)
+    outputs = converted.run(sample)
+    require_agreement(model, sample, outputs)
+    rejected = check_rejection("The ONNX model", converted.run, sample[:1])
+    if not all(np.isfinite(value).all() for value in rejected.values() if value.dtype.kind == "f"):
+        raise AgreementError("The ONNX model must reject NaN and infinity with finite outputs. Its are not finite.")
     content = with_outputs(whole, names["serving_default"])
     found = OnnxModel(content).run(sample)
     if any(not np.array_equal(found[name], outputs[name]) for name in ("label", "rejected")):
@@ -134,7 +138,8 @@ def convert(model: DefendedModel, sample: np.ndarray) -> Converted:
 
 
 def _metadata(model: DefendedModel) -> dict[str, Any]:
-    content: dict[str, Any] = {
+    sampling = model.sampling
+    return {
         "defended": __version__,
         "defence": type(model).__name__,
         "norm": model.norm,
@@ -142,21 +147,8 @@ def _metadata(model: DefendedModel) -> dict[str, Any]:
         "num_classes": model.num_classes,
         "certificate_method": model.certificate_method,
         "certificate_assumptions": list(model.certificate_assumptions),
-        "sampling": None,
+        "sampling": None if sampling is None else {**sampling, "checkpoints": model.gate.checkpoints.tolist()},
     }
-    if model.sampling is not None:
-        checkpoints = model.gate.checkpoints.tolist()
-        content["sampling"] = {**model.sampling, "checkpoints": checkpoints}
-    return content
-
-
-def _require_same_verdicts(model: DefendedModel, converted: OnnxModel, sample: np.ndarray) -> dict[str, np.ndarray]:
-    outputs = converted.run(sample)
-    require_agreement(model, sample, outputs)
-    rejected = check_rejection("The ONNX model", converted.run, sample[:1])
-    if not all(np.isfinite(value).all() for value in rejected.values() if value.dtype.kind == "f"):
-        raise AgreementError("The ONNX model must reject NaN and infinity with finite outputs. Its are not finite.")
-    return outputs
 
 
 def _require_same_votes(model: Any, converted: OnnxModel, step: Callable[..., Any], sample: np.ndarray) -> None:

@@ -15,12 +15,8 @@ from defended.serving.exporting.agreement import BOTTOM
 if TYPE_CHECKING:
     from defended.defended_model import DefendedModel
 
-SIGNATURES = {
-    "serving_default": ("label", "rejected", "scores"),
-    "audit": (
-        "label", "rejected", "scores", "certified_radius", "availability_radius", "epsilon", "scores_with_bottom",
-    ),
-}  # fmt: skip
+_ANSWER = ("label", "rejected", "scores")
+_RADII = ("certified_radius", "availability_radius", "epsilon", "scores_with_bottom")
 
 # This detail helps no attacker, and explains to a client why there is no answer.
 _REASON = "reason"
@@ -29,10 +25,7 @@ _REASON = "reason"
 def output_names(model: DefendedModel) -> dict[str, tuple[str, ...]]:
     """Return the outputs of each signature that takes `image`: all for `audit`, those of an answer by default."""
     reason = (_REASON,) if _REASON in model.details else ()
-    return {
-        "serving_default": SIGNATURES["serving_default"] + reason,
-        "audit": SIGNATURES["audit"] + tuple(model.details),
-    }
+    return {"serving_default": _ANSWER + reason, "audit": (*_ANSWER, *_RADII, *model.details)}
 
 
 def save_graph(model: DefendedModel, directory: Path, labels: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import secrets
 import shutil
@@ -30,7 +31,8 @@ def staged(target: Path) -> Iterator[Path]:
     """
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, "exists and is never overwritten", str(target))
-    made = _make_parents(target.parent)
+    made = list(itertools.takewhile(lambda folder: not os.path.lexists(folder), target.parents))
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         _remove_leftovers(target.parent)
         workplace, lock = _claim_workplace(target.parent)
@@ -38,9 +40,10 @@ def staged(target: Path) -> Iterator[Path]:
             content = workplace / _CONTENT
             content.mkdir()
             yield content
-            _flush(content)
+            for path in (*content.rglob("*"), content):
+                _flush(path)
             _rename(content, target)
-            _flush_entry(target.parent)
+            _flush(target.parent)
         finally:
             shutil.rmtree(workplace, ignore_errors=True)
             os.close(lock)
@@ -49,17 +52,6 @@ def staged(target: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):
                 parent.rmdir()
         raise
-
-
-def _make_parents(parent: Path) -> list[Path]:
-    """Make the missing directories and return them, the innermost first."""
-    missing = []
-    for folder in (parent, *parent.parents):
-        if os.path.lexists(folder):
-            break
-        missing.append(folder)
-    parent.mkdir(parents=True, exist_ok=True)
-    return missing
 
 
 def _claim_workplace(parent: Path) -> tuple[Path, int]:
@@ -87,13 +79,7 @@ def _remove_leftovers(parent: Path) -> None:
                 os.close(lock)
 
 
-def _flush(directory: Path) -> None:
-    for path in directory.rglob("*"):
-        _flush_entry(path)
-    _flush_entry(directory)
-
-
-def _flush_entry(path: Path) -> None:
+def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -56,11 +56,7 @@ class Evidence:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the evidence, ready for JSON."""
-        return {
-            "summary": self.summary,
-            "findings": [vars(finding) for finding in self.findings],
-            "limits": list(self.limits),
-        }
+        return vars(self) | {"findings": [vars(finding) for finding in self.findings], "limits": list(self.limits)}
 
 
 def weigh(
@@ -75,7 +71,7 @@ def weigh(
 
     Args:
         baseline: the audit's profile; None where it has none.
-        recent: `[n]` each: `rejected` and `not_finite` bool, `margin` (bin) and `class`, as `Profile` counts them; None
+        recent: `[n]` each: `rejected` and `not_finite` bool, `margin` (bin) and `class`, as a profile counts them; None
             where only counts of verdicts are known.
         neighbours: how many of the recent rejected inputs have an answered one within epsilon, and how many were
             looked at; None where inputs are not known.
@@ -132,17 +128,12 @@ def weigh(
     if neighbours is not None and neighbours[1]:
         found, looked = neighbours
         found_then, looked_then = baseline.rejected_near_answered or (0, 0)
+        p = _more_often(found, looked, found_then, looked_then)
         said = (
-            f"{found} of {looked} rejected inputs lie within epsilon of an answered one, {found_then} of {looked_then}"
+            f"{found} of {looked} rejected inputs lie within epsilon of an answered one, "
+            f"{found_then} of {looked_then} in the audit"
         )
-        tests.append(
-            _Test(
-                "attack",
-                _more_often(found, looked, found_then, looked_then),
-                f"{said} in the audit: a degradation attack leaves such pairs.",
-                f"{said} in the audit.",
-            )
-        )
+        tests.append(_Test("attack", p, f"{said}: a degradation attack leaves such pairs.", f"{said}."))
     return _graded(tests)
 
 
@@ -157,11 +148,10 @@ def _graded(tests: list[_Test]) -> Evidence:
     adjusted = iter(holm([test.p_value for test in tests if test.p_value is not None]))
     findings = []
     for test in tests:
-        if test.p_value is None:
+        p = None if test.p_value is None else next(adjusted)
+        if p is None:
             findings.append(Finding(f"Too few inputs to say whether: {test.changed}", "nothing", None, "none"))
-            continue
-        p = next(adjusted)
-        if p < _SOME:
+        elif p < _SOME:
             findings.append(Finding(test.changed, test.points_to, p, "strong" if p < _STRONG else "some"))
         else:
             findings.append(Finding(test.same, "nothing", p, "none"))
@@ -203,11 +193,8 @@ def _shifted(now: np.ndarray, then: np.ndarray, alternative: str) -> float | Non
     values = np.arange(len(now))
     if ((now + then) > 0).sum() < 2:
         return 1.0
-    return float(
-        mannwhitneyu(
-            np.repeat(values, now), np.repeat(values, then), alternative=alternative, method="asymptotic"
-        ).pvalue
-    )
+    samples = np.repeat(values, now), np.repeat(values, then)
+    return float(mannwhitneyu(*samples, alternative=alternative, method="asymptotic").pvalue)
 
 
 def _differ(now: np.ndarray, then: np.ndarray) -> float | None:

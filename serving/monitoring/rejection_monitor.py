@@ -82,9 +82,9 @@ class RejectionMonitor:
         baseline_share: float = 0.5,
         window: int = 4000,
     ):
-        number_in("false_alarm", false_alarm, "(0, 0.5]")
-        number_in("baseline_share", baseline_share, "(0, 1)")
-        whole_number("window", window, 1, floats=True)
+        self.false_alarm = number_in("false_alarm", false_alarm, "(0, 0.5]")
+        self.baseline_share = number_in("baseline_share", baseline_share, "(0, 1)")
+        self.window = whole_number("window", window, 1, floats=True)
         self.baseline: AuditRecord | None = None
         if isinstance(baseline, Rate):
             self.rate = baseline
@@ -97,7 +97,6 @@ class RejectionMonitor:
         self._profile = None if self.baseline is None else self.baseline.profile
         if self.rate.total == 0:
             raise ValueError("`baseline` must be an audit of at least one input.")
-        self.false_alarm, self.baseline_share, self.window = float(false_alarm), float(baseline_share), int(window)
         # Each end of a two-sided interval at confidence 1 - 2 a errs with probability at most a.
         error = self.baseline_share * self.false_alarm
         self.limit = clopper_pearson(self.rate.count, self.rate.total, 1 - 2 * error)[1]

@@ -86,12 +86,11 @@ def new_counts(page: str, position: CounterPosition, name: str | None, version: 
             for sample in family.samples:
                 if sample.name != COUNTER:
                     continue
-                models.add(sample.labels.get("model", ""))
-                wanted = name in (None, sample.labels.get("model")) and (
-                    version is None or str(version) == sample.labels.get("version")
-                )
-                if wanted and sample.labels.get("verdict") in counts:
-                    counts[sample.labels["verdict"]] += sample.value
+                labels = sample.labels
+                models.add(labels.get("model", ""))
+                of_version = version is None or str(version) == labels.get("version")
+                if of_version and name in (None, labels.get("model")) and labels.get("verdict") in counts:
+                    counts[labels["verdict"]] += sample.value
     except ValueError as error:
         raise SourceError(f"The page is not in Prometheus's text format: {error}.") from error
     if not models:
@@ -125,9 +124,8 @@ def scrape(url: str, token: str | None = None, timeout: float = 10.0) -> str:
         raise SourceError(f"{url} is not an address of counters: write one such as http://localhost:8501.")
     if parts.path in ("", "/"):
         url = f"{parts.scheme}://{parts.netloc}/metrics"
-    request = urllib.request.Request(url)  # noqa: S310  (http or https, seen above)
-    if token:
-        request.add_header("Authorization", f"Bearer {token}")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310  (http or https, seen above)
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310
             content = response.read(_MOST_BYTES + 1)

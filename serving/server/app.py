@@ -179,7 +179,8 @@ def running(directory: Any, *, log: RequestLog | None = None, **settings: Any) -
     thread = threading.Thread(target=loop.run_forever, name="defended server", daemon=True)
     thread.start()
     try:
-        server = asyncio.run_coroutine_threadsafe(_made(chosen, log), loop).result()
+        server = Server(chosen, log)
+        asyncio.run_coroutine_threadsafe(server.start(), loop).result()
         try:
             yield server
         finally:
@@ -188,9 +189,3 @@ def running(directory: Any, *, log: RequestLog | None = None, **settings: Any) -
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
-
-
-async def _made(settings: ServerSettings, log: RequestLog | None) -> Server:
-    server = Server(settings, log)
-    await server.start()
-    return server

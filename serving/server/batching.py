@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
 
 from defended.exceptions import Code, ServingError
-
-Arrays = Mapping[str, np.ndarray]
+from defended.serving.clients.logged_answers import Arrays
 
 
 @dataclass(eq=False)
@@ -154,18 +153,16 @@ class Batcher:
 
     def _finish(self, batch: list[_Waiting], result: dict[str, np.ndarray] | Exception) -> None:
         self._running -= 1
-        if isinstance(result, Exception):
-            if len(batch) == 1:
-                if not batch[0].future.done():
-                    batch[0].future.set_exception(result)
-            else:
-                for waiting in batch:
-                    self._launch([waiting])
-        else:
+        if not isinstance(result, Exception):
             start = 0
             for waiting in batch:
                 end = start + waiting.rows
                 if not waiting.future.done():
                     waiting.future.set_result({name: value[start:end] for name, value in result.items()})
                 start = end
+        elif len(batch) > 1:
+            for waiting in batch:
+                self._launch([waiting])
+        elif not batch[0].future.done():
+            batch[0].future.set_exception(result)
         self._start()

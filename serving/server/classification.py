@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from defended.exceptions import ServingError
 from defended.serving.artefacts.tensor_info import SignatureInfo
 from defended.serving.server.errors import invalid
 from defended.serving.server.json_answers import write_json
@@ -92,15 +91,10 @@ def examples_from_proto(given: input_pb2.Input) -> np.ndarray:
     Raises:
         ServingError: INVALID_ARGUMENT: there are none.
     """
-    kind = given.WhichOneof("kind")
-    if kind == "example_list":
-        prefix, examples = b"", given.example_list.examples
-    elif kind == "example_list_with_context":
-        with_context = given.example_list_with_context
-        prefix, examples = with_context.context.SerializeToString(), with_context.examples
-    else:
-        examples = ()
-    if not len(examples):
+    with_context = given.example_list_with_context  # of the two lists, the one that was not sent reads as empty
+    prefix = with_context.context.SerializeToString()
+    examples = with_context.examples or given.example_list.examples
+    if not examples:
         raise invalid("Input is empty.")
     found = np.empty(len(examples), object)
     found[:] = [prefix + example.SerializeToString() for example in examples]
@@ -163,7 +157,8 @@ def _append(name: str, value: Any, feature: Any) -> None:
     elif is_base64(value):
         _of_kind(name, feature, "bytes_list").append(decode_base64(value))
     else:
-        raise _wrong_element(name, value)
+        kind = _JSON_NAMES.get(type(value), "Object")
+        raise invalid(f"Feature: {name} has element with unexpected JSON type: {kind}")
 
 
 def _of_kind(name: str, feature: Any, kind: str) -> Any:
@@ -171,7 +166,3 @@ def _of_kind(name: str, feature: Any, kind: str) -> Any:
     if present not in (None, kind):
         raise invalid(f"Unexpected element type in feature: {name} expecting type: {_KIND_NAMES[present]}")
     return getattr(feature, kind).value
-
-
-def _wrong_element(name: str, value: Any) -> ServingError:
-    return invalid(f"Feature: {name} has element with unexpected JSON type: {_JSON_NAMES.get(type(value), 'Object')}")

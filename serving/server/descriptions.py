@@ -49,16 +49,9 @@ def metadata_json(served: ModelVersion) -> bytes:
             message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
         )
 
-    return write_json(
-        {
-            "model_spec": as_dict(metadata_message(served).model_spec),
-            "metadata": {"signature_def": as_dict(_signatures(served))},
-        }
-    )
+    spec, signatures = as_dict(metadata_message(served).model_spec), as_dict(_signatures(served))
+    return write_json({"model_spec": spec, "metadata": {"signature_def": signatures}})
 
 
 def _signatures(served: ModelVersion) -> Any:
-    found = get_model_metadata_pb2.SignatureDefMap()
-    for name, definition in served.definitions.items():
-        found.signature_def[name].CopyFrom(definition)
-    return found
+    return get_model_metadata_pb2.SignatureDefMap(signature_def=served.definitions)

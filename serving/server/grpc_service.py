@@ -8,16 +8,15 @@ from typing import Any
 import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
+from grpc.aio import ServicerContext as Context
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from tensorflow_serving.apis import (
-    classification_pb2,
-    get_model_metadata_pb2,
-    get_model_status_pb2,
-    inference_pb2,
-    model_management_pb2,
-    predict_pb2,
-    regression_pb2,
-)
+from tensorflow_serving.apis.classification_pb2 import ClassificationRequest, ClassificationResponse
+from tensorflow_serving.apis.get_model_metadata_pb2 import GetModelMetadataRequest, GetModelMetadataResponse
+from tensorflow_serving.apis.get_model_status_pb2 import GetModelStatusRequest, GetModelStatusResponse
+from tensorflow_serving.apis.inference_pb2 import MultiInferenceRequest, MultiInferenceResponse
+from tensorflow_serving.apis.model_management_pb2 import ReloadConfigRequest, ReloadConfigResponse
+from tensorflow_serving.apis.predict_pb2 import PredictRequest, PredictResponse
+from tensorflow_serving.apis.regression_pb2 import RegressionRequest, RegressionResponse
 
 from defended.exceptions import Code, ServingError
 from defended.serving.server import classification
@@ -64,15 +63,15 @@ class GrpcApi:
             ),
         )
         prediction = {
-            "Predict": (self.predict, predict_pb2.PredictRequest),
-            "GetModelMetadata": (self.metadata, get_model_metadata_pb2.GetModelMetadataRequest),
-            "Classify": (self.classify, classification_pb2.ClassificationRequest),
-            "Regress": (self.regress, regression_pb2.RegressionRequest),
-            "MultiInference": (self.multi_inference, inference_pb2.MultiInferenceRequest),
+            "Predict": (self.predict, PredictRequest),
+            "GetModelMetadata": (self.metadata, GetModelMetadataRequest),
+            "Classify": (self.classify, ClassificationRequest),
+            "Regress": (self.regress, RegressionRequest),
+            "MultiInference": (self.multi_inference, MultiInferenceRequest),
         }
         management = {
-            "GetModelStatus": (self.status, get_model_status_pb2.GetModelStatusRequest),
-            "HandleReloadConfigRequest": (self.reload, model_management_pb2.ReloadConfigRequest),
+            "GetModelStatus": (self.status, GetModelStatusRequest),
+            "HandleReloadConfigRequest": (self.reload, ReloadConfigRequest),
         }
         for service, methods in ((PREDICTION_SERVICE, prediction), (MODEL_SERVICE, management)):
             handlers = {name: self._handler(name, *method) for name, method in methods.items()}
@@ -101,11 +100,9 @@ class GrpcApi:
         for service in ("", PREDICTION_SERVICE, MODEL_SERVICE):
             await self.health.set(service, states.SERVING if serving else states.NOT_SERVING)
 
-    async def predict(
-        self, request: predict_pb2.PredictRequest, context: grpc.aio.ServicerContext, call: Call
-    ) -> predict_pb2.PredictResponse:
+    async def predict(self, request: PredictRequest, context: Context, call: Call) -> PredictResponse:
         """Answer `Predict`."""
-        served = self._served(request, call)
+        served = self._inference.resolved(call, *_spec(request))
         signature = request.model_spec.signature_name or DEFAULT_SIGNATURE
         if signature not in served.signatures:
             raise ServingError(Code.FAILED_PRECONDITION, f'Serving signature key "{signature}" not found.')
@@ -118,31 +115,27 @@ class GrpcApi:
             for name, tensor in request.inputs.items()
         }
         outputs = await self._inference.answer(served, signature, inputs, context.time_remaining())
-        response = predict_pb2.PredictResponse()
+        response = PredictResponse()
         _fill_spec(response.model_spec, served, signature)
         for name in wanted:
             write_tensor(outputs[name], response.outputs[name])
         return response
 
-    async def classify(
-        self, request: classification_pb2.ClassificationRequest, context: grpc.aio.ServicerContext, call: Call
-    ) -> classification_pb2.ClassificationResponse:
+    async def classify(self, request: ClassificationRequest, context: Context, call: Call) -> ClassificationResponse:
         """Answer `Classify`."""
-        response = classification_pb2.ClassificationResponse()
+        response = ClassificationResponse()
         await self._answer_examples(CLASSIFY, request, request.input, context, call, response, response.result)
         return response
 
-    async def regress(
-        self, request: regression_pb2.RegressionRequest, context: grpc.aio.ServicerContext, call: Call
-    ) -> regression_pb2.RegressionResponse:
+    async def regress(self, request: RegressionRequest, context: Context, call: Call) -> RegressionResponse:
         """Answer `Regress`, where a model has such a signature."""
-        response = regression_pb2.RegressionResponse()
+        response = RegressionResponse()
         await self._answer_examples(REGRESS, request, request.input, context, call, response, response.result)
         return response
 
     async def multi_inference(
-        self, request: inference_pb2.MultiInferenceRequest, context: grpc.aio.ServicerContext, call: Call
-    ) -> inference_pb2.MultiInferenceResponse:
+        self, request: MultiInferenceRequest, context: Context, call: Call
+    ) -> MultiInferenceResponse:
         """Answer `MultiInference`: several signatures of one model on the same examples."""
         if not request.tasks:
             raise invalid("Inference request must have at least one task.")
@@ -156,7 +149,7 @@ class GrpcApi:
         for task in request.tasks:
             if task.method_name not in (CLASSIFY, REGRESS):
                 raise ServingError(Code.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}")
-        response = inference_pb2.MultiInferenceResponse()
+        response = MultiInferenceResponse()
         for task in request.tasks:
             result = response.results.add()
             kind = result.classification_result if task.method_name == CLASSIFY else result.regression_result
@@ -164,27 +157,23 @@ class GrpcApi:
         return response
 
     async def metadata(
-        self, request: get_model_metadata_pb2.GetModelMetadataRequest, context: grpc.aio.ServicerContext, call: Call
-    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
+        self, request: GetModelMetadataRequest, context: Context, call: Call
+    ) -> GetModelMetadataResponse:
         """Answer `GetModelMetadata`."""
         if not request.metadata_field:
             raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
         for field in request.metadata_field:
             if field != "signature_def":
                 raise invalid(f"Metadata field {field} is not supported")
-        return metadata_message(self._served(request, call))
+        return metadata_message(self._inference.resolved(call, *_spec(request)))
 
-    async def status(
-        self, request: get_model_status_pb2.GetModelStatusRequest, context: grpc.aio.ServicerContext, call: Call
-    ) -> get_model_status_pb2.GetModelStatusResponse:
+    async def status(self, request: GetModelStatusRequest, context: Context, call: Call) -> GetModelStatusResponse:
         """Answer `GetModelStatus`."""
         name, version, label = _spec(request)
         call.model = name
         return status_message(self._inference.store.status(name, version, label))
 
-    async def reload(
-        self, request: model_management_pb2.ReloadConfigRequest, context: grpc.aio.ServicerContext, call: Call
-    ) -> model_management_pb2.ReloadConfigResponse:
+    async def reload(self, request: ReloadConfigRequest, context: Context, call: Call) -> ReloadConfigResponse:
         """Answer `HandleReloadConfigRequest`: set labels of served models. The folder decides what is served."""
         if request.config.WhichOneof("config") != "model_config_list":
             raise invalid(
@@ -198,7 +187,7 @@ class GrpcApi:
                 "`base_path` cannot be set from outside: models are added in the server's folder.",
             )
         self._inference.store.assign_labels({config.name: dict(config.version_labels) for config in configs})
-        response = model_management_pb2.ReloadConfigResponse()
+        response = ReloadConfigResponse()
         response.status.SetInParent()
         return response
 
@@ -206,7 +195,7 @@ class GrpcApi:
         self, method: str, asked: Any, given: Any, context: Any, call: Call, response: Any, result: Any
     ) -> None:
         """Run the signature that `asked` names on the examples `given`; fill `response.model_spec` and `result`."""
-        served = self._served(asked, call)
+        served = self._inference.resolved(call, *_spec(asked))
         signature = asked.model_spec.signature_name or DEFAULT_SIGNATURE
         if signature not in served.signatures:
             raise invalid(f"No signature was found with the name: {signature}")
@@ -219,13 +208,6 @@ class GrpcApi:
         outputs = await self._inference.answer(served, signature, inputs, context.time_remaining())
         _fill_spec(response.model_spec, served, signature)
         fill(result, outputs)
-
-    def _served(self, request: Any, call: Call) -> ModelVersion:
-        name, version, label = _spec(request)
-        call.model = name
-        served = self._inference.store.resolve(name, version, label)
-        call.version = served.version
-        return served
 
     def _handler(self, name: str, method: Method, message: Any) -> grpc.RpcMethodHandler:
         async def handle(body: bytes, context: Any) -> bytes:

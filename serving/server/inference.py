@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from defended.exceptions import Code, ServingError
+from defended.serving.clients.logged_answers import Arrays
 from defended.serving.clients.request_log import RequestLog
 from defended.serving.server.metrics import Metrics
 from defended.serving.server.models import ModelVersion
@@ -40,13 +41,8 @@ class Inference:
     ) -> None:
         self.settings, self.store, self.metrics, self._log = settings, store, metrics, log
         self.is_draining = False
-        self._in_work = 0
+        self.in_work = 0  # requests that were let in and are not answered yet
         self._body_bytes = 0
-
-    @property
-    def in_work(self) -> int:
-        """The number of requests that were let in and are not answered yet."""
-        return self._in_work
 
     @contextlib.contextmanager
     def admitted(self, call: Call) -> Iterator[None]:
@@ -61,11 +57,11 @@ class Inference:
         try:
             if self.is_draining:
                 raise ServingError(Code.UNAVAILABLE, "The server is shutting down.")
-            if self._in_work >= self.settings.max_requests:
+            if self.in_work >= self.settings.max_requests:
                 raise ServingError(
-                    Code.RESOURCE_EXHAUSTED, f"{self._in_work} requests are in work, the limit. Try again later."
+                    Code.RESOURCE_EXHAUSTED, f"{self.in_work} requests are in work, the limit. Try again later."
                 )
-            self._in_work += 1
+            self.in_work += 1
             entered = True
             yield
         except ServingError as error:
@@ -79,7 +75,7 @@ class Inference:
             _LOG.exception("A request failed unexpectedly.")
             raise ServingError(Code.INTERNAL, "The server failed to answer; its log says why.") from error
         finally:
-            self._in_work -= entered
+            self.in_work -= entered
             model = call.model if self.store.serves(call.model) else ""
             self.metrics.observe_request(
                 call.protocol, call.method, model, call.version, call.code.name, time.perf_counter() - start
@@ -100,12 +96,15 @@ class Inference:
         finally:
             self._body_bytes -= size
 
+    def resolved(self, call: Call, name: str, version: int | None, label: str | None) -> ModelVersion:
+        """Return the version that a request names, and note it in its call; errors as for `ModelStore.resolve`."""
+        call.model = name
+        served = self.store.resolve(name, version, label)
+        call.version = served.version
+        return served
+
     async def answer(
-        self,
-        version: ModelVersion,
-        signature: str,
-        inputs: Mapping[str, np.ndarray],
-        timeout: float | None = None,
+        self, version: ModelVersion, signature: str, inputs: Arrays, timeout: float | None = None
     ) -> dict[str, np.ndarray]:
         """Run a signature on the inputs of one request, count its verdicts and log it.
 

@@ -38,8 +38,8 @@ def write_json(document: Any) -> bytes:
 def _to_lists(name: str, array: np.ndarray) -> list[Any]:
     """Return an array as a list of its rows, each of which orjson can write."""
     value = _writable(name, array)
-    if isinstance(value, np.ndarray):
-        return list(value) if value.ndim > 1 else value.tolist() if value.dtype != np.float32 else list(value)
+    if isinstance(value, np.ndarray) and value.ndim <= 1 and value.dtype != np.float32:
+        return value.tolist()
     return list(value)
 
 

@@ -122,15 +122,10 @@ def read_tensors(document: Mapping[str, Any], wanted: Mapping[str, TensorInfo]) 
 
 def _read_rows(rows: list[Any], wanted: Mapping[str, TensorInfo]) -> dict[str, np.ndarray]:
     if not _is_named(rows[0]):
-        if len(wanted) > 1:
-            raise invalid(
-                f"{ROWS} is a plain list, but expecting list of objects as multiple input tensors required as per "
-                "tensorinfo_map"
-            )
+        name, info = _only(wanted, f"{ROWS} is a plain list, but expecting list of objects")
         named = next((number for number, row in enumerate(rows) if _is_named(row)), None)
         if named is not None:
             raise invalid(f"Expecting value/list but got object at item {named} of input list")
-        name, info = next(iter(wanted.items()))
         return {name: _read_row_tensor(rows, info, "")}
     for number, row in enumerate(rows):
         if not _is_named(row):
@@ -170,17 +165,19 @@ def _in_row(number: int, name: str, message: str) -> ServingError:
 
 def _read_columns(value: Any, wanted: Mapping[str, TensorInfo]) -> dict[str, np.ndarray]:
     if not _is_named(value):
-        if len(wanted) > 1:
-            raise invalid(
-                f"{COLUMNS} is a plain value/list, but expecting an object as multiple input tensors required as per "
-                "tensorinfo_map"
-            )
-        name, info = next(iter(wanted.items()))
+        name, info = _only(wanted, f"{COLUMNS} is a plain value/list, but expecting an object")
         return {name: _to_array(value, info)}
     missing = next((name for name in wanted if name not in value), None)
     if missing is not None:
         raise invalid(f"Missing named input: {missing} in '{COLUMNS}' object.")
     return {name: _to_array(value[name], info) for name, info in wanted.items()}
+
+
+def _only(wanted: Mapping[str, TensorInfo], problem: str) -> tuple[str, TensorInfo]:
+    """Return the one tensor that may come without its name; raise the problem where the signature takes several."""
+    if len(wanted) > 1:
+        raise invalid(f"{problem} as multiple input tensors required as per tensorinfo_map")
+    return next(iter(wanted.items()))
 
 
 def _is_named(value: Any) -> bool:

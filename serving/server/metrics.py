@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+
+from defended.serving.clients.logged_answers import Arrays
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -81,7 +82,7 @@ class Metrics:
             registry=self.registry,
         )
         self._windows: dict[tuple[str, int], _Window] = {}
-        self.registry.register(_Gauges(self, self._windows))
+        self.registry.register(self)
 
     def observe_request(
         self, protocol: str, method: str, model: str, version: int | None, status: str, seconds: float
@@ -95,9 +96,7 @@ class Metrics:
         """Count one run of a model."""
         self.batches.labels(model, signature).observe(rows)
 
-    def observe_verdicts(
-        self, model: str, version: int, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
-    ) -> None:
+    def observe_verdicts(self, model: str, version: int, inputs: Arrays, outputs: Arrays) -> None:
         """Count the verdicts of one answered request, from the outputs of a signature that gives them."""
         reasons = verdict_reasons(inputs, outputs)
         if reasons is None or not len(reasons):
@@ -105,18 +104,39 @@ class Metrics:
         counts = np.bincount(reasons, minlength=len(REASONS))
         for reason, count in enumerate(counts):
             if count:
-                self.verdicts.labels(model, str(version), REJECTED if reason else ANSWERED, REASONS[reason]).inc(
-                    int(count)
-                )
+                verdict = REJECTED if reason else ANSWERED
+                self.verdicts.labels(model, str(version), verdict, REASONS[reason]).inc(int(count))
         window = self._windows.setdefault((model, version), _Window())
         window.add(len(reasons), int(counts[1:].sum()))
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the metrics whose values are computed when they are read; the registry asks for them."""
+        labels = ("model", "version")
+        depth = GaugeMetricFamily("defended_queue_depth", "Inputs that wait for a free model.", labels=labels)
+        rate = GaugeMetricFamily(
+            "defended_rejection_rate",
+            f"Share of the last {_WINDOW} inputs, or of all where there are fewer, that were rejected.",
+            labels=labels,
+        )
+        rates = {key: window.rejected / window.inputs for key, window in dict(self._windows).items() if window.inputs}
+        for gauge, values in ((depth, self.queued_rows()), (rate, rates)):
+            for (model, version), value in values.items():
+                gauge.add_metric((model, str(version)), value)
+            yield gauge
+        losses = CounterMetricFamily(
+            "defended_log_losses", "Answers missing from the request log, by what stopped them.", labels=("reason",)
+        )
+        for reason, count in self.log_losses().items():
+            losses.add_metric((reason,), count)
+        yield losses
+        yield CounterMetricFamily("defended_log_records", "Answers in the request log.", self.log_written())
 
     def page(self) -> bytes:
         """Return all of it in Prometheus's text format."""
         return generate_latest(self.registry)
 
 
-def verdict_reasons(inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> np.ndarray | None:
+def verdict_reasons(inputs: Arrays, outputs: Arrays) -> np.ndarray | None:
     """Return the index into `REASONS` of each row, int64 `[batch]`; None where the outputs hold no verdicts.
 
     The model's own `reason` counts where there is one. Else a rejected input that is not finite was rejected for that,
@@ -138,36 +158,3 @@ def verdict_reasons(inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.n
             finite = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
             reasons[rejected & ~finite] = 2
     return reasons
-
-
-class _Gauges(Collector):
-    """Metrics whose values are computed when they are read."""
-
-    def __init__(self, metrics: Metrics, windows: Mapping[tuple[str, int], _Window]) -> None:
-        self._metrics, self._windows = metrics, windows
-
-    def collect(self) -> Iterable[Metric]:
-        depth = GaugeMetricFamily(
-            "defended_queue_depth", "Inputs that wait for a free model.", labels=("model", "version")
-        )
-        for (model, version), rows in self._metrics.queued_rows().items():
-            depth.add_metric((model, str(version)), rows)
-        yield depth
-        rate = GaugeMetricFamily(
-            "defended_rejection_rate",
-            f"Share of the last {_WINDOW} inputs, or of all where there are fewer, that were rejected.",
-            labels=("model", "version"),
-        )
-        for (model, version), window in dict(self._windows).items():
-            if window.inputs:
-                rate.add_metric((model, str(version)), window.rejected / window.inputs)
-        yield rate
-        losses = CounterMetricFamily(
-            "defended_log_losses", "Answers missing from the request log, by what stopped them.", labels=("reason",)
-        )
-        for reason, count in self._metrics.log_losses().items():
-            losses.add_metric((reason,), count)
-        yield losses
-        written = CounterMetricFamily("defended_log_records", "Answers in the request log.")
-        written.add_metric((), self._metrics.log_written())
-        yield written

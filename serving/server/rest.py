@@ -59,11 +59,8 @@ class RestApi:
                 body, kind = await self._answer(request, call)
             status = 200
         except ServingError as error:
-            body, kind, status = (
-                json_answers.write_json({"error": error.message}),
-                "application/json",
-                error.http_status,
-            )
+            body, kind = json_answers.write_json({"error": error.message}), "application/json"
+            status = error.http_status
             if error.code is Code.UNAUTHENTICATED:
                 headers["WWW-Authenticate"] = "Bearer"
             if error.code in (Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE):
@@ -100,21 +97,17 @@ class RestApi:
             call.method = "metadata" if found[4] else "status"
             return self._describe(name, version, label, call), "application/json"
         call.method = found[4].lower()
-        served = self._inference.store.resolve(name, version, label)
-        call.version = served.version
+        served = self._inference.resolved(call, name, version, label)
         work = self._predict if call.method == "predict" else self._classify
         with served.held():
             return await work(request, served, call.method), "application/json"
 
     def _describe(self, name: str, version: int | None, label: str | None, call: Call) -> bytes:
-        store = self._inference.store
         if not name:
             raise invalid("Missing model name in request.")
         if call.method == "metadata":
-            served = store.resolve(name, version, label)
-            call.version = served.version
-            return metadata_json(served)
-        return status_json(store.status(name, version, label))
+            return metadata_json(self._inference.resolved(call, name, version, label))
+        return status_json(self._inference.store.status(name, version, label))
 
     async def _predict(self, request: web.Request, served: ModelVersion, method: str) -> bytes:
         def decode(body: bytes) -> tuple[str, str, dict[str, Any]]:

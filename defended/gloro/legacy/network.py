@@ -127,7 +127,9 @@ class _Rebuilding:
                         raise ValueError(f"with it, layers are called more than {MAX_LAYERS} times. {_ELSEWHERE}")
                     result = _called(built[entry.name], inputs)
             except (ValueError, TypeError) as error:
-                raise ValueError(_naming(entry.label, error)) from None
+                # An inner network has named its own layer already.
+                named = str(error).startswith(("layer ", "network "))
+                raise ValueError(str(error) if named else f"{entry.label} cannot be rebuilt: {error}") from None
             values[entry.name, entry.first_call + number] = result
         if len(sources) != 1 or output not in values:
             raise ValueError(f"{label} must have one input layer, and end in one of its layers: {output[0]!r}.")
@@ -277,9 +279,3 @@ def _references(call: Any, label: str) -> list[tuple[str, int]]:
             raise ValueError(f"{label} is called with further arguments, or takes a second output: {_ELSEWHERE}")
         found.append((reference[0], reference[1]))
     return found
-
-
-def _naming(label: str, error: Exception) -> str:
-    text = str(error)
-    # An inner network has named its own layer already.
-    return text if text.startswith(("layer ", "network ")) else f"{label} cannot be rebuilt: {text}"
