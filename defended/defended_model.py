@@ -179,7 +179,7 @@ class DefendedModel(Fitting, Answering, ClaimsInFiles):
         """Return `competitor_radii` of the verdict, `[batch, m]`: answered where the smallest exceeds epsilon.
 
         For attacks, which descend it. It is the same, except where something other than the model's own certificate
-        answers.
+        answers, or a second look in float64: then it is what float32 finds of that, a rounding off.
         """
 
         def radii(part: Any) -> Any:

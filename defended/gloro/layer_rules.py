@@ -69,7 +69,9 @@ def _relu(layer: Any, shape: Shape) -> LipschitzRule:
         raise ValueError(
             f"Layer {layer.name!r} (ReLU) has threshold={layer.threshold}; only 0 is continuous. Set it to 0."
         )
-    return _sloped(layer.negative_slope)
+    # A cap that is not a float32 number is rounded to one.
+    capped = layer.max_value is not None and float(np.float32(layer.max_value)) != float(layer.max_value)
+    return _sloped(layer.negative_slope, int(capped))
 
 
 @lipschitz_rule(layers.LeakyReLU)
@@ -77,10 +79,10 @@ def _leaky_relu(layer: Any, shape: Shape) -> LipschitzRule:
     return _sloped(layer.negative_slope)
 
 
-def _sloped(slope: Any) -> LipschitzRule:
+def _sloped(slope: Any, further: int = 0) -> LipschitzRule:
     # The slope itself is rounded to float32, then multiplied.
     slope = abs(float(slope))
-    return exact_rule(max(1.0, slope * (1 + 2.0**-50)), roundings=2 if slope else 0)
+    return exact_rule(max(1.0, slope * (1 + 2.0**-50)), roundings=(2 if slope else 0) + further)
 
 
 @lipschitz_rule(layers.Activation)

@@ -141,7 +141,14 @@ class LipschitzCertificate(Certificate):
         rows = self.rows(predicted_class(logits))
         slack = ops.max(logits, axis=-1) - scores[:, -1]
         paid = ops.maximum(spent_radius(logits, rows, slack) - epsilon, 0.0)
-        return ops.maximum(ops.min(competitor_radii(logits, rows), axis=-1) - paid, 0.0)
+        radius = ops.maximum(ops.min(competitor_radii(logits, rows), axis=-1) - paid, 0.0)
+        if self._second is None:
+            return radius
+        # The slack may be that of float64 margins: every radius exceeds epsilon by at least its share of the largest K,
+        # less what the score of ⊥ lost in rounding.
+        sure = ops.maximum(slack - ops.max(ops.abs(logits), axis=-1) * 2.0**-21, 0.0)
+        least = (epsilon + sure / ops.max(rows, axis=-1)) * (1 - 2.0**-20)
+        return ops.where(slack > 0, ops.maximum(least, epsilon * (1 + 2.0**-22)), radius)
 
     # Training.
 

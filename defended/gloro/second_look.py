@@ -7,8 +7,9 @@ found is answered if the float64 margins are large enough.
 What float64 may err by is taken from what was proven of float32. Every term of a bound in `gloro.rounding` has one of
 three as a factor: an earlier error, `gamma_n`, or the smallest normal number. In float64 the unit roundoff is 2^-29 of
 float32's and the smallest normal number 2^-896 of it, and here an inner product is added up whole, of at most
-`LONGEST = 2^12 * 128` terms, where for float32 at least 128 roundings were counted, or one for each term. So each
-factor, and with it each error, is at most 2^12 * 2^-29 = 2^-17 of what it is for float32. `SHARE` is twice that.
+`LONGEST = 2^19` terms: at most 2^12 times as many as the roundings that were counted for it in blocks (it is 361 times
+at most, by going through all numbers of channels and taps). So each factor, and with it each error, is at most
+2^12 * 2^-29 = 2^-17 of what it is for float32. `SHARE` is twice that.
 
 Float32 numbers below 2^-126 may be flushed to zero before they are converted. Weights that small are refused. The
 entries of an input move by less than 2^-126 each, and the radius by less than `FLUSHED`, which is subtracted.
@@ -260,10 +261,11 @@ class SecondLook:
             if level is not epsilon:  # nobody looks twice elsewhere
                 return in_float32
             t0, t1, _ = tf.unstack(spent)
+            above = level + 4 * FLUSHED
             # Float32 must find the right class there, which it does where it errs by less than epsilon.
             left = epsilon * (1 - 2.0**-18) - (t0 + t1 * norm) * (1 + 2.0**-8)
             found_right = left / tf.maximum(t1 * (1 + 2.0**-8), SMALLEST_NORMAL)
-            return tf.maximum(in_float32, tf.minimum(lasting(radius, level, spent, norm, size, SHARE), found_right))
+            return tf.maximum(in_float32, tf.minimum(lasting(radius, above, spent, norm, size, SHARE), found_right))
 
         return found._replace(slack=slack, radius=lambda: radius, lasting=lasting_above)
 

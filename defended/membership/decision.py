@@ -31,6 +31,8 @@ class Reach(NamedTuple):
     """`separation - epsilon`, within which a stored point may answer."""
     accepting: bool
     """Whether neighbours may answer at all."""
+    blur: Any = 0.0
+    """`MembershipOracle.blur` as far as answers can depend on it."""
 
 
 class Decision(NamedTuple):
@@ -39,22 +41,24 @@ class Decision(NamedTuple):
     radius: Any
     """float32, finite, above epsilon exactly where the check answers the input."""
     neighbour_radius: Any
-    """float32, `epsilon + room` where neighbours answer; 0 elsewhere."""
+    """float32, above epsilon, where neighbours answer; 0 elsewhere. What it exceeds epsilon by is the distance within
+    which they still do, or 2^-20 of epsilon."""
     by_check: Any
     by_neighbours: Any
     """True where only neighbours answer."""
     adversarial: Any
 
 
-def decide(radius: Any, near: Nearest, reach: Reach) -> Decision:
-    """Decide on each input by its certified radius `[batch]` and the distances."""
+def decide(radius: Any, positive: Any, near: Nearest, reach: Reach) -> Decision:
+    """Decide on each input by its certified radius `[batch]`, how far that stays positive, and the distances."""
     checked = ops.minimum(radius, near.other)
     by_check = checked > reach.epsilon
     neighbourly = answered_by_neighbours(radius, near, reach)
     # A room that rounds to nothing answers nothing.
     by_neighbours = ~by_check & (neighbourly > reach.epsilon)
     radius = ops.minimum(ops.maximum(checked, 0.0), FLOAT_MAX)
-    neighbour_radius = ops.where(neighbourly > reach.epsilon, ops.minimum(neighbourly, FLOAT_MAX), 0.0)
+    beyond = ops.maximum(_room(positive, near, reach), reach.epsilon * 2.0**-20)
+    neighbour_radius = ops.where(neighbourly > reach.epsilon, ops.minimum(reach.epsilon + beyond, FLOAT_MAX), 0.0)
     return Decision(radius, neighbour_radius, by_check, by_neighbours, near.other <= reach.epsilon)
 
 
@@ -77,9 +81,29 @@ def still_answered(above_epsilon: Any, positive: Any, near: Nearest, reach: Reac
         near: distances to valid inputs, each of which falls by at most t when the input moves by t.
         reach: the radii of the decision.
     """
-    by_check = ops.minimum(above_epsilon, (near.other - reach.epsilon) * _DOWN - reach.epsilon * 2.0**-18)
-    by_neighbours = answered_by_neighbours(positive, near, reach) - reach.epsilon
-    return ops.minimum(ops.maximum(ops.maximum(by_check, by_neighbours), 0.0), FLOAT_MAX)
+    least = _blurred(reach.epsilon, reach.blur)
+    by_check = ops.minimum(above_epsilon, (near.other - least) * _DOWN - reach.epsilon * 2.0**-18)
+    return ops.minimum(ops.maximum(ops.maximum(by_check, _room(positive, near, reach)), 0.0), FLOAT_MAX)
+
+
+def _room(positive: Any, near: Nearest, reach: Reach) -> Any:
+    """Return the distance within which neighbours still answer, `[batch]`; what is not positive promises nothing.
+
+    At a point so far away, `own` is at most the reach, `other` at least, the radius positive, and the room that
+    `answered_by_neighbours` finds there is still above what it subtracts and what epsilon rounds away.
+    """
+    if not reach.accepting:
+        return ops.zeros_like(positive)
+    room = ops.minimum(
+        _blurred(reach.neighbours, reach.blur, -1.0) - near.own, near.other - _blurred(reach.neighbours, reach.blur)
+    )
+    return ops.minimum(room, positive) * _DOWN - (2 * reach.neighbours + reach.epsilon) * 2.0**-18
+
+
+def _blurred(level: Any, blur: Any, sign: float = 1.0) -> Any:
+    """Return `sqrt(level^2 + sign * blur^2)`, 0 where that is negative, without overflow."""
+    share = blur / level
+    return level * ops.sqrt(ops.maximum(1.0 + sign * share * share, 0.0))
 
 
 def guarded_radii(radii: Any, near: Nearest, reach: Reach) -> Any:

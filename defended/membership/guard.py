@@ -52,8 +52,8 @@ class MembershipGuard(TrainingBatch, DefendedModel):
 
     `certified_radius` is in any case what the certificate itself proves: within it the class does not change. For an
     input that only neighbours answer, it is at most epsilon. How far such an input may move and still be answered by
-    them is reported separately: `neighbour_radius` is epsilon plus that distance, and 0 elsewhere.
-    `availability_radius` covers both.
+    them is reported separately: `neighbour_radius` is epsilon plus that distance (a rounding above epsilon where it is
+    0), and 0 elsewhere. `availability_radius` covers both.
 
     The guard falls back to the check, never to an answer: while nothing is proven (`is_final`), where no valid input is
     near, and where the search did not end.

@@ -77,8 +77,9 @@ class GuardCertificate(Certificate):
         return (_number(self.reach(epsilon)) + _number(epsilon)) * (1 + 2.0**-18)
 
     def _nearest(self, inputs: Any, predicted: Any, epsilon: Any) -> tuple[Nearest, Reach]:
-        reach = Reach(epsilon, self.reach(epsilon), accepting=self._accepting)
-        far = 2 * (reach.neighbours + epsilon)  # up to where the radius says something
+        neighbours = self.reach(epsilon)
+        far = 2 * (neighbours + epsilon)  # up to where the radius says something
+        reach = Reach(epsilon, neighbours, self._accepting, self._oracle.blur(self._base, inputs, far))
         return self._oracle.nearest(self._base, inputs, predicted, epsilon, far, self._budget), reach
 
     # Judging.
@@ -87,7 +88,11 @@ class GuardCertificate(Certificate):
         found = self.inner.judge(inputs, epsilon, deployed)
         first = leader(found.logits)
         near, reach = self._nearest(inputs, first.predicted, epsilon)
-        guarded = decide(finite_radius(found), near, reach)
+        radius, positive = finite_radius(found), lasting_radius(found, 0.0)
+        if not self._oracle.is_complete:
+            # Nothing within epsilon of an answer has another class: what a descent finds there rounding has labelled.
+            near = near._replace(other=ops.where(radius > epsilon, float("inf"), near.other))
+        guarded = decide(radius, positive, near, reach)
         # In units of the logits where the check decides; elsewhere only the sign matters.
         neighbourly = guarded.neighbour_radius - epsilon
         enough = ops.maximum(neighbourly, ops.abs(first.top[:, 0]) * 2.0**-20)
@@ -101,7 +106,7 @@ class GuardCertificate(Certificate):
         details = {**found.details, "reason": ops.cast(reason, "int32")}
         if self._accepting:
             details["neighbour_radius"] = ops.where(finite, guarded.neighbour_radius, 0.0)
-        available = still_answered(lasting_radius(found, epsilon), lasting_radius(found, 0.0), near, reach)
+        available = still_answered(lasting_radius(found, epsilon), positive, near, reach)
         return Finding(
             found.logits,
             slack,

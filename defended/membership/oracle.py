@@ -58,6 +58,14 @@ class MembershipOracle(keras.layers.Layer):
     def prove(self, model: DefendedModel) -> None:
         """Compute what depends on the model's weights as they are now: labels, statistics, a threshold."""
 
+    def blur(self, model: Any, inputs: Any, reach: Any) -> Any:
+        """Return how far a complete search may be off for inputs `[batch, ...]` and all points within `reach` of them.
+
+        Distances d are reported from `sqrt(d^2 - blur^2)` to `sqrt(d^2 + blur^2)`, roundings of 2^-19 apart; `[batch]`,
+        or 0 for a search that has no such error.
+        """
+        return 0.0
+
     @abstractmethod
     def nearest(
         self, model: DefendedModel, inputs: Any, predicted: Any, radius: Any, reach: Any, budget: int

@@ -49,6 +49,18 @@ def nearest_points(inputs: Any, points: Any, labels: Any, predicted: Any, norm: 
     return indices, tf.stop_gradient(own + SMALLEST_NORMAL), tf.cast(low_other * _NARROWER, tf.float32)
 
 
+def blur_within(inputs: Any, reach: Any) -> Any:
+    """Return `MembershipOracle.blur` of the Euclidean search, `[batch]`, for all points within `reach` of `[batch, n]`.
+
+    At a point a, the square of a distance d to b is reported low by at most `8 γ (|a|^2 + |b|^2)`, and since
+    |b| <= |a| + d, by `24 γ |a|^2 + 16 γ d^2`. Of n < 2^31 entries the second is less than 2^-18 of d^2. The length |a|
+    is at most |x| and the reach; the root of `24 γ` is taken a hundredth larger, for |x| as float32 computes it.
+    """
+    inputs = tf.stop_gradient(inputs)
+    length = tf.sqrt(tf.reduce_sum(tf.square(inputs), axis=1))
+    return 1.01 * (24 * float64.gamma(inputs.shape[1] + 4)) ** 0.5 * (length + reach)
+
+
 def distance(inputs: Any, points: Any, norm: str) -> Any:
     """Return distances of rows, `[batch]` float32, by direct differences, within 2^-22 relative; differentiable."""
     if norm == "linf":

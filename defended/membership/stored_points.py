@@ -136,6 +136,13 @@ class StoredPoints(MembershipOracle):
             with_gradient(other, flat, tf.gather(points, indices[:, 1]), model.norm),
         )
 
+    def blur(self, model: DefendedModel, inputs: Any, reach: Any) -> Any:
+        from defended.membership.range_search import blur_within
+
+        if not self.in_graph or model.norm != "l2":
+            return super().blur(model, inputs, reach)
+        return blur_within(ops.reshape(inputs, (-1, self.points.shape[1])), reach)
+
     def separation(self, radius: float, norm: str) -> Separation:
         """Count pairs of stored points of different classes within `radius` of each other: all pairs, in float64.
 

@@ -183,3 +183,14 @@ def test_the_exported_graphs_look_twice(tmp_path):
     np.testing.assert_array_equal(onnx["label"], expected.label)
     compiled = tf.function(twice.deployed, autograph=False)
     np.testing.assert_array_equal(compiled(x)["label"], expected.label)
+
+
+def test_a_radius_from_scores_is_never_above_the_certified_one():
+    """Where float64 answered, the score of ⊥ says nothing of the float32 margins."""
+    for name in ("dense", "blocks of channels"):
+        _, twice, x = pair(name, np.random.default_rng(13), 30.0)
+        found = twice.audit(x)
+        answered = ~found["rejected"]
+        radius = np.asarray(twice.radius_from_scores(found["scores_with_bottom"]))
+        assert (radius[answered] <= found["certified_radius"][answered] * (1 + 1e-6)).all()
+        assert ((radius > float(twice.epsilon)) == answered).all()

@@ -12,6 +12,9 @@ from defended.attacks import CertificateDescent, susceptibility
 from defended.defended_model import Verdicts
 from defended.margins import competitor_radii, predicted_class, radius_slack
 from defended.membership import REASONS, StoredPoints
+from defended.membership.decision import Reach, decide, still_answered
+from defended.membership.guard_certificate import ROOM
+from defended.membership.oracle import Nearest
 
 EPSILON = 0.25
 A, B = [0.5, 0.0], [-0.5, 0.0]
@@ -450,3 +453,31 @@ def test_nobody_is_answered_without_a_finite_input():
     assert np.isfinite(ops.convert_to_numpy(guard(x))).all()
     assert not len(guard.reasons(np.zeros((0, 2))))
     assert set(guard.reasons(x)) <= set(REASONS)
+
+
+def test_availability_by_neighbours_counts_roundings_at_the_point_too():
+    """Straight away from the stored point: half a thousandth of the room within it, neighbours still answer."""
+    rng = np.random.default_rng(12)
+    for _ in range(300):
+        epsilon = np.float32(rng.uniform(0.05, 1))
+        far = epsilon * np.float32(1 + 2 * ROOM)
+        room = np.float32(10.0 ** rng.uniform(-6, -3))
+        near = Nearest(np.float32(far - room), np.float32(1e3))
+        reach = Reach(epsilon, far, accepting=True)
+        left = float(still_answered(np.float32(-1), epsilon / 2, near, reach))
+        if not left:
+            continue
+        moved = Nearest(np.nextafter(np.float32(near.own + 0.999 * left), np.float32(np.inf)), np.float32(900))
+        found = decide(0.4 * epsilon, 0.4 * epsilon, moved, reach)
+        assert found.by_neighbours
+        assert float(found.neighbour_radius) > epsilon
+
+
+def test_availability_counts_what_an_in_graph_search_loses_there():
+    """A distance is found low by what its squares lose, which near epsilon is more than a rounding."""
+    epsilon, blur, other = np.float32(0.1412), np.float32(2.6e-3), 0.2
+    reach = Reach(epsilon, epsilon * (1 + 2 * ROOM), accepting=False, blur=blur)
+    left = float(still_answered(np.float32(1), np.float32(1), Nearest(np.float32(1), np.float32(other)), reach))
+    assert left < other - epsilon
+    # Where the point has moved so far, the distance is found as low as it may.
+    assert np.sqrt((other - left) ** 2 - float(blur) ** 2) > epsilon
