@@ -128,7 +128,7 @@ def test_a_measurement_of_a_smoothed_model_is_resumed_by_batches(model, tmp_path
     attack = CertificateDescent(steps=5, batch_size=16)
     whole = susceptibility(model, X, Y, attack, batch_size=2)
     judged = []
-    answer = type(model).verdicts
+    answer = type(model).audit
 
     def counting(self, x, batch_size=256):
         judged.append(len(x))
@@ -136,7 +136,7 @@ def test_a_measurement_of_a_smoothed_model_is_resumed_by_batches(model, tmp_path
             raise KeyboardInterrupt
         return answer(self, x, batch_size)
 
-    monkeypatch.setattr(type(model), "verdicts", counting)
+    monkeypatch.setattr(type(model), "audit", counting)
     with pytest.raises(KeyboardInterrupt):
         susceptibility(model, X, Y, attack, batch_size=2, resume=tmp_path)
     assert sorted(path.name for path in tmp_path.glob("clean_*")) == ["clean_000000000.npz", "clean_000000002.npz"]

@@ -142,7 +142,7 @@ def test_records_go_to_parquet_and_back(results, tmp_path):
     assert b'"test_A": 3' in table.schema.metadata[b"defended"]
     assert table["index"].to_pylist() == list(range(8))
     parquet.write_table(table.select(["label"]), path)
-    with pytest.raises(ValueError, match="no records of a measurement"):
+    with pytest.raises(ValueError, match="does not hold records of a measurement"):
         Records.from_parquet(path)
 
 

@@ -63,7 +63,7 @@ def test_an_answer_without_a_certificate_is_no_vra():
     """A lie: answered, and not certified. It is answered all the same, so it may be forced into a rejection."""
     answered = ~InputFacts.at(RADIUS, CORRECT, 1.0).rejected
     none = np.zeros(6, bool)
-    found = facts(certified=none, safe=none, degraded=DEGRADED)
+    found = facts(certified=none, safe=none, certified_twice=none, degraded=DEGRADED)
     assert found.rate("vra") == found.rate("vra_2eps") == found.rate("vra_under_attack") == 0
     assert found.rate("fpr_upper") == 1
     assert found.rate("fpr_upper").total == answered.sum()

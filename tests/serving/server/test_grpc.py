@@ -193,7 +193,7 @@ class TestErrors:
         call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
         code, details = refused(call, b"\xff\xff\xff")
         assert code is Code.INVALID_ARGUMENT
-        assert "is no PredictRequest" in details
+        assert "cannot be parsed as PredictRequest" in details
 
     def test_other_methods_of_the_services(self, predictions, channel):
         code, _ = refused(predictions.MultiInference, inference_pb2.MultiInferenceRequest())
