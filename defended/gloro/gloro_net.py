@@ -16,9 +16,11 @@ from defended.gloro.graph import LipschitzGraph
 from defended.gloro.legacy.reader import read_live
 from defended.gloro.lipschitz_certificate import LipschitzCertificate
 from defended.margins import (
+    Budget,
     competitor_radii,
     predicted_class,
 )
+from defended.networks.inputs import float32_tensor
 from defended.tracing import is_at_hand
 
 
@@ -152,6 +154,11 @@ class GloroNet(DefendedModel):
             self.ensure_proven()
         radius = self._certificate.radius_from_scores(scores, ops.convert_to_tensor(self.epsilon))
         return self._if_proven(radius, 0.0, frozen=is_at_hand(scores))
+
+    def _rounding_of(self, inputs: Any) -> Budget:
+        """Return what rounding costs at inputs `[batch, ...]`, in units of the radius."""
+        inputs = self._pass_gate(float32_tensor(inputs))
+        return self._certificate.budget(inputs)
 
     def certificate_report(self, at_norm: float | None = None) -> CertificateReport:
         """Report what the certificate is made of: each layer's bound, method, slack and rounding error, and the budget.
