@@ -158,7 +158,7 @@ class GloroNet(DefendedModel):
     def _rounding_of(self, inputs: Any) -> Budget:
         """Return what rounding costs at inputs `[batch, ...]`, in units of the radius."""
         inputs = self._pass_gate(float32_tensor(inputs))
-        return self._certificate.budget(inputs)
+        return self._certificate.budget(self._certificate.norm(inputs))
 
     def certificate_report(self, at_norm: float | None = None) -> CertificateReport:
         """Report what the certificate is made of: each layer's bound, method, slack and rounding error, and the budget.

@@ -114,16 +114,15 @@ class LipschitzCertificate(Certificate):
         first = leader(logits)
         if self.drift and not self._rounding:
             first = first._replace(top=first.top - self.drift)
-        spent, norm = ops.convert_to_tensor(self._constants.rounding_budget), self._norm(inputs)
-        return Terms(first, self.rows(first.predicted), self.budget(inputs), spent, norm, self.graph.input_size)
+        spent, norm = ops.convert_to_tensor(self._constants.rounding_budget), self.norm(inputs)
+        return Terms(first, self.rows(first.predicted), self.budget(norm), spent, norm, self.graph.input_size)
 
-    def budget(self, inputs: Any) -> Budget:
-        """Return what rounding costs at inputs `[batch, ...]`."""
+    def budget(self, norm: Any) -> Budget:
+        """Return what rounding costs at inputs of these norms, `[batch, 1]`."""
         t0, t1, limit = ops.unstack(ops.convert_to_tensor(self._constants.rounding_budget))
-        norm = self._norm(inputs)
         return Budget(t0 + t1 * norm, limit - norm)
 
-    def _norm(self, inputs: Any) -> Any:
+    def norm(self, inputs: Any) -> Any:
         """Return |x|, `[batch, 1]`."""
         x = ops.reshape(ops.stop_gradient(inputs), (-1, self.graph.input_size))
         return ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True))

@@ -30,7 +30,7 @@ from defended.gloro.rounding import BLOCK
 from defended.layers.liresnet_block import LiResNetBlock
 from defended.layers.minmax import MinMax
 from defended.margins import Budget, Leader
-from defended.networks.layer_kinds import FRAMING, INERT, MOVING
+from defended.networks.layer_kinds import FRAMING, INERT, MOVING, is_plain_convolution
 from defended.networks.tracing import Step
 from defended.numerics.float32 import FLOAT_MAX, SMALLEST_NORMAL
 
@@ -94,8 +94,7 @@ class Float64Evaluation:
 def _check(layer: layers.Layer) -> None:
     activation = getattr(layer, "activation", None)
     fits = type(layer) in (*_AS_THEY_ARE, *_BY_FUNCTIONS, *INERT)
-    fits = fits or (type(layer) is layers.Conv2D and layer.groups == 1 and layer.data_format == "channels_last")
-    fits = fits and (activation is None or activation in _ACTIVATIONS)
+    fits = (fits or is_plain_convolution(layer)) and (activation is None or activation in _ACTIVATIONS)
     if not fits:
         raise ValueError(
             f"A second look in float64 does not know layer {layer.name!r} ({type(layer).__name__}) or its activation. "

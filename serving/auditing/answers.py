@@ -106,7 +106,7 @@ def infer_epsilon(answers: Answers) -> float | None:
     above = answers.availability > 0
     if not above.any():
         return None
-    # Of the smallest availability, where the difference has lost fewest digits.
+    # The median: what rounding does to single differences does not move it.
     difference = (answers.reach - answers.availability)[above]
     found = float(np.median(difference))
     spread = np.abs(difference - found).max()
