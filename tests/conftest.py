@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: seeds, and real data where environment variables say that it is at hand."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -37,6 +38,13 @@ def seeds(monkeypatch):
 def pytest_collection_modifyitems(items):
     """The campaign takes minutes, so a worker begins with it."""
     items.sort(key=lambda item: "test_campaign" not in item.nodeid)
+
+
+def pytest_collection_finish(session):
+    """Graphs are traced into millions of small objects, few of them garbage: look for it a hundredth as often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 def folder_from(variable: str) -> Path:
