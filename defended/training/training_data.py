@@ -22,7 +22,9 @@ def training_data(settings: TrainingSettings, dataset: Dataset, trained_on: Arra
     changed = augmentation(settings.augment, settings.seed)
     batches = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=settings.seed)
     batches = batches.batch(settings.batch_size).map(lambda images, labels: (changed(images), labels))
-    return {"x": batches.prefetch(tf.data.AUTOTUNE), "shuffle": False, "validation_data": validation}
+    options = tf.data.Options()
+    options.autotune.enabled = False  # or each epoch ends with a wait for the tuning thread, up to a minute
+    return {"x": batches.prefetch(2).with_options(options), "shuffle": False, "validation_data": validation}
 
 
 def augmentation(name: str, seed: int) -> Callable[[Any], Any]:
