@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
@@ -59,9 +60,10 @@ def test_the_page_on_measuring_runs(tmp_path, monkeypatch, capsys):
     pytest.importorskip("pyarrow")
     monkeypatch.chdir(tmp_path)
     data = defended.datasets.load("digits")
-    x_test, y_test = data.x_test[:100], data.y_test[:100]
+    x_test, y_test = data.x_test[:60], data.y_test[:60]
     np.save("x_test.npy", x_test)
-    model = defended.GloroNet(defended.zoo.dense_small(units=16), epsilon=0.15)
+    network = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    model = defended.GloroNet(network, epsilon=0.15)
     model.compile("adam", loss="crossentropy")
     model.fit(data.x_train, data.y_train, epochs=15, verbose=0)
     names = {"model": model, "x_test": x_test, "y_test": y_test, "x_train": data.x_train, "y_train": data.y_train}

@@ -1,6 +1,7 @@
 """The packaging: what is installed, what may import what, and what the project's text may not say."""
 
 import ast
+import functools
 import graphlib
 import importlib.metadata
 import os
@@ -38,13 +39,18 @@ FLOORS = {
 
 def packages_of_setup() -> dict[str, str]:
     """Read the mapping out of setup.py without running it."""
-    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
-    for node in tree.body:
+    for node in parsed(ROOT / "setup.py").body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "PACKAGES":
             return ast.literal_eval(node.value)
     raise AssertionError("setup.py defines no PACKAGES")
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def source_files() -> list[tuple[str, str, Path]]:
     """Return every file with its source's name and its own module name."""
     found = []
@@ -72,7 +78,7 @@ def imported_modules(path: Path, module: str, known: Collection[str] = ()) -> se
     """
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -83,6 +89,7 @@ def imported_modules(path: Path, module: str, known: Collection[str] = ()) -> se
     return names
 
 
+@functools.cache
 def import_graph() -> dict[str, set[str]]:
     """Return the modules of the project that each of them imports."""
     files = source_files()
@@ -103,7 +110,7 @@ def faces() -> set[str]:
     """Return the packages whose `__init__.py` hands on names of other modules and defines nothing but `__getattr__`."""
     found = set()
     for _, module, path in source_files():
-        body = ast.parse(path.read_text(encoding="utf-8")).body
+        body = parsed(path).body
         defined = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)} - {"__getattr__"}
         if path.name == "__init__.py" and any(isinstance(node, ast.ImportFrom) for node in body) and not defined:
             found.add(module)
@@ -188,7 +195,7 @@ def test_the_commands_import_the_library_inside_functions():
         f"{module}: {ast.unparse(node)}"
         for owner, module, path in source_files()
         if owner == "defended_cli"
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        for node in parsed(path).body
         if isinstance(node, ast.Import | ast.ImportFrom) and "defended" in re.findall(r"\w+", ast.unparse(node))
     ]
     assert not wrong

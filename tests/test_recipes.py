@@ -9,9 +9,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras.layers import Conv2D, Dense, Flatten
 
 from defended import GloroNet, datasets, zoo
 from defended.exceptions import BFloat16Warning
+from defended.layers import MinMax
 from defended.training import training_run
 from defended.training.bfloat16 import supports_bfloat16
 from defended.training.training_run import TrainingSettings, build_network, train, training_data
@@ -40,11 +42,11 @@ def test_liresnet_with_emma_on_a_small_run(tmp_path, monkeypatch):
     monkeypatch.setitem(
         training_run.NETWORKS,
         "liresnet",
-        lambda input_shape, num_classes: zoo.liresnet(input_shape, num_classes, depth=2, width=8, units=16),
+        lambda input_shape, num_classes: zoo.liresnet(input_shape, num_classes, depth=1, width=8, units=16),
     )
     settings = TrainingSettings(
-        data=colours(tmp_path), net="liresnet", loss="emma", doubling=False, train_radius=1.1, start=0.1, epochs=30,
-        batch_size=32, learning_rate=5e-3, augment="flip-shift", epsilon=0.141, validation_split=0.0,
+        data=colours(tmp_path), net="liresnet", loss="emma", doubling=False, train_radius=1.1, start=0.1, epochs=20,
+        batch_size=16, learning_rate=1e-2, augment="flip-shift", epsilon=0.141, validation_split=0.0,
     )  # fmt: skip
     run = train(settings, tmp_path / "run", verbose=0)
     assert isinstance(run.model, GloroNet)
@@ -77,13 +79,24 @@ def test_the_liresnet_of_the_zoo():
     assert sum(type(layer).__name__ == "LiResNetBlock" for layer in network.layers) == 6
 
 
+def chain(make_body):
+    """Makes a network of these layers and the logits, as those of the zoo are made."""
+
+    def make(input_shape, num_classes):
+        return keras.Sequential([keras.Input(input_shape), *make_body(), Dense(num_classes)])
+
+    return make
+
+
+def convolutions():
+    return [Conv2D(4, 4, strides=2), MinMax(), Conv2D(8, 4, strides=2), MinMax(), Flatten(), Dense(16), MinMax()]
+
+
 def test_every_setting_of_a_deep_recipe_on_a_small_run(tmp_path, monkeypatch):
     """Layers in proportion, slow biases, bfloat16 where there is any; bounds and answers are float32's all the same."""
-    monkeypatch.setitem(
-        training_run.NETWORKS, "liresnet", lambda input_shape, num_classes: zoo.cnn_2c2f(input_shape, num_classes)
-    )
+    monkeypatch.setitem(training_run.NETWORKS, "liresnet", chain(convolutions))
     settings = TrainingSettings(
-        data=colours(tmp_path), net="liresnet", loss="emma", doubling=False, start=0.1, epochs=6, batch_size=16,
+        data=colours(tmp_path), net="liresnet", loss="emma", doubling=False, start=0.1, epochs=4, batch_size=16,
         learning_rate=5e-3, decay="exponential", bias_rate=0.25, balance=(1.0, 2.0, 4.0, 1.0), bfloat16=True,
         epsilon=0.1, validation_split=0.0,
     )  # fmt: skip
@@ -109,8 +122,9 @@ def test_a_run_of_a_version_with_fewer_settings_goes_on(tmp_path):
         training_run.require_same_settings(tmp_path, TrainingSettings(epochs=3, balance=(1.0, 2.0)))
 
 
-def test_a_run_may_end_with_sharpening(tmp_path):
+def test_a_run_may_end_with_sharpening(tmp_path, monkeypatch):
     """The same training, and more proven of what it left; a network that cannot be sharpened is refused beforehand."""
+    monkeypatch.setitem(training_run.NETWORKS, "dense", chain(lambda: [Flatten(), Dense(32), MinMax()]))
     settings = {"epochs": 1, "net": "dense", "epsilon": 0.1}
     plain, sharp = (
         train(TrainingSettings(**settings, sharpen=sharpen), tmp_path / str(sharpen), verbose=0).model
@@ -121,8 +135,8 @@ def test_a_run_may_end_with_sharpening(tmp_path):
     np.testing.assert_allclose(sharp.network(x), plain.network(x), atol=1e-4)
     assert np.mean(sharp.certified_radius(x)) > 1.01 * np.mean(plain.certified_radius(x))
     inputs = keras.Input((8, 8, 1))
-    flat = keras.layers.Flatten()(inputs)
-    branched = keras.layers.Add()([keras.layers.Dense(10)(flat), keras.layers.Dense(10)(flat)])
+    flat = Flatten()(inputs)
+    branched = keras.layers.Add()([Dense(10)(flat), Dense(10)(flat)])
     keras.Model(inputs, branched).save(tmp_path / "branched.keras")
     refused = TrainingSettings(network=str(tmp_path / "branched.keras"), sharpen=True)
     with pytest.raises(ValueError, match="`sharpen` needs a chain"):

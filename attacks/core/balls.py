@@ -7,6 +7,7 @@ float64, so that what an attack returns is inside the ball without any slack.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -160,7 +161,7 @@ def column(values: Any, like: Any) -> Any:
 
 def distances(x: Array, attacked: Array, norm: str) -> Array:
     """Return the norm of `attacked - x` for each row, `[n]` float64, computed in float64."""
-    delta = np.abs(np.asarray(attacked, np.float64) - np.asarray(x, np.float64)).reshape(len(x), -1)
+    delta = np.abs(np.asarray(attacked, np.float64) - np.asarray(x, np.float64)).reshape(len(x), math.prod(x.shape[1:]))
     return np.linalg.norm(delta, axis=1) if norm == "l2" else delta.max(axis=1, initial=0.0)
 
 

@@ -107,6 +107,7 @@ def fold(model: DefendedModel, x: np.ndarray, drift: DriftRecord) -> bool:
     told = before > 0
     expected = (model.evaluation_drift - old) * 0.5
     if told.any() and not (fallen[told] >= np.minimum(expected, before[told])).all():
+        model.evaluation_drift = old
         raise AgreementError(
             f"{type(model).__name__} neither pays for the drift of its logits (`covered_drift`) nor subtracts "
             "`evaluation_drift` from its margins, so it is not known what its certificate is worth elsewhere."

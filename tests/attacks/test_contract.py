@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from attacked import EPSILON, MODELS, SHORT, convolutional_l2, inputs
+from nets import affine
 
 import defended
 from defended.attacks import (
@@ -175,28 +176,37 @@ def test_with_and_without_xla(models):
     np.testing.assert_allclose(compiled, plain, atol=1e-4)
 
 
+WEIGHTS = np.random.default_rng(0).normal(size=(6, 5))
+
+
+def planes(weights=WEIGHTS):
+    return affine(weights, epsilon=EPSILON)
+
+
+def cloud(n=21):
+    return np.random.default_rng(6).normal(size=(n, 6)).astype("float32")
+
+
 def test_a_model_in_training_is_attacked_as_it_is_now():
-    model, x = convolutional_l2(), inputs()
+    model, x = planes(), cloud()
     attack = CertificateDescent(**SHORT)
     before = attack(model, x)
     kernel = model.network.layers[-1].kernel
     kernel.assign(-kernel)
     after = attack(model, x)
     assert (before != after).any()
-    fresh = convolutional_l2()
-    fresh.network.set_weights(model.network.get_weights())
-    np.testing.assert_array_equal(attack(fresh, x), after)
+    np.testing.assert_array_equal(attack(planes(-WEIGHTS), x), after)
 
 
 def test_the_radius_is_read_at_every_call():
-    model, x = convolutional_l2(), inputs()
+    model, x = planes(), cloud()
     for epsilon in (0.1, 0.3):
         model.epsilon = epsilon
         assert distances(x, CertificateDescent(**SHORT)(model, x), "l2").max() == pytest.approx(epsilon, rel=1e-4)
 
 
-def test_a_model_that_is_not_final_can_be_attacked():
-    model = convolutional_l2()
+def test_a_model_that_is_not_final_can_be_attacked(models):
+    model = models["l2"]
     thawed = defended.GloroNet(model.network, epsilon=EPSILON)
     assert not thawed.is_final
     assert np.isfinite(PGD(**SHORT)(thawed, inputs())).all()
@@ -207,13 +217,12 @@ def test_a_model_that_is_not_final_can_be_attacked():
 
 
 def test_attacks_keep_no_model_alive():
-    model = convolutional_l2()
-    CertificateDescent(**SHORT, targets=2)(model, inputs())
-    PGD(**SHORT)(model, inputs())
-    CarliniWagner(**CARLINI_WAGNER)(model, inputs())
-    SquareAttack(**SQUARE)(model, inputs())
-    DecisionAttack(**DECISION)(model, inputs())
-    from_foolbox(foolbox.attacks.L2FastGradientAttack())(model, inputs())
+    model = planes()
+    for attack in (
+        CertificateDescent(**SHORT, targets=2), PGD(**SHORT), CarliniWagner(**CARLINI_WAGNER), SquareAttack(**SQUARE),
+        DecisionAttack(**DECISION), from_foolbox(foolbox.attacks.L2FastGradientAttack()),
+    ):  # fmt: skip
+        attack(model, cloud())
     alive = weakref.ref(model)
     del model
     keras.backend.clear_session()
@@ -231,8 +240,8 @@ def test_a_network_without_gradients():
 
 
 def test_logits_that_are_not_finite_leave_points_that_are():
-    model = convolutional_l2()
+    model = planes()
     kernel = model.network.layers[-1].kernel
     kernel.assign(np.where(np.arange(5) == 3, np.nan, np.array(kernel)))
     for attack in (PGD(**SHORT), CertificateDescent(**SHORT)):
-        assert np.isfinite(attack(model, inputs(4))).all()
+        assert np.isfinite(attack(model, cloud(4))).all()

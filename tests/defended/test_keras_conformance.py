@@ -71,7 +71,7 @@ def test_a_compiled_model_comes_back_compiled(tmp_path, digits):
     after = loaded.evaluate(digits.x_test, digits.y_test, verbose=0, return_dict=True)
     assert after == pytest.approx(before, rel=1e-6)
     assert set(after) == {"loss", "vra_2eps", "rejection_rate", "false_positive_bound", "accuracy"}
-    loaded.fit(digits.x_train, digits.y_train, epochs=1, verbose=0)
+    loaded.fit(digits.x_train[:64], digits.y_train[:64], epochs=1, verbose=0)
     assert loaded.is_final
 
 
@@ -102,10 +102,8 @@ def test_config_and_clone():
         ("sparse_crossentropy", "sparse"),
         ("trades", "column"),
         ("trades_ce.0.5", "dense"),
-        ("trades_kl.1.5", "dense"),
         ("trades_kl.1.5", "tf.data"),
         ("emma", "dense"),
-        ("emma", "tf.data"),
     ],
 )
 def test_fit_with_every_kind_of_labels(loss, kind, digits):
@@ -141,7 +139,7 @@ def test_class_and_sample_weights(digits):
     answers = np.argmax(ops.convert_to_numpy(model.network(digits.x_test)), axis=1)
     assert np.mean(answers[digits.y_test == 3] == 3) < 0.1
     assert np.mean(answers[digits.y_test != 3] == digits.y_test[digits.y_test != 3]) > 0.4
-    model.fit(digits.x_train, digits.y_train, sample_weight=np.ones(512), verbose=0)
+    model.fit(digits.x_train[:64], digits.y_train[:64], sample_weight=np.ones(64), verbose=0)
 
 
 def test_keras_own_losses_and_metrics_work_over_all_scores(digits):
@@ -163,7 +161,7 @@ def test_fit_resumes_where_it_was_killed(tmp_path, digits):
 
     class KillAt(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 3:
+            if epoch == 1:
                 raise Killed
 
     def run(*extra, backup):
@@ -171,7 +169,7 @@ def test_fit_resumes_where_it_was_killed(tmp_path, digits):
         history = model.fit(
             digits.x_train,
             digits.y_train,
-            epochs=5,
+            epochs=3,
             shuffle=False,
             verbose=0,
             validation_data=(digits.x_test, digits.y_test),
@@ -188,8 +186,8 @@ def test_fit_resumes_where_it_was_killed(tmp_path, digits):
     with pytest.raises(Killed):
         run(KillAt(), backup=tmp_path / "killed")
     resumed, history = run(backup=tmp_path / "killed")
-    assert len(history["loss"]) == 2, "the first three epochs were not run again"
-    np.testing.assert_allclose(history["loss"], whole_history["loss"][3:], rtol=1e-4)
+    assert len(history["loss"]) == 2, "the first epoch was not run again"
+    np.testing.assert_allclose(history["loss"], whole_history["loss"][1:], rtol=1e-4)
     np.testing.assert_allclose(
         resumed.verdicts(digits.x_test).radius, whole.verdicts(digits.x_test).radius, rtol=1e-3, atol=1e-5
     )
@@ -198,7 +196,7 @@ def test_fit_resumes_where_it_was_killed(tmp_path, digits):
 def test_a_checkpoint_during_fit_does_not_disturb_training(tmp_path, digits):
     def weights(*extra):
         model = compiled("trades_kl.1.5")
-        model.fit(digits.x_train, digits.y_train, epochs=3, shuffle=False, verbose=0, callbacks=list(extra))
+        model.fit(digits.x_train, digits.y_train, epochs=2, shuffle=False, verbose=0, callbacks=list(extra))
         return model.get_weights()
 
     saved = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras")
@@ -210,13 +208,13 @@ def test_a_checkpoint_during_fit_does_not_disturb_training(tmp_path, digits):
     assert middle.is_final
 
 
-def test_metrics_reach_tensorboard(tmp_path, digits):
+def test_metrics_reach_tensorboard_and_the_progress_bar(tmp_path, capsys, digits):
     model = compiled()
     model.fit(
         digits.x_train,
         digits.y_train,
         validation_data=(digits.x_test, digits.y_test),
-        verbose=0,
+        verbose=2,
         callbacks=[callbacks.RadiusDoubling(), keras.callbacks.TensorBoard(tmp_path)],
     )
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -224,6 +222,7 @@ def test_metrics_reach_tensorboard(tmp_path, digits):
     events = EventAccumulator(str(tmp_path / "validation"))
     events.Reload()
     assert {"epoch_vra", "epoch_vra_2eps", "epoch_fpr_upper"} <= set(events.Tags()["tensors"])
+    assert " vra: " in capsys.readouterr().out
 
 
 def test_metrics_of_a_batch_share_its_radii(digits, monkeypatch):
@@ -243,11 +242,6 @@ def test_metrics_of_a_batch_share_its_radii(digits, monkeypatch):
     assert len(asked) == 6, "outside of a batch, each asks for itself"
 
 
-def test_the_progress_bar_shows_them(capsys, digits):
-    compiled().fit(digits.x_train, digits.y_train, verbose=2)
-    assert "vra: " in capsys.readouterr().out
-
-
 def test_train_on_batch_and_custom_loops(digits):
     model = compiled()
     first = model.train_on_batch(digits.x_train, digits.y_train, return_dict=True)["loss"]
@@ -259,18 +253,19 @@ def test_train_on_batch_and_custom_loops(digits):
     assert model.is_final
 
 
-@pytest.mark.parametrize("jit", [True, False])
-def test_inference_is_the_same_compiled_and_eager(jit, digits):
-    model = small()
+def test_inference_is_the_same_compiled_and_eager(digits):
+    model, x = small(), digits.x_test[:32]
     model.finalize()
-    compiled_call = tf.function(model, jit_compile=jit)
-    np.testing.assert_allclose(compiled_call(digits.x_test[:32]), model(digits.x_test[:32]), rtol=1e-4, atol=1e-5)
-    model.train_on_batch if model.compiled else model.compile()
+    compiled_calls = [tf.function(model, jit_compile=jit) for jit in (True, False)]
+    for call in compiled_calls:
+        np.testing.assert_allclose(call(x), model(x), rtol=1e-4, atol=1e-5)
+    model.compile()
     model.fit(digits.x_train, digits.y_train, verbose=0)
-    np.testing.assert_allclose(
-        compiled_call(digits.x_test[:32]), model(digits.x_test[:32]), rtol=1e-4, atol=1e-4,
-        err_msg="a function traced before training sees the certificate of after",
-    )  # fmt: skip
+    for call in compiled_calls:
+        np.testing.assert_allclose(
+            call(x), model(x), rtol=1e-4, atol=1e-4,
+            err_msg="a function traced before training sees the certificate of after",
+        )  # fmt: skip
 
 
 TRAIN = """
@@ -282,22 +277,29 @@ TRAIN = """
         network = keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(4, 3, strides=2, padding="same"),
             defended.layers.MinMax(), layers.Flatten(), layers.Dense(10)])
         model = defended.GloroNet(network, epsilon=0.1)
-        model.compile(keras.optimizers.Adam(3e-3), "trades_kl.1", metrics=["clean_accuracy", "vra"])
+        model.compile(keras.optimizers.Adam(1e-2), "trades_kl.1", metrics=["clean_accuracy", "vra"])
         return model
     def train(model):
-        history = model.fit(data.x_train, data.y_train, batch_size=64, epochs=4, verbose=0,
+        history = model.fit(data.x_train[:640], data.y_train[:640], epochs=2, verbose=0,
             validation_data=(data.x_test, data.y_test), callbacks=[defended.callbacks.RadiusDoubling()]).history
         assert history["loss"][-1] < history["loss"][0], history
         assert history["val_clean_accuracy"][-1] > 0.5, history
         assert {"val_vra_2eps", "val_fpr_upper"} <= set(history)
         assert model.is_final
-        assert np.isfinite(model.verdicts(data.x_test).radius).all()
+        assert np.isfinite(model.verdicts(data.x_test[:64]).radius).all()
 """
 
 
-def test_mirrored_strategy_on_two_logical_devices():
-    run_script(
+def test_a_fresh_process_loads_with_nothing_but_the_import_and_trains_on_two_devices(tmp_path):
+    model = small()
+    model.finalize()
+    model.save(tmp_path / "m.keras")
+    out = run_script(
         TWO_DEVICES
+        + f"""
+    import keras, defended
+    print(keras.models.load_model({str(tmp_path / "m.keras")!r}))
+    """
         + TRAIN
         + """
     with strategy.scope():
@@ -305,19 +307,12 @@ def test_mirrored_strategy_on_two_logical_devices():
     train(model)
     """
     )
+    assert "bounds proven" in out
 
 
 def test_training_on_the_jax_backend():
     pytest.importorskip("jax", reason="JAX is not installed; the `dev` extra has it")
     run_script(TRAIN + "    assert keras.backend.backend() == 'jax'\n    train(build())\n", KERAS_BACKEND="jax")
-
-
-def test_a_fresh_process_loads_with_nothing_but_the_import(tmp_path):
-    model = small()
-    model.finalize()
-    model.save(tmp_path / "m.keras")
-    out = run_script(f"import keras, defended; print(keras.models.load_model({str(tmp_path / 'm.keras')!r}))")
-    assert "bounds proven" in out
 
 
 def test_what_was_proven_for_another_evaluation_is_not_trusted(tmp_path, monkeypatch):

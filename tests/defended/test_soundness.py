@@ -3,13 +3,15 @@
 Distances are exact: a point counts only where its distance, computed in float64 with a margin, is within the radius.
 """
 
+import functools
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from exact import exactly
 from keras import layers
-from nets import NETWORKS, any_inputs, finalized, near_the_boundary, randomised, sequential, set_weights
+from nets import NETWORKS, any_inputs, finalized, near_the_boundary, reweighted, sequential, set_weights
 
 from defended import GloroNet
 from defended.gloro import graph, layer_rules, lipschitz_certificate, operators, rules
@@ -71,8 +73,8 @@ def violations(model, x, rng, shares=(1.0, 0.9999999, 0.9, 0.3), count=12):
     x, radii = x[radii > 0], radii[radii > 0]
     if not len(x):
         return 0, 0
-    classify = tf.function(lambda x: model._logits(x, training=False), autograph=False, reduce_retracing=True)
-    logits = classify(x).numpy()
+    classify = model._compiled("logits", lambda x: model._logits(x, training=False), of_inputs=True)
+    logits = classify(tf.constant(x)).numpy()
     answer = logits.argmax(axis=1)
     broken, tried = int(not_strictly(logits, answer).sum()), len(x)
     directions = directions_from(model, x, answer, rng, count)
@@ -81,7 +83,7 @@ def violations(model, x, rng, shares=(1.0, 0.9999999, 0.9, 0.3), count=12):
         for some, valid in zip(np.array_split(points, 4), np.array_split(inside, 4), strict=True):
             flat = some.reshape(-1, *shape)
             answered = np.asarray(model.certified_radius(flat)) > 0
-            other = classify(flat).numpy().argmax(axis=1) != np.tile(answer, len(some))
+            other = classify(tf.constant(flat)).numpy().argmax(axis=1) != np.tile(answer, len(some))
             wrong = (answered & other).reshape(valid.shape)
             broken += int((wrong & valid).sum())
             tried += int(valid.sum())
@@ -97,13 +99,13 @@ def not_strictly(logits, answer):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_point_of_a_certified_ball_gets_another_answer(name):
     rng = np.random.default_rng(10)
-    network, total = NETWORKS[name](), 0
+    total = 0
     for scale in (0.3, 1e-8, 1e8, "mixed"):
         try:
-            model = finalized(randomised(network, rng, scale))
+            model = reweighted(name, rng, scale)
         except ValueError:  # products of its weights may overflow
             continue
-        broken, tried = violations(model, near_the_boundary(model, 200, rng), rng)
+        broken, tried = violations(model, near_the_boundary(model, 90, rng), rng)
         assert broken == 0, scale
         total += tried
     assert total > 15_000
@@ -131,15 +133,22 @@ LINEAR = {
 }  # fmt: skip
 
 
+@functools.cache
+def linear_net(d):
+    """The one linear classifier of d inputs, whose graphs all tests use; each gives it weights and finalizes it."""
+    return GloroNet(sequential((d,), layers.Dense(4)), epsilon=1e-6)
+
+
 @pytest.mark.parametrize("kind", LINEAR)
 @pytest.mark.parametrize(("d", "offset"), [(2, 0), (2, 1e4), (64, 1), (512, 0), (512, 1e4)])
 def test_linear_classifiers_attain_their_constants_and_hold(kind, d, offset):
     """K is attained along `w_i - w_j`, so the certificate has nothing to spare but what it pays for rounding."""
     rng = np.random.default_rng(11)
-    network = sequential((d,), layers.Dense(4))
-    set_weights(network.layers[0], *LINEAR[kind](rng, d))
-    model = finalized(network)
-    kernel = exactly(np.asarray(network.layers[0].kernel))
+    model = linear_net(d)
+    layer = model.network.layers[0]
+    set_weights(layer, *LINEAR[kind](rng, d))
+    model.finalize()
+    kernel = exactly(np.asarray(layer.kernel))
     squares = ((kernel[:, :, None] - kernel[:, None, :]) ** 2).sum(axis=0)
     assert np.all(exactly(model.margin_lipschitz) ** 2 >= squares), "no constant is below the exact one"
     broken, tried = violations(model, near_the_boundary(model, 60 if d > 64 else 400, rng, offset), rng)
@@ -158,7 +167,7 @@ def test_without_the_budget_rounding_really_flips_answers():
     for counted in (False, True):
         rng = np.random.default_rng(13)
         model = finalized(network, epsilon=0.05, rounding=counted)
-        x = near_the_boundary(model, 300, rng, offset=1e4)
+        x = near_the_boundary(model, 150, rng, offset=1e4)
         far = (x[:100] + np.linspace(-300, 300, 100)[:, None] * across).astype("float32")
         x = np.concatenate([x, far])
         found = violations(model, x, rng)

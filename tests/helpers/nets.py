@@ -1,5 +1,7 @@
 """Small networks of every kind of layer, with random weights of any scale, for the tests that search."""
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -118,6 +120,26 @@ def finalized(network, epsilon=1e-6, **options):
     return model
 
 
+@functools.cache
+def _made(name, **options):
+    return GloroNet(NETWORKS[name](), epsilon=1e-6, **options)
+
+
+def shared(name, **options):
+    """The one model of a network, whose graphs all tests use: whoever takes it gives it weights and finalizes it."""
+    model = _made(name, **options)
+    model.epsilon = 1e-6
+    return model
+
+
+def reweighted(name, rng, scale=1.0, **options):
+    """The shared model of a network, final for random weights; they last until another test asks."""
+    model = shared(name, **options)
+    randomised(model.network, rng, scale)
+    model.finalize()
+    return model
+
+
 def affine(weights, bias=None, epsilon=0.25):
     """A final GloRo Net of one Dense layer: where there are two classes, its radius is the distance to the boundary."""
     inputs, classes = np.shape(weights)
@@ -126,18 +148,23 @@ def affine(weights, bias=None, epsilon=0.25):
     return finalized(network, epsilon)
 
 
+def classes(model, x):
+    """The classes of the largest logits, by a graph that the model keeps."""
+    graph = model._compiled("classes", lambda x: tf.argmax(model._logits(x, training=False), axis=1), of_inputs=True)
+    return graph(tf.constant(x)).numpy()
+
+
 def near_the_boundary(model, n, rng, offset=0.0):
     """Inputs at distances from the decision boundary that range over six orders of magnitude, and a few others."""
     shape = model.input_shape[1:]
     column = (-1, *[1] * len(shape))
     one, other = (offset + rng.standard_normal((2, n, *shape))).astype("float32")
     low, high = np.zeros(n), np.ones(n)
-    classify = tf.function(lambda x: tf.argmax(model._logits(x, training=False), axis=1), autograph=False)
-    answer = classify(one).numpy()
+    answer = classes(model, one)
     for _ in range(30):
         middle = (low + high) / 2
         point = one + middle.reshape(column) * (other - one)
-        same = classify(point.astype("float32")).numpy() == answer
+        same = classes(model, point.astype("float32")) == answer
         low, high = np.where(same, middle, low), np.where(same, high, middle)
     back = 10.0 ** rng.uniform(-6, 0, n) * rng.choice([1, -1], n)
     return (one + (low * (1 - back)).reshape(column) * (other - one)).astype("float32")

@@ -49,13 +49,14 @@ def test_the_committed_nets_on_the_test_images(data_dir, name):
     network = keras.models.load_model(RESULTS / f"{name}.keras")
     trainer = NoisyTrainer(network, sigma=figures["sigma"])
     trainer.compile(metrics=["accuracy"], jit_compile=False)
-    noisy = trainer.evaluate(data.x_test, data.y_test, batch_size=500, verbose=0, return_dict=True)["accuracy"]
-    # Two draws of noise on 10,000 images: the difference has a standard deviation of at most 0.5 %.
+    x, y = data.x_test[:5000], data.y_test[:5000]
+    noisy = trainer.evaluate(x, y, batch_size=500, verbose=0, return_dict=True)["accuracy"]
+    # Half of the 10,000 images, with another draw of noise: the standard deviation is at most 0.9 %.
     assert noisy == pytest.approx(figures["accuracy_under_noise"], abs=0.02)
-    model = SmoothedNet(network, epsilon=0.25, sigma=figures["sigma"], samples=500)
+    model = SmoothedNet(network, epsilon=0.25, sigma=figures["sigma"], samples=300)
     log = read_log(RESULTS / f"{name}.tsv")
     index = log.index[:40]
     again = certify(model, data.x_test[index], data.y_test[index], index=index)
-    # With a tenth of the samples radii are smaller, and only chance makes them larger.
+    # With far fewer samples radii are smaller, and only chance makes them larger.
     assert np.mean(again.radius <= log.radius[:40] + 0.3 * figures["sigma"]) > 0.95
     assert np.mean(again.predicted == log.predicted[:40]) > 0.85

@@ -1,5 +1,6 @@
 """Attacks without gradients: what they ask, what they propose, and what they reach where the optimum is known."""
 
+import functools
 import json
 
 import keras
@@ -212,8 +213,9 @@ def test_starts_lie_on_the_sphere(image):
     assert (stripes == stripes[:1]).all()
 
 
+@functools.cache
 def image_model(epsilon=0.4):
-    """Images with logits (<w, x>, 0)."""
+    """Images with logits (<w, x>, 0), and w; no test changes the model."""
     network = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
     weights = np.zeros((36, 2), "float32")
     weights[:, 0] = np.random.default_rng(2).normal(size=36)

@@ -1,5 +1,7 @@
 """Steps, losses and the queue of gradient attacks, against numbers worked by hand."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from defended.attacks.gradient.objectives import logits_ratio, loss_of_logits
 from defended.attacks.gradient.rules import AutoSteps, Steepest
 
 
+@functools.cache
 def wavy(epsilon=0.5, units=24):
-    """A network whose margin has many local minima."""
+    """A network whose margin has many local minima, which no test changes."""
     keras.utils.set_random_seed(3)
     network = keras.Sequential(
         [

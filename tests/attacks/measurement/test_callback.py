@@ -1,6 +1,8 @@
 """Susceptibility while training."""
 
 import time
+from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -10,7 +12,6 @@ import defended
 from defended.attacks import CertificateDescent, CertificateViolation, DegradationMonitor, susceptibility
 
 KEYS = ("degradation_fpr_lower", "degradation_fpr_upper", "degradation_vra_under_attack")
-QUICK = CertificateDescent(steps=5, batch_size=64)
 
 
 @pytest.fixture(scope="module")
@@ -28,31 +29,47 @@ def train(digits, callbacks, epochs=3):
     return model, history.history
 
 
-def test_figures_join_the_history_and_training_is_not_disturbed(digits):
-    x, y = digits.x_test[:60], digits.y_test[:60]
-    monitor = DegradationMonitor(x, y, QUICK, every=2)
-    watched, history = train(digits, [monitor], epochs=4)
-    plain, other = train(digits, [], epochs=4)
-    for one, two in zip(watched.get_weights(), plain.get_weights(), strict=True):
+class Watched(NamedTuple):
+    """A training under a monitor that measures every other epoch."""
+
+    x: np.ndarray
+    y: np.ndarray
+    monitor: DegradationMonitor
+    model: defended.GloroNet
+    history: dict[str, list[float]]
+    log_dir: Path
+
+
+ATTACK = CertificateDescent(steps=20, batch_size=64)
+
+
+@pytest.fixture(scope="module")
+def watched(digits, tmp_path_factory):
+    x, y, log_dir = digits.x_test[:120], digits.y_test[:120], tmp_path_factory.mktemp("logs")
+    monitor = DegradationMonitor(x, y, ATTACK, every=2, log_dir=log_dir, pairs=3)
+    return Watched(x, y, monitor, *train(digits, [monitor], epochs=8), log_dir)
+
+
+def test_figures_join_the_history_and_training_is_not_disturbed(digits, watched):
+    monitor, history = watched.monitor, watched.history
+    plain, other = train(digits, [], epochs=8)
+    for one, two in zip(watched.model.get_weights(), plain.get_weights(), strict=True):
         np.testing.assert_array_equal(one, two)
     assert history["loss"] == other["loss"]
-    assert sorted(monitor.results) == [1, 3]
+    assert sorted(monitor.results) == [1, 3, 5, 7]
     for key in KEYS:
-        assert len(history[key]) == 2
+        assert len(history[key]) == 4
         assert all(type(value) is float and 0 <= value <= 1 for value in history[key])
     assert all(low <= high for low, high in zip(history[KEYS[0]], history[KEYS[1]], strict=True))
     assert monitor.results[1]["final"], "bounds are proven for the epoch's weights"
-    assert watched.is_final
+    assert watched.model.is_final
 
 
-def test_the_last_epoch_agrees_with_a_measurement_afterwards(digits):
+def test_the_last_epoch_agrees_with_a_measurement_afterwards(watched):
     """Both are of proven bounds for the same weights."""
-    x, y = digits.x_test[:60], digits.y_test[:60]
-    monitor = DegradationMonitor(x, y, QUICK)
-    model, history = train(digits, [monitor])
-    after = susceptibility(model, x, y, QUICK)
-    assert monitor.results[2]["vra"]["value"] == float(after.vra)
-    assert history["degradation_vra_under_attack"][-1] == float(after.vra_under_attack)
+    after = susceptibility(watched.model, watched.x, watched.y, ATTACK)
+    assert watched.monitor.results[7]["vra"]["value"] == float(after.vra)
+    assert watched.history["degradation_vra_under_attack"][-1] == float(after.vra_under_attack)
 
 
 def test_a_broken_certificate_ends_the_training(digits):
@@ -93,20 +110,17 @@ def test_wrong_data_and_wrong_models_fail_before_the_first_epoch(digits):
         DegradationMonitor(digits.x_test[:10], digits.y_test[:10]).set_model(defended.zoo.dense_small())
 
 
-def test_pictures_and_figures_go_to_tensorboard(digits, tmp_path):
+def test_pictures_and_figures_go_to_tensorboard(watched):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    x, y = digits.x_test[:120], digits.y_test[:120]
-    monitor = DegradationMonitor(x, y, CertificateDescent(steps=20, batch_size=64), log_dir=tmp_path, pairs=3)
-    _, history = train(digits, [monitor], epochs=8)
-    events = EventAccumulator(str(tmp_path), size_guidance={"images": 0, "tensors": 0})
+    events = EventAccumulator(str(watched.log_dir), size_guidance={"images": 0, "tensors": 0})
     events.Reload()
     assert set(KEYS) | {"degraded pairs"} <= set(events.Tags()["tensors"])
     steps = [event.step for event in events.Tensors(KEYS[0])]
-    assert steps == list(range(8))
+    assert steps == [1, 3, 5, 7]
     image = events.Tensors("degraded pairs")[0].tensor_proto.string_val
     assert image[2].startswith(b"\x89PNG")
-    assert max(history[KEYS[0]]) > 0
+    assert max(watched.history[KEYS[0]]) > 0
 
 
 def test_a_time_budget_holds_the_epoch_up_no_longer(digits):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import runpy
 import signal
 import subprocess
 import sys
@@ -129,10 +130,9 @@ def test_nothing_certified(line):
     assert result.adversarial.inputs.shape == (0, 1)
 
 
-def test_exactly_two_eps_is_not_called_safe():
+def test_exactly_two_eps_is_not_called_safe(line):
     """At r = 2 eps a perturbation of norm eps leaves a slack of 0, and that is a rejection."""
-    model = linear([[1, -1]], 0.25)
-    result = susceptibility(model, np.array([[0.5]], "float32"), [0], QUICK)
+    result = susceptibility(line, np.array([[0.5]], "float32"), [0], QUICK)
     assert (result.vra, result.vra_2eps, result.fpr_upper) == (1.0, 0.0, 1.0)
 
 
@@ -275,7 +275,7 @@ def test_degraded_inputs_of_a_resumable_measurement_stay_on_disk(planes, tmp_pat
 
 
 def test_memory_does_not_grow_with_the_data_set(tmp_path):
-    """Ten times the inputs, read from a file that is mapped into memory: the peak grows by the records alone."""
+    """Six times the inputs, read from a file that is mapped into memory: the peak grows by the records alone."""
     rng = np.random.default_rng(0)
     model = linear(rng.normal(size=(3000, 4)), 0.02)
 
@@ -296,9 +296,9 @@ def test_memory_does_not_grow_with_the_data_set(tmp_path):
         return size
 
     peak(100)
-    small, large = peak(200), peak(2000)
+    small, large = peak(200), peak(1200)
     assert small > 50 * 3000 * 4  # it holds a batch
-    assert large - small < 1800 * 300  # and 300 bytes of records a further input, where an input has 12,000
+    assert large - small < 1000 * 300  # and 300 bytes of records a further input, where an input has 12,000
 
 
 KILLED = """
@@ -324,25 +324,23 @@ print(result.test_R, result.test_A, result.records.degraded.astype(int).tolist()
 """
 
 
-def test_a_process_that_is_killed_loses_and_repeats_nothing(planes, tmp_path):
+def test_a_process_that_is_killed_loses_and_repeats_nothing(planes, tmp_path, monkeypatch, capsys):
     x, y = cloud()
     whole = susceptibility(planes, x, y, QUICK, batch_size=8)
     script = tmp_path / "measure.py"
     script.write_text(KILLED)
 
-    def run(after):
-        return subprocess.run(
-            [sys.executable, script, tmp_path / "run", str(after)], capture_output=True, text=True, timeout=120
-        )
-
-    assert run(3).returncode == -signal.SIGKILL
+    killed = subprocess.run(
+        [sys.executable, script, tmp_path / "run", "3"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("attacked_*")}
     assert len(kept) == 2
-    again = run(0)
-    assert again.returncode == 0, again.stderr
+    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "run"), "0"])
+    runpy.run_path(str(script))
     for name, time_written in kept.items():
         assert (tmp_path / "run" / name).stat().st_mtime_ns == time_written
-    certified, degraded, flags = again.stdout.split(maxsplit=2)
+    certified, degraded, flags = capsys.readouterr().out.split(maxsplit=2)
     assert (int(certified), int(degraded)) == (whole.test_R, whole.test_A)
     assert json.loads(flags) == whole.records.degraded.astype(int).tolist()
 
@@ -446,7 +444,7 @@ def test_the_authors_mnist_model(reference_dir, mnist):
     model = defended.GloroNet(network, epsilon=0.3, rounding=False)  # as their figures were made
     model.finalize()
     x, y = mnist.x_test[:2000], mnist.y_test[:2000]
-    ours = susceptibility(model, x, y, CertificateDescent(steps=50))
+    ours = susceptibility(model, x, y, CertificateDescent(steps=50, early_stop=True))
     assert ours.fpr_lower_correct.total == pytest.approx(1818, abs=3)
     assert ours.fpr_upper_correct == pytest.approx(0.384, abs=0.002)
     assert ours.fpr_lower_correct >= 0.19

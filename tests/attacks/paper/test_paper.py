@@ -2,11 +2,12 @@
 
 import csv
 import io
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from defended import zoo
 from defended.attacks import CertificateDescent, DegradationAttack, Rate
 from defended.attacks.paper import EXPERIMENTS, Finding, Reproduction, Settings, lipschitz, reproduce
 from defended.attacks.paper.settings import NotHereError
@@ -51,13 +52,26 @@ def test_figure3_to_three_digits(reference_dir):
     assert len({len(values) for values in result.curves.values()}) == 1
 
 
-def test_figure2_from_the_published_radii(reference_dir, monkeypatch, tmp_path):
-    result = reproduce("figure2", Settings(reference=reference_dir, quick=True))
+@pytest.fixture(scope="module")
+def a_few_points(mnist, tmp_path_factory):
+    """A file of 20 test points."""
+    path = tmp_path_factory.mktemp("data") / "mnist.npz"
+    np.savez(
+        path, x_train=mnist.x_train[:20], y_train=mnist.y_train[:20], x_test=mnist.x_test[:20], y_test=mnist.y_test[:20]
+    )
+    return path
+
+
+def test_figure2_from_the_published_radii(reference_dir, a_few_points, monkeypatch):
+    monkeypatch.setattr(lipschitz, "CASES", lipschitz.CASES[:1])
+    result = reproduce("figure2", Settings(reference=reference_dir, data={"mnist": a_few_points}))
     values = {(finding.case, finding.figure): float(finding.ours) for finding in result.findings}
     doubled = "mnist 0.3, authors', at 2 eps"
     assert values[doubled, "VRA at 0.3"] == pytest.approx(0.9703, abs=5e-5)
     assert values[doubled, "VRA at 0.6"] == pytest.approx(0.9108, abs=5e-5)
     assert values[doubled, "FPR at 0.3, at most"] == pytest.approx(0.0629, abs=5e-5)
+    ours = [finding for finding in result.findings if ", ours, " in finding.case and finding.figure == "VRA at 0.3"]
+    assert [finding.ours.total for finding in ours] == [20, 20]
 
 
 def test_what_is_missing_is_said(nothing):
@@ -72,31 +86,38 @@ def test_what_is_missing_is_said(nothing):
         Settings(nets={"mnist-0.3": "absent.gloronet"}).net("mnist-0.3", None, 0.3)
 
 
-def test_table1_on_a_few_points(mnist, fashion_mnist, monkeypatch):
-    monkeypatch.delenv("DEFENDED_REFERENCE", raising=False)
-    monkeypatch.setattr(lipschitz, "POINTS", 20)
-    monkeypatch.setattr(
-        lipschitz, "CASES", (lipschitz.CASES[0]._replace(zoo=("mnist-2c2f-0.3",)), *lipschitz.CASES[2:])
-    )
-    result = reproduce("table1")
-    cases = {finding.case for finding in result.findings}
+MNIST, *_, FASHION = lipschitz.CASES
+
+
+@pytest.fixture(scope="module")
+def table1(mnist, fashion_mnist):
+    """Of MNIST one net of the zoo, and the authors' net, which is not there; of Fashion-MNIST both nets of the zoo."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.delenv("DEFENDED_REFERENCE", raising=False)
+        patched.setattr(lipschitz, "POINTS", 20)
+        patched.setattr(lipschitz, "CASES", (MNIST._replace(zoo=MNIST.zoo[:1]), *lipschitz.CASES[2:]))
+        return reproduce("table1")
+
+
+def test_table1_on_a_few_points(table1):
+    cases = {finding.case for finding in table1.findings}
     assert cases == {
         "mnist-0.3, mnist-2c2f-0.3",
         "fashion-mnist-0.3, fashion-mnist-2c2f-0.3",
         "fashion-mnist-0.3, fashion-mnist-2c2f-0.6",
     }
-    for finding in result.findings:
+    for finding in table1.findings:
         assert 0 <= finding.ours <= 1
         assert finding.ours.total <= 20
-    assert any("DEFENDED_REFERENCE" in reason for reason in result.left_out)
-    assert any("cifar10" in reason for reason in result.left_out)
-    assert not any("fashion" in reason for reason in result.left_out)
+    assert any("DEFENDED_REFERENCE" in reason for reason in table1.left_out)
+    assert any("cifar10" in reason for reason in table1.left_out)
+    assert not any("fashion" in reason for reason in table1.left_out)
 
 
-def test_a_table_that_is_stopped_goes_on_where_it_was(mnist, tmp_path, monkeypatch):
+def test_a_table_that_is_stopped_goes_on_where_it_was(table1, tmp_path, monkeypatch):
     monkeypatch.delenv("DEFENDED_REFERENCE", raising=False)
-    monkeypatch.setattr(lipschitz, "POINTS", 100)
-    monkeypatch.setattr(lipschitz, "CASES", (lipschitz.CASES[0]._replace(zoo=("mnist-2c2f-0.3",)),))
+    monkeypatch.setattr(lipschitz, "POINTS", 20)
+    monkeypatch.setattr(lipschitz, "CASES", (FASHION._replace(zoo=FASHION.zoo[:1]),))
     calls = []
 
     def watch(attack, stop=False):
@@ -120,14 +141,14 @@ def test_a_table_that_is_stopped_goes_on_where_it_was(mnist, tmp_path, monkeypat
     assert CliRunner().invoke(app, command).exit_code == 0
     assert calls[2:] == ["CertificateDescent"]
     assert [path.name for path in tmp_path.iterdir()] == ["table1.csv"]
-    assert (tmp_path / "table1.csv").read_text() == reproduce("table1").to_csv()
+    fashion = tuple(row for row in table1.findings if row.case.endswith("fashion-mnist-2c2f-0.3"))
+    assert (tmp_path / "table1.csv").read_text() == replace(table1, findings=fashion).to_csv()
 
 
-def test_what_tells_no_settings_is_measured_anew(mnist, tmp_path):
-    settings = Settings(resume=tmp_path)
-    result = settings.measure(
-        "a net", zoo.load("mnist-2c2f-0.3"), mnist.x_test[:5], mnist.y_test[:5], lambda *call: call[1]
-    )
+def test_what_tells_no_settings_is_measured_anew(line, tmp_path):
+    x = np.array([[0.3], [0.6], [-0.4]], "float32")
+    result = Settings(resume=tmp_path).measure("a net", line, x, [0, 0, 1], lambda *call: call[1])
+    assert result.records.contested.any()
     assert not result.records.degraded.any()
     assert not list(tmp_path.iterdir())
 

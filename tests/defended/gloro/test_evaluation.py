@@ -43,7 +43,9 @@ REARRANGED = {
 }  # fmt: skip
 AS_IT_IS = {
     "used twice": used_twice,
-    "groups": lambda: sequential(layers.Conv2D(6, 3, groups=3), MinMax(), layers.Conv2D(4, 2, groups=2), MinMax()),
+    "groups": lambda: sequential(
+        layers.Conv2D(6, 3), MinMax(), layers.Conv2D(6, 2, groups=3), MinMax(), layers.Conv2D(4, 2)
+    ),
     "an activation before": lambda: sequential(layers.Conv2D(6, 3, activation="relu"), MinMax(), layers.Conv2D(4, 2)),
     "Dense behind": lambda: sequential(layers.Conv2D(6, 3), MinMax()),
 }  # fmt: skip
@@ -88,8 +90,7 @@ def test_it_follows_weights_and_gradients_of_the_network():
 def test_training_takes_the_same_steps(compiled):
     """Weights move as those of the network itself would, statistics of normalisation among them."""
     network = sequential(
-        layers.Conv2D(6, 3, padding="same"), MinMax(), layers.Conv2D(8, 2), MinMax(), layers.Conv2D(4, 2),
-        layers.BatchNormalization(), MinMax(),
+        layers.Conv2D(6, 3, padding="same"), MinMax(), layers.Conv2D(4, 2), layers.BatchNormalization(), MinMax(),
     )  # fmt: skip
     model = GloroNet(network, epsilon=0.1)
     assert model._graph.evaluate.trains_faster

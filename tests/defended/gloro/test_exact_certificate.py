@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from exact import BITS, exact_logits, exactly
-from nets import NETWORKS, any_inputs, finalized, near_the_boundary, randomised
+from nets import NETWORKS, any_inputs, classes, near_the_boundary, randomised, reweighted, shared
 
 from defended.margins import FLOAT_MAX, Budget, competitor_radii
 
@@ -32,23 +32,22 @@ def constants_of(model):
 def test_every_certified_radius_and_every_constant_is_an_exact_one(name):
     """Exact margins exceed K r, and no exact secant is steeper than K, at all scales and without any tolerance."""
     rng = np.random.default_rng(14)
-    network, certified = NETWORKS[name](), 0
+    certified = 0
     for scale in (1.0, 1e-10, 1e10, "mixed"):
         try:
-            model = finalized(randomised(network, rng, scale))
+            model = reweighted(name, rng, scale)
         except ValueError:
             continue
         x = np.concatenate([near_the_boundary(model, 12, rng), any_inputs(rng, model.input_shape[1:])])
         radii = np.asarray(model.certified_radius(x))
-        answer = np.asarray(model._logits(x, training=False)).argmax(axis=1)
-        some = radii > 0
+        answer, some = classes(model, x), radii > 0
         certified += some.sum()
         if some.any():
             assert_exactly_certified(model, x[some], answer[some], radii[some])
         one = np.concatenate([x[:4]] * 3)
         steps = [10.0**power * rng.standard_normal((4, *x.shape[1:])) for power in (-3, 0, 3)]
         other = (one + np.concatenate(steps)).astype("float32")
-        change = exact_logits(network, one) - exact_logits(network, other)
+        change = exact_logits(model.network, one) - exact_logits(model.network, other)
         change = change[:, :, None] - change[:, None, :]
         distance = ((exactly(one) - exactly(other)) ** 2).reshape(len(one), -1).sum(axis=1)[:, None, None]
         # Pooling and normalisation are rounded down to multiples of 2^-1024.
@@ -64,13 +63,14 @@ def test_no_overflow_hides_in_an_answer():
     """ReLU, MinMax and pooling swallow infinities: with weights and inputs up to 1e38 all that is answered is exact."""
     rng = np.random.default_rng(22)
     answers = 0
-    for name, make in NETWORKS.items():
+    for name in NETWORKS:
         for _ in range(2):
-            network = randomised(make(), rng, 10.0 ** rng.uniform(0, 14))
-            kernel = network.trainable_variables[0]
+            model = shared(name)
+            randomised(model.network, rng, 10.0 ** rng.uniform(0, 14))
+            kernel = model.network.trainable_variables[0]
             kernel.assign(np.asarray(kernel) * 10.0 ** rng.uniform(0, 20, kernel.shape))
             try:
-                model = finalized(network)
+                model.finalize()
             except ValueError:  # products of its weights may overflow
                 continue
             sizes = 10.0 ** np.linspace(-30, 38.4, 30).reshape(-1, *[1] * len(model.input_shape[1:]))
@@ -81,8 +81,7 @@ def test_no_overflow_hides_in_an_answer():
             some = verdicts.radius > 0
             answers += some.sum()
             if some.any():
-                answer = np.asarray(model._logits(x[some], training=False)).argmax(axis=1)
-                assert_exactly_certified(model, x[some], answer, verdicts.radius[some])
+                assert_exactly_certified(model, x[some], classes(model, x[some]), verdicts.radius[some])
     assert answers > 100
 
 
@@ -126,23 +125,22 @@ def test_radii_are_rounded_down_whatever_the_numbers(wide, compiled):
 def test_verdicts_agree_with_radii_ulp_by_ulp(name, offset):
     """Across the edge between an answer and a rejection: answered points exceed epsilon and are exactly certified."""
     rng = np.random.default_rng(16)
-    model = finalized(randomised(NETWORKS[name](), rng))
+    model = reweighted(name, rng)
     x = near_the_boundary(model, 200, rng, offset)
     radii = np.asarray(model.certified_radius(x))
     model.epsilon = float(np.median(radii[radii > 0]))
-    judge = tf.function(model.deployed, autograph=False)
-    answered = judge(x)["label"].numpy() >= 0
+    answered = model.deployed(x)["label"].numpy() >= 0
     inner, outer = x[answered][:6].copy(), x[~answered][:6].copy()
     for _ in range(60):
         middle = inner / 2 + outer / 2
-        kept = (judge(middle)["label"].numpy() >= 0).reshape(-1, *[1] * (x.ndim - 1))
+        kept = (model.deployed(middle)["label"].numpy() >= 0).reshape(-1, *[1] * (x.ndim - 1))
         inner, outer = np.where(kept, middle, inner), np.where(kept, outer, middle)
     crossings = 0
     for start in inner:
         walk = np.repeat(start[None], 4001, axis=0)
         column = walk.reshape(len(walk), -1)[:, rng.integers(start.size)]
         column[:] = (column.view("int32") + np.arange(-2000, 2001, dtype="int32")).view("float32")
-        crossings += check_verdicts(model, judge, walk)
+        crossings += check_verdicts(model, walk)
     assert crossings > 0, "the walks cross the edge"
 
 
@@ -150,9 +148,9 @@ def smallest_constant(model):
     return model.margin_lipschitz[~np.eye(model.num_classes, dtype=bool)].min()
 
 
-def check_verdicts(model, judge, x):
+def check_verdicts(model, x):
     """Verdicts against radii; returns how many neighbouring points have different verdicts."""
-    outputs = {key: value.numpy() for key, value in judge(x).items()}
+    outputs = {key: value.numpy() for key, value in model.deployed(x).items()}
     answered, epsilon = outputs["label"] >= 0, np.float32(model.epsilon)
     beyond = outputs["certified_radius"] > epsilon
     assert not np.any(answered & ~beyond)
@@ -172,21 +170,20 @@ def check_verdicts(model, judge, x):
 @pytest.mark.parametrize("name", ["linear", "dense", "conv", "normalisation folded"])
 def test_epsilon_one_ulp_on_either_side_of_the_radius(name):
     rng = np.random.default_rng(17)
-    model = finalized(randomised(NETWORKS[name](), rng))
+    model = reweighted(name, rng)
     x = near_the_boundary(model, 40, rng)
-    judge = tf.function(model.deployed, autograph=False)
-    outputs = judge(x)
+    outputs = model.deployed(x)
     radii, top = outputs["certified_radius"].numpy(), np.abs(outputs["scores"].numpy()).max(axis=1)
     visible = radii * smallest_constant(model) * 2.0**-12 > top * 2.0**-20
     assert visible.sum() > 3
     for i in np.flatnonzero(visible)[:12]:
         # Some processors round the same row differently in batches of other sizes.
-        radius = judge(x[i : i + 1])["certified_radius"].numpy()[0]
+        radius = model.deployed(x[i : i + 1])["certified_radius"].numpy()[0]
         for toward, steps in ((np.inf, (0, 1, 2)), (0, (1, 2, 2**12))):
             for count in steps:
                 epsilon = (radius.view("int32") + (count if toward else -count)).view("float32")
                 model.epsilon.assign(epsilon)
-                label = judge(x[i : i + 1])["label"].numpy()[0]
+                label = model.deployed(x[i : i + 1])["label"].numpy()[0]
                 assert toward == 0 or label == -1, "a ball that is not larger than its radius is not certified"
                 assert count != 2**12 or label >= 0, "5e-4 below it, it is"
                 if label >= 0:

@@ -1,5 +1,7 @@
 """The certificate of GloRo Nets: composition over graphs, sampled soundness, faults that other implementations have."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -85,12 +87,19 @@ def randomised(network, rng, scale=1.0):
     return network
 
 
+@functools.cache
+def final(name):
+    """A model with random weights, which no test changes, and its network as a graph."""
+    model = GloroNet(randomised(NETWORKS[name](), np.random.default_rng(3)), epsilon=0.1)
+    model.finalize()
+    return model, tf.function(model.network, input_signature=[tf.TensorSpec((None, *model.input_shape[1:]))])
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_point_of_a_certified_ball_gets_another_answer(name):
     """Random directions and the steepest ones, to the edge of the ball that the certificate draws."""
     rng = np.random.default_rng(3)
-    model = GloroNet(randomised(NETWORKS[name](), rng), epsilon=0.1)
-    model.finalize()
+    model, network = final(name)
     shape = model.input_shape[1:]
     x = rng.standard_normal((40, *shape)).astype("float32")
     radii = ops.convert_to_numpy(model.certified_radius(x))
@@ -98,40 +107,35 @@ def test_no_point_of_a_certified_ball_gets_another_answer(name):
     keep = (radii > 1e-4) & (radii < 1e6)
     assert keep.any()
     x, radii = x[keep], radii[keep]
-    answer = np.argmax(ops.convert_to_numpy(model.network(x)), axis=1)
-    directions = [rng.standard_normal(x.shape) for _ in range(12)] + steepest(model, x, answer)
+    answer = network(x).numpy().argmax(axis=1)
+    directions = [rng.standard_normal(x.shape) for _ in range(12)] + steepest(network, x, answer)
     for direction in directions:
         flat = direction.reshape(len(x), -1)
         direction = (flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-30)).reshape(x.shape)
         for share in (0.5, 0.999):
             moved = x + direction * (share * radii).reshape(-1, *[1] * len(shape))
-            assert np.array_equal(
-                np.argmax(ops.convert_to_numpy(model.network(moved.astype("float32"))), axis=1), answer
-            )
+            assert np.array_equal(network(moved.astype("float32")).numpy().argmax(axis=1), answer)
 
 
-def steepest(model, x, answer):
-    found = []
-    for rival in range(model.num_classes):
-        point = tf.Variable(x)
-        with tf.GradientTape() as tape:
-            logits = model.network(point)
-            gap = logits[:, rival] - tf.gather(logits, answer, batch_dims=1)
-        found.append(tape.gradient(gap, point).numpy() + 1e-12)
-    return found
+def steepest(network, x, answer):
+    point = tf.constant(x)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(point)
+        logits = network(point)
+        gaps = tf.unstack(logits - tf.gather(logits, answer, batch_dims=1)[:, None], axis=1)
+    return [tape.gradient(gap, point).numpy() + 1e-12 for gap in gaps]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_pairwise_constants_bound_every_secant(name):
     """|(y_j - y_i)(a) - (y_j - y_i)(b)| <= K_ij |a - b| for near and far pairs of points."""
     rng = np.random.default_rng(4)
-    model = GloroNet(randomised(NETWORKS[name](), rng), epsilon=0.1)
-    model.finalize()
+    model, network = final(name)
     constants = model.margin_lipschitz.astype("float64")
     a = rng.standard_normal((64, *model.input_shape[1:])).astype("float32")
     for step in (1e-1, 1.0, 10.0):
         b = (a + step * rng.standard_normal(a.shape)).astype("float32")
-        outputs = [ops.convert_to_numpy(model.network(point)).astype("float64") for point in (a, b)]
+        outputs = [network(point).numpy().astype("float64") for point in (a, b)]
         change = outputs[0] - outputs[1]
         moved = np.abs(change[:, :, None] - change[:, None, :])
         distance = np.linalg.norm((a.astype("float64") - b).reshape(len(a), -1), axis=1)[:, None, None]

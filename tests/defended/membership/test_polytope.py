@@ -9,11 +9,17 @@ from keras import layers
 
 from defended import MembershipGuard, PolytopeNet, callbacks, losses
 from defended.attacks import PGD, CertificateDescent, DegradationAttack, susceptibility
-from defended.membership import REASONS, MahalanobisScore, StoredPoints
+from defended.membership import REASONS, StoredPoints
 from defended.serving import export, export_onnx, load, load_onnx
 
 EPSILON = {"linf": 0.08, "l2": 0.16}
 CENTRES = np.array([[1.0, 0, 0, 0.5, 0], [0, 1.0, 0, 0, 0.5], [0, 0, 1.0, -0.5, -0.5]])
+
+
+@pytest.fixture
+def eagerly():
+    with polytopes.eagerly():
+        yield
 
 
 def data(n=300, seed=0, spread=0.1):
@@ -26,27 +32,23 @@ def polytope(norm="linf", seed=0, **options):
     network = polytopes.sequential((5,), layers.Dense(8, activation="relu"), layers.Dense(3))
     # Without biases boundaries meet at the origin, and the points lie around it.
     polytopes.randomised(network, np.random.default_rng(seed), bias=0.0)
-    options = {"slope": "wong-kolter", "radius_steps": 2} | options
+    options = {"slope": "wong-kolter", "radius_steps": 1} | options
     return PolytopeNet(network, epsilon=EPSILON[norm], norm=norm, **options)
 
 
-def guard_of(oracle, norm="linf", **options):
+def guard_of(norm="linf"):
     """A guard over 60 points around the boundaries of a random net."""
     model, rng = polytope(norm), np.random.default_rng(1)
     points = (0.5 * rng.standard_normal((60, 5))).astype("float32")
-    made = {
-        "points": lambda: StoredPoints(points, domain=None),
-        "mahalanobis": lambda: MahalanobisScore(points, np.arange(60) % 3, points),
-    }[oracle]()
-    guard = MembershipGuard(model, made, 2 if oracle != "points" else 20, **options)
+    guard = MembershipGuard(model, StoredPoints(points, domain=None), 20)
     guard.finalize()
     x = (points[rng.integers(0, 60, 200)] + 0.5 * EPSILON[norm] * rng.standard_normal((200, 5))).astype("float32")
     return guard, points, x
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_strict_answers_are_the_models_and_reasons_are_true(norm):
-    guard, points, x = guard_of("points", norm)
+def test_strict_answers_are_the_models_and_reasons_are_true(norm, eagerly):
+    guard, points, x = guard_of(norm)
     ours, alone, reasons = guard.verdicts(x), guard.base.verdicts(x), guard.reasons(x)
     assert np.array_equal(ours.label, alone.label)
     np.testing.assert_allclose(ours.radius, alone.radius, atol=1e-6)
@@ -60,7 +62,7 @@ def test_strict_answers_are_the_models_and_reasons_are_true(norm):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_neighbours_answer_what_dual_bounds_reject(norm):
+def test_neighbours_answer_what_dual_bounds_reject(norm, eagerly):
     """Corners within the availability radius keep the answer as a rule, as `PolytopeNet` has it; none turns it."""
     x = (0.5 * np.random.default_rng(3).standard_normal((30, 5))).astype("float32")
     guard = MembershipGuard(polytope(norm), StoredPoints(x, domain=None), accept="separated")
@@ -84,7 +86,7 @@ def test_neighbours_answer_what_dual_bounds_reject(norm):
 class TestTraining:
     def guard(self):
         x, y = data()
-        model = polytope(training_bounds="interval", radius_steps=1)
+        model = polytope(training_bounds="interval")
         guard = MembershipGuard(model, StoredPoints(x[:50], domain=None))
         guard.compile(keras.optimizers.Adam(0.02), "certified_crossentropy", metrics=["vra"], jit_compile=False)
         return guard, x, y
@@ -92,7 +94,7 @@ class TestTraining:
     def test_loss_and_metrics_are_those_of_the_model_inside(self):
         """At the schedule's radius too: a step of a copy of the model changes the weights in the same way."""
         guard, x, y = self.guard()
-        twin = polytope(training_bounds="interval", radius_steps=1)
+        twin = polytope(training_bounds="interval")
         twin.compile(keras.optimizers.Adam(0.02), "certified_crossentropy", metrics=["vra"], jit_compile=False)
         losses_seen = []
         for scale in (1.0, 2.0):
@@ -107,7 +109,7 @@ class TestTraining:
         for own, other in zip(guard.network.get_weights(), twin.network.get_weights(), strict=True):
             np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-6)
 
-    def test_fit_with_radius_doubling_trains_the_certificate(self):
+    def test_fit_with_radius_doubling_trains_the_certificate(self, eagerly):
         guard, x, y = self.guard()
         before = np.mean(guard.base.verdicts(x).label == y)
         doubling = callbacks.RadiusDoubling(by_batch=True)
@@ -141,7 +143,7 @@ class TestTraining:
 
 
 def test_attacks_and_their_measure():
-    guard, _, x = guard_of("points")
+    guard, _, x = guard_of()
     y = np.zeros(len(x), int)
     for attack in (CertificateDescent(steps=10, jit_compile=False), DegradationAttack(PGD(steps=10))):
         found, alone = (susceptibility(model, x, y, attack, progress=False) for model in (guard, guard.base))
@@ -154,7 +156,7 @@ def test_attacks_and_their_measure():
 def test_known_classes_are_what_an_attack_descends_to():
     """A point of class 2 beside inputs of class 0, which dual bounds certify: only the oracle can take them away."""
     x, y = data(40, spread=0.01)
-    model = polytope(radius_steps=1)
+    model = polytope()
     model.compile(keras.optimizers.Adam(0.02), losses.CertifiedCrossentropy(), jit_compile=False)
     model.fit(x, y, epochs=40, batch_size=20, verbose=0)
     inputs = x[y == 0][:4]
@@ -167,9 +169,8 @@ def test_known_classes_are_what_an_attack_descends_to():
     assert not guard.base.verdicts(attacked).rejected.any()
 
 
-@pytest.mark.parametrize("oracle", ["points", "mahalanobis"])
-def test_artefact_and_onnx_file_answer_with_the_same_reasons(oracle, tmp_path):
-    guard, _, x = guard_of(oracle)
+def test_artefact_and_onnx_file_answer_with_the_same_reasons(tmp_path):
+    guard, _, x = guard_of()
     x = np.concatenate([x[:80], np.full_like(x[:1], np.nan)])
     verdicts, reasons = guard.verdicts(x), guard.reasons(x)
     assert {*reasons} >= {"answered", "not certified", "not finite"}
@@ -185,7 +186,7 @@ def test_artefact_and_onnx_file_answer_with_the_same_reasons(oracle, tmp_path):
 
 
 def test_saved_and_loaded(tmp_path):
-    guard, _, x = guard_of("points")
+    guard, _, x = guard_of()
     guard.save(tmp_path / "guard.keras")
     loaded = keras.models.load_model(tmp_path / "guard.keras")
     assert loaded.is_final
@@ -201,7 +202,7 @@ def test_batches_keep_to_the_memory_budget_of_the_model():
     x = np.random.default_rng(4).uniform(size=(7, 6, 6, 1)).astype("float32")
     guards = []
     for budget in (1, 2**28):
-        model = PolytopeNet(network, epsilon=0.02, radius_steps=1, memory_budget=budget)
+        model = PolytopeNet(network, epsilon=0.02, slope="wong-kolter", radius_steps=1, memory_budget=budget)
         guards.append(MembershipGuard(model, StoredPoints(x)))
         guards[-1].finalize()
     small, large = guards

@@ -1,5 +1,6 @@
 """Oracles by a score: the calibrated rate of false alarms, the scores themselves, the search, and their guard."""
 
+import functools
 from math import ceil
 
 import keras
@@ -55,37 +56,49 @@ def test_bad_calibration_is_named(scores, alpha, match):
 # The scores.
 
 
-def identity_features(rng, n=300, spread=(1.0, 3.0)):
-    """A network whose features are its inputs, and two Gaussian classes of one covariance."""
+@functools.cache
+def identity():
+    """A model whose features are its inputs, with class 0 to the right; no test changes it."""
     network = sequential((2,), layers.Dense(2))
     set_weights(network.layers[-1], [[1.0, -1.0], [0.0, 0.0]], [0.0, 0.0])
+    return finalized(network, 0.5)
+
+
+def two_classes(rng, n=300, spread=(1.0, 3.0)):
+    """Two Gaussian classes of one covariance."""
     y = rng.integers(0, 2, n)
     x = rng.standard_normal((n, 2)) * spread + np.where(y[:, None] == 0, [8.0, 0.0], [-8.0, 0.0])
-    return finalized(network, 0.5), x.astype("float32"), y
+    return x.astype("float32"), y
 
 
 def test_mahalanobis_measures_in_units_of_the_classes_spread():
-    model, x, y = identity_features(np.random.default_rng(0), 20_000)
+    x, y = two_classes(np.random.default_rng(0), 20_000)
     oracle = MahalanobisScore(x, y, x[:100], layer="input")
-    MembershipGuard(model, oracle).finalize()
+    MembershipGuard(identity(), oracle).finalize()
     points = tf.constant([[8.0, 0.0], [9.0, 0.0], [8.0, 3.0], [-8.0, -6.0], [0.0, 0.0]])
     np.testing.assert_allclose(oracle.score(points).numpy(), [0, 1, 1, 4, 64], rtol=0.1, atol=0.02)
 
 
 def test_a_class_without_points_is_near_to_nobody():
-    model, x, y = identity_features(np.random.default_rng(1))
+    x, y = two_classes(np.random.default_rng(1))
     oracle = MahalanobisScore(x[y == 0], y[y == 0], x[y == 0], layer="input")
-    MembershipGuard(model, oracle).finalize()
+    MembershipGuard(identity(), oracle).finalize()
     assert oracle.score(tf.constant([[-8.0, 0.0]])).numpy()[0] > 100
 
 
 def test_neighbour_score_is_the_squared_distance_to_the_kth():
-    model, _, _ = identity_features(np.random.default_rng(2))
     x = np.array([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]])
     for k, expected in ((1, 1.0), (2, 18.0), (3, 85.0)):
         oracle = NearestNeighbourScore(x, x, k, layer="input", false_alarm_rate=0.5)
-        MembershipGuard(model, oracle).finalize()
+        MembershipGuard(identity(), oracle).finalize()
         assert oracle.score(tf.constant([[0.0, 1.0]])).numpy()[0] == pytest.approx(expected, rel=1e-5)
+
+
+@functools.cache
+def dense():
+    """A model with random weights; no test changes it."""
+    network = sequential((4,), layers.Dense(5, activation="relu"), layers.Dense(3))
+    return finalized(randomised(network, np.random.default_rng(3)), 0.5)
 
 
 @pytest.mark.parametrize("make", [
@@ -94,7 +107,7 @@ def test_neighbour_score_is_the_squared_distance_to_the_kth():
 ])  # fmt: skip
 def test_the_written_gradient_is_the_scores(make):
     rng = np.random.default_rng(3)
-    model = finalized(randomised(sequential((4,), layers.Dense(5, activation="relu"), layers.Dense(3)), rng), 0.1)
+    model = dense()
     x, y = rng.standard_normal((80, 4)).astype("float32"), rng.integers(0, 3, 80)
     oracle = make(x, y)
     MembershipGuard(model, oracle).finalize()
@@ -107,13 +120,15 @@ def test_the_written_gradient_is_the_scores(make):
 
 # The search.
 
+STEPS = 4
 
-def crossing(norm="l2"):
+
+@functools.cache
+def crossing():
     """Class 0 to the right of x0 = 0; valid is what lies within 2 of (1, 0)."""
-    model, _, _ = identity_features(np.random.default_rng(4))
     centre = np.array([[1.0, 0.0]])
     oracle = NearestNeighbourScore(centre, centre, 1, layer="input", false_alarm_rate=0.5, threshold=4.0)
-    guard = MembershipGuard(model, oracle, 12)
+    guard = MembershipGuard(identity(), oracle, STEPS)
     guard.finalize()
     return guard
 
@@ -131,7 +146,7 @@ def test_what_is_found_is_in_the_ball_valid_and_labelled_otherwise():
     """The search's distances: never above epsilon, never below the distance to the boundary."""
     guard = crossing()
     x = np.random.default_rng(5).uniform([0, -2], [1, 2], (200, 2)).astype("float32")
-    search = tf.function(lambda x: guard.oracle.nearest(guard.base, x, tf.zeros(200, tf.int32), 0.5, 1.0, 12))
+    search = tf.function(lambda x: guard.oracle.nearest(guard.base, x, tf.zeros(200, tf.int32), 0.5, 1.0, STEPS))
     near = search(x)
     other = near.other.numpy()
     found = np.isfinite(other)
@@ -145,13 +160,11 @@ def test_what_is_found_is_in_the_ball_valid_and_labelled_otherwise():
 
 
 def test_verdicts_are_the_models_whatever_the_score_says():
-    rng = np.random.default_rng(6)
-    body = layers.Conv2D(4, 3, strides=2, padding="same", activation="relu"), layers.Flatten(), layers.Dense(3)
-    model = finalized(randomised(sequential((6, 6, 1), *body), rng), 0.5)
-    x, y = rng.uniform(size=(200, 6, 6, 1)).astype("float32"), rng.integers(0, 3, 200)
-    x[0, 0, 0, 0] = np.nan
+    rng, model = np.random.default_rng(6), dense()
+    x, y = rng.standard_normal((200, 4)).astype("float32"), rng.integers(0, 3, 200)
+    x[0, 0] = np.nan
     for oracle in (MahalanobisScore(x[1:], y[1:], x[1:]), NearestNeighbourScore(x[1:], x[1:], false_alarm_rate=0.3)):
-        guard = MembershipGuard(model, oracle, 3)
+        guard = MembershipGuard(model, oracle, 1)
         guard.finalize()
         ours, alone, reasons = guard.verdicts(x), model.verdicts(x), guard.reasons(x)
         assert np.array_equal(ours.label, alone.label)
@@ -166,7 +179,7 @@ def test_the_score_follows_training_and_is_saved(tmp_path):
     x, y = rng.uniform(size=(256, 4)).astype("float32"), rng.integers(0, 2, 256)
     network = sequential((4,), layers.Dense(8, activation="relu"), layers.Dense(2))
     oracle = MahalanobisScore(x, y, x[:99], false_alarm_rate=0.1)
-    guard = MembershipGuard(GloroNet(network, epsilon=0.05), oracle, 5)
+    guard = MembershipGuard(GloroNet(network, epsilon=0.05), oracle, 1)
     guard.finalize()
     before = oracle.threshold
     guard.compile("adam")
@@ -194,7 +207,7 @@ def score(**options):
 
 
 def test_bad_arguments_are_named():
-    points, model = np.arange(40.0).reshape(20, 2), identity_features(np.random.default_rng(8))[0]
+    points, model = np.arange(40.0).reshape(20, 2), identity()
     for make, match in [
         (lambda: score(k=21), "1 to the number of points, 20"),
         (lambda: score(k=0), "`k`"),
@@ -209,11 +222,11 @@ def test_bad_arguments_are_named():
         (lambda: MembershipGuard(model, score(layer="conv_9")), "`layer` must name a layer"),
         (lambda: MembershipGuard(model, score(), accept="separated"), "finds nothing proves nothing"),
         (lambda: MembershipGuard(model, score(threshold=-1.0)).finalize(), "all 20 calibration inputs"),
-        (lambda: MembershipGuard(finalized(sequential((3,), layers.Dense(2))), score()), "shape"),
+        (lambda: MembershipGuard(GloroNet(sequential((3,), layers.Dense(2)), epsilon=0.5), score()), "shape"),
     ]:
         with pytest.raises(ValueError, match=match):
             make()
     oracle = score()
     MembershipGuard(model, oracle)
     with pytest.raises(ValueError, match="another network"):
-        MembershipGuard(identity_features(np.random.default_rng(9))[0], oracle)
+        MembershipGuard(GloroNet(sequential((2,), layers.Dense(2)), epsilon=0.5), oracle)

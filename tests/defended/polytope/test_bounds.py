@@ -18,6 +18,12 @@ from defended.polytope.rounding import LARGEST_COEFFICIENTS, LARGEST_VALUE, Shar
 NORMS = ("linf", "l2")
 
 
+@pytest.fixture(autouse=True)
+def eagerly():
+    with polytopes.eagerly():
+        yield
+
+
 def proven(network, epsilon=0.1, **options):
     """A finalized net; nothing here asks for a radius, so that its search may be short."""
     model = PolytopeNet(network, epsilon=epsilon, **{"radius_steps": 1, **options})
@@ -225,13 +231,13 @@ def test_the_default_is_never_looser_than_the_paper(kind):
     rng = np.random.default_rng(3)
     network = polytopes.randomised(polytopes.NETWORKS[kind](), rng, 1.5)
     x = rng.standard_normal((4, *network.input_shape[1:])).astype("float32")
+    graph = PolytopeGraph(network)
     for norm, radius in (("linf", 0.1), ("l2", 0.3)):
         paper, tight = (
             np.asarray(proven(network, norm=norm, slope=slope).margin_lower_bounds(x, radius))
             for slope in ("wong-kolter", "adaptive")
         )
         assert np.all(tight >= paper)
-        graph = PolytopeGraph(network)
         radii = np.full(4, radius, "float32")
         chains = DualBounds(graph, norm, "adaptive").chains(x, radii)
         (alone,) = DualBounds(graph, norm, "wong-kolter").chains(x, radii)

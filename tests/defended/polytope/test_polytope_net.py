@@ -28,6 +28,12 @@ def inputs(n=40, seed=1, shape=(5,)):
     return np.random.default_rng(seed).standard_normal((n, *shape)).astype("float32")
 
 
+@pytest.fixture
+def eagerly():
+    with polytopes.eagerly():
+        yield
+
+
 @pytest.fixture(scope="module")
 def model():
     return final(dense(), norm="linf", radius_steps=4)
@@ -81,7 +87,7 @@ class TestVerdicts:
         np.testing.assert_array_equal(verdicts.radius[[0, 4]], clean.radius[[0, 4]])
         assert np.all(np.isfinite(model(broken)))
 
-    def test_parts_within_the_memory_budget_change_nothing(self):
+    def test_parts_within_the_memory_budget_change_nothing(self, eagerly):
         network = polytopes.randomised(polytopes.NETWORKS["patches"](), np.random.default_rng(2))
         x = inputs(7, shape=(13, 11, 2))
         small = final(network, memory_budget=1, radius_steps=1)
@@ -105,13 +111,19 @@ class TestState:
         assert (loaded.norm, loaded.slope, loaded.radius_steps, loaded.rounding) == ("l2", "wong-kolter", 2, False)
         np.testing.assert_array_equal(loaded.verdicts(inputs()).radius, model.verdicts(inputs()).radius)
 
-    def test_other_weights_are_noticed(self):
+    def test_other_weights_are_noticed(self, eagerly):
         model = final(dense())
         model.network.layers[0].bias.assign_add(np.ones(8))
         assert not model.is_final
         radius = model.verdicts(inputs()).radius
         assert model.is_final, "proven again before the answer"
         np.testing.assert_array_equal(radius, final(model.network).verdicts(inputs()).radius)
+
+    @pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e-3, 1e3, 1e12, 1e30])
+    def test_networks_of_every_scale_become_final(self, scale):
+        """Evaluations of sums in several blocks do not differ by more than is proven, huge or tiny as they are."""
+        network = polytopes.randomised(polytopes.NETWORKS["long sums"](), np.random.default_rng(6), scale)
+        assert final(network, radius_steps=1).is_final
 
     def test_weights_that_are_not_finite(self):
         network = dense()
@@ -128,7 +140,7 @@ class TestTraining:
         return (centres[y] + 0.1 * rng.standard_normal((300, 5))).astype("float32"), y
 
     @pytest.mark.parametrize("bounds", ["dual", "crown-ibp", "interval", "projected"])
-    def test_fit_trains_the_certificate(self, bounds):
+    def test_fit_trains_the_certificate(self, bounds, eagerly):
         x, y = self.data()
         model = PolytopeNet(
             dense(0.5), epsilon=0.15, training_bounds=bounds, projections=20, slope="wong-kolter", radius_steps=1
@@ -144,7 +156,7 @@ class TestTraining:
         assert vra > before
         assert history.history["vra"][-1] > 0.8
 
-    def test_radius_doubling(self):
+    def test_radius_doubling(self, eagerly):
         x, y = self.data()
         model = PolytopeNet(dense(0.5), epsilon=0.1, training_bounds="interval", slope="wong-kolter", radius_steps=1)
         model.compile(keras.optimizers.Adam(0.02), "certified_crossentropy", jit_compile=False)
@@ -240,9 +252,9 @@ class TestRefused:
         with pytest.raises(ValueError, match=message):
             PolytopeNet(dense(), **{"epsilon": 0.1, **options})
 
-    def test_a_negative_radius(self):
+    def test_a_negative_radius(self, model):
         with pytest.raises(ValueError, match="`epsilon` must be a finite number that is not negative"):
-            final(dense()).margin_lower_bounds(inputs(), -0.1)
+            model.margin_lower_bounds(inputs(), -0.1)
 
     def test_a_loss_without_bounds(self):
         with pytest.raises(ValueError, match="not attached"):

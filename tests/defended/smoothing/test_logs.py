@@ -247,8 +247,9 @@ def test_certify_keeps_every_class_and_radius_of_the_model():
 
 def test_certify_refuses_what_stops_early_and_what_does_not_fit():
     network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
+    sequential = SmoothedNet(network, epsilon=0.3, sigma=0.5, samples=100, mode="sequential")
     with pytest.raises(ValueError, match="mode 'fixed'"):
-        certify(SmoothedNet(network, epsilon=0.3, sigma=0.5, mode="sequential"), np.zeros((1, 1)), [0])
+        certify(sequential, np.zeros((1, 1)), [0])
     model = SmoothedNet(network, epsilon=0.3, sigma=0.5, samples=100)
     with pytest.raises(ValueError, match=r"`x` must have shape \[n, 1\]"):
         certify(model, np.zeros((1, 2)), [0])

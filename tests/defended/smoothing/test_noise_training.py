@@ -271,10 +271,9 @@ def test_class_weights_and_sample_weights_weight_the_inputs():
     [
         {},
         {"draws": 2, "consistency": Consistency(5.0)},
-        {"draws": 2, "adversary": SmoothAdv(0.3, steps=2, warmup=2)},
         {"draws": 2, "adversary": SmoothAdv(0.3, steps=2, warmup=2), "consistency": Consistency(1.0)},
     ],
-    ids=["Cohen", "consistency", "SmoothAdv", "both"],
+    ids=["Cohen", "consistency", "SmoothAdv and consistency"],
 )
 def test_every_method_trains_a_plain_network_in_place(options):
     data = defended.datasets.load("digits")
@@ -298,8 +297,8 @@ def test_every_method_trains_a_plain_network_in_place(options):
 
 def test_datasets_one_hot_labels_and_keras_own_losses():
     data = defended.datasets.load("digits")
-    one_hot = np.eye(10, dtype="float32")[data.y_train]
-    pairs = tf.data.Dataset.from_tensor_slices((data.x_train, one_hot)).batch(64)
+    one_hot = np.eye(10, dtype="float32")[data.y_train[:160]]
+    pairs = tf.data.Dataset.from_tensor_slices((data.x_train[:160], one_hot)).batch(64)
     smoothed = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
     attacked = {"draws": 2, "adversary": SmoothAdv(0.1, steps=1)}
     for loss, options in (("crossentropy", attacked), ("categorical_crossentropy", {}), (smoothed, {})):
@@ -382,14 +381,15 @@ SCRIPT = """
     from defended.smoothing import Consistency, NoisyTrainer, SmoothAdv
     keras.utils.set_random_seed(0)
     data = defended.datasets.load("digits")
+    # Whole batches of one size, for which a step is compiled once.
+    x, y, validation = data.x_train[:1280], data.y_train[:1280], (data.x_test[:384], data.y_test[:384])
     def train(adversary=None):
-        network = defended.zoo.dense_small(activation="relu")
+        network = defended.zoo.dense_small(units=32, activation="relu")
         trainer = NoisyTrainer(network, sigma=0.25, draws=2, consistency=Consistency(1.0), adversary=adversary)
-        trainer.compile(keras.optimizers.Adam(3e-3), metrics=["accuracy"])
-        history = trainer.fit(data.x_train, data.y_train, batch_size=64, epochs=3, verbose=0,
-            validation_data=(data.x_test, data.y_test)).history
+        trainer.compile(keras.optimizers.Adam(1e-2), metrics=["accuracy"])
+        history = trainer.fit(x, y, batch_size=64, epochs=5, verbose=0, validation_data=validation).history
         assert history["val_accuracy"][-1] > 0.75, history
-        accuracies = [trainer.evaluate(data.x_test, data.y_test, verbose=0)[0] for _ in range(2)]
+        accuracies = [trainer.evaluate(*validation, batch_size=64, verbose=0)[0] for _ in range(2)]
         assert accuracies[0] != accuracies[1]
 """
 

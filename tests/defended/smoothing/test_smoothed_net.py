@@ -1,5 +1,7 @@
 """SmoothedNet against closed forms: for a linear network everything about the smoothed classifier is known."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -40,22 +42,39 @@ def smoothed(network=None, epsilon=EPSILON, sigma=SIGMA, **options):
     return SmoothedNet(network or linear(), epsilon, sigma, **{"samples": 5000, "seed": 0, **options})
 
 
+MANY = {"samples": 50_000, "max_batch": 2**14}
+
+
+@functools.cache
+def shared(mode="fixed"):
+    """A model of many draws, which no test changes."""
+    return smoothed(mode=mode, **MANY)
+
+
+@functools.cache
+def unseeded():
+    """A model whose noise is fresh at every call, which no test changes."""
+    return smoothed(seed=None, samples=2000)
+
+
+def judged(model, x=X, frozen=False):
+    return {name: np.asarray(value) for name, value in model._outputs(tf.constant(x), frozen=frozen).items()}
+
+
 class TestTheGuarantee:
     @both_modes
     def test_radii_lie_below_the_true_distances(self, mode):
-        """R(x) = |distance|: P(network votes j) = Phi(distance / sigma). At alpha = 0.05, 400 calls on each point."""
-        model = smoothed(mode=mode, samples=400, alpha=0.05, seed=None)
-        calls, wrong = 400, np.zeros(len(X))
-        repeated = np.concatenate([X] * 20)
-        for _ in range(calls // 20):
-            radius = model.verdicts(repeated, batch_size=len(X)).radius.reshape(20, len(X))
-            wrong += (radius > np.abs(DISTANCES)).sum(axis=0)
+        """R(x) = |distance|: P(network votes j) = Phi(distance / sigma). At alpha = 0.05, 400 verdicts a point."""
+        model = smoothed(mode=mode, samples=400, alpha=0.05, seed=None, max_batch=2**14)
+        calls = 400
+        radius = model.verdicts(np.concatenate([X] * calls), batch_size=100 * len(X)).radius.reshape(calls, len(X))
+        wrong = (radius > np.abs(DISTANCES)).sum(axis=0)
         low = stats.beta.ppf(0.001, np.maximum(wrong, 1), calls - np.maximum(wrong, 1) + 1)
         assert (low <= 0.05).all(), f"{wrong} of {calls}"
 
     @both_modes
     def test_verdicts_where_they_are_clear(self, mode):
-        verdicts = smoothed(mode=mode, samples=20_000).verdicts(X)
+        verdicts = shared(mode).verdicts(X)
         clear = np.array([-1.3, -0.6, -0.4, 0.5, 1.0, 3.0])
         rows = np.isin(DISTANCES, clear)
         np.testing.assert_array_equal(verdicts.label[rows], np.where(clear > 0, 0, 1))
@@ -66,7 +85,7 @@ class TestTheGuarantee:
         assert (verdicts.radius[verdicts.rejected] <= np.float32(EPSILON)).all()
 
     def test_fixed_radii_are_close_to_the_true_ones(self):
-        model = smoothed(samples=50_000)
+        model = shared()
         radius = model.verdicts(X).radius
         for found, distance in zip(radius, np.abs(DISTANCES), strict=True):
             if distance > 2:
@@ -76,29 +95,30 @@ class TestTheGuarantee:
 
     def test_certify_is_what_the_counts_say(self):
         """CERTIFY written out on the votes that the same seed draws."""
-        model = smoothed(samples=3000)
-        outputs = {name: np.asarray(value) for name, value in model._outputs(tf.constant(X), frozen=False).items()}
-        counts = np.rint(outputs["scores"] * 3000).astype(int)
-        assert (counts.sum(axis=1) == 3000).all()
-        bound = lower_confidence_bound(counts.max(axis=1), 3000, 0.001)
+        draws = 3000
+        model = smoothed(samples=draws)
+        outputs = judged(model)
+        counts = np.rint(outputs["scores"] * draws).astype(int)
+        assert (counts.sum(axis=1) == draws).all()
+        bound = lower_confidence_bound(counts.max(axis=1), draws, 0.001)
         radius = np.where(bound > 0.5, SIGMA * stats.norm.ppf(bound), 0)
         np.testing.assert_allclose(outputs["certified_radius"], radius, rtol=1e-6, atol=1e-9)
-        assert (outputs["samples_used"] == 3100).all()
+        assert (outputs["samples_used"] == draws + 100).all()
         needed = model.gate.answer[0]
         np.testing.assert_array_equal(outputs["rejected"], counts.max(axis=1) < needed)
         # The score of ⊥ is the share that the leader must exceed.
         far = np.abs(DISTANCES) > 0.1  # elsewhere the candidate may not be the leader
-        np.testing.assert_allclose(outputs["scores_with_bottom"][far, 2], (needed - 1) / 3000, rtol=1e-5)
+        np.testing.assert_allclose(outputs["scores_with_bottom"][far, 2], (needed - 1) / draws, rtol=1e-5)
 
     def test_a_wrong_candidate_is_rejected(self):
         """One selection draw picks the wrong class, which lacks the majority, with probability 1 - Phi(0.7) = 0.24."""
-        model = smoothed(samples=2000, selection_samples=1, seed=None)
-        verdicts = model.verdicts(np.repeat(at_distances([0.35]), 100, axis=0), batch_size=1)
+        model = smoothed(samples=2000, selection_samples=1, seed=None, max_batch=2**14)
+        verdicts = model.verdicts(np.repeat(at_distances([0.35]), 100, axis=0))
         assert set(verdicts.label) == {-1, 0}
         assert 0.55 < (verdicts.label == 0).mean() < 0.92
 
     def test_predict_is_the_binomial_test(self):
-        model = smoothed()
+        model = shared()
         np.testing.assert_array_equal(model.predict_class(X, 2000)[[0, 1, 2, 7, 8, 9]], [1, 1, 1, 0, 0, 0])
         assert model.predict_class(at_distances([0.0]), 2000)[0] == -1
         # 9 of 9 votes: p = 2 / 2^9 > 0.001; 11 of 11: 2 / 2^11 < 0.001.
@@ -109,7 +129,7 @@ class TestTheGuarantee:
     def test_predict_errs_with_probability_at_most_alpha(self):
         model = smoothed(alpha=0.05, seed=None)
         x = np.repeat(at_distances([0.01]), 2000, axis=0)
-        answers = model.predict_class(x, 50, batch_size=1)
+        answers = model.predict_class(x, 50)
         wrong = int((answers == 1).sum())
         assert stats.beta.ppf(0.001, max(wrong, 1), 2000 - max(wrong, 1) + 1) <= 0.05
         assert (answers == -1).mean() > 0.8
@@ -117,7 +137,7 @@ class TestTheGuarantee:
 
 class TestTheNoise:
     def test_is_normal_and_independent(self):
-        noise = np.asarray(smoothed(sigma=0.5)._certificate.sampler.noise(40_000, tf.constant([3, 4])))
+        noise = np.asarray(shared()._certificate.sampler.noise(40_000, tf.constant([3, 4])))
         assert noise.shape == (40_000, 3)
         for column in noise.T:
             assert stats.kstest(column / 0.5, "norm").pvalue > 1e-4
@@ -127,7 +147,7 @@ class TestTheNoise:
     @pytest.mark.parametrize("max_batch", [None, 100])  # with and without slices of a batch
     def test_is_each_inputs_own_and_fresh_in_the_next_call(self, max_batch):
         x = np.repeat(at_distances([0.1]), 400, axis=0)
-        model = smoothed(seed=None, samples=100, max_batch=max_batch)
+        model = unseeded() if max_batch is None else smoothed(seed=None, max_batch=max_batch)
         first, second = (model.sample_counts(x, 100, batch_size=400)[:, 0] for _ in range(2))
         assert (first != second).any()
         # Independent draws of one binomial distribution: the variance among inputs is that of one input.
@@ -142,23 +162,23 @@ class TestTheNoise:
     def test_verdicts_of_a_batch_are_as_independent_as_those_of_single_inputs(self):
         """Copies of an input that is answered in some draws only: neither all of them are answered, nor none."""
         edge = np.repeat(at_distances([EPSILON + 0.045]), 64, axis=0)
-        model = smoothed(seed=None, samples=2000)
+        model = unseeded()
         for judge in (model.verdicts, lambda x: model.verdicts(x, batch_size=1)):
             assert 3 < judge(edge).rejected.sum() < 61
 
     def test_no_global_seed_fixes_it(self):
         def votes():
             keras.utils.set_random_seed(1)
-            return smoothed(seed=None).sample_counts(X)
+            return smoothed(seed=None).sample_counts(X, 500)
 
         assert (votes() != votes()).any()
 
     def test_a_seed_fixes_it_for_a_batch_and_another_batch_gets_another(self):
-        first, second = smoothed(seed=5), smoothed(seed=5)
+        first, second = shared(), smoothed(**MANY)
         np.testing.assert_array_equal(first.sample_counts(X), second.sample_counts(X))
         for a, b in zip(first.verdicts(X), first.verdicts(X), strict=True):
             np.testing.assert_array_equal(a, b)
-        assert (first.sample_counts(X) != smoothed(seed=6).sample_counts(X)).any()
+        assert (first.sample_counts(X) != smoothed(seed=6, **MANY).sample_counts(X)).any()
         # The same point in other company: other noise.
         assert (first.sample_counts(X[3:5])[0] != first.sample_counts(X[3:6])[0]).any()
 
@@ -167,11 +187,12 @@ class TestTheNoise:
         counts = smoothed(max_batch=1).sample_counts(at_distances([0.0]), 200)
         assert 60 < counts[0, 0] < 140
 
-    @both_modes
-    @pytest.mark.parametrize("max_batch", [1, 3, 7, 10_000])
+    @pytest.mark.parametrize(
+        ("mode", "max_batch"), [("fixed", 1), ("fixed", 7), ("sequential", 3), ("sequential", 10_000)]
+    )
     def test_any_budget_gives_all_draws(self, mode, max_batch):
         model = smoothed(mode=mode, samples=500, max_batch=max_batch)
-        outputs = {name: np.asarray(value) for name, value in model._outputs(tf.constant(X), frozen=False).items()}
+        outputs = judged(model)
         drawn = outputs["samples_used"] - 100
         assert set(drawn) <= set(model.gate.checkpoints)
         counts = outputs["scores"] * drawn[:, None]
@@ -198,17 +219,15 @@ class TestTheNoise:
 
 class TestSequential:
     def test_easy_inputs_stop_early_and_hard_ones_run_to_the_cap(self):
-        model = smoothed(mode="sequential", samples=20_000)
-        used = dict(
-            zip(DISTANCES, np.asarray(model._outputs(tf.constant(X), frozen=False)["samples_used"]), strict=True)
-        )
+        model = shared("sequential")
+        used = dict(zip(DISTANCES, judged(model)["samples_used"], strict=True))
         assert used[3.0] == 100 + model.gate.checkpoints[0]
         assert used[0.02] < 500
         assert used[0.25] > 10_000, "epsilon itself"
 
     def test_the_company_does_not_matter_for_the_number_of_draws(self):
-        model = smoothed(mode="sequential", samples=2000)
-        used = np.asarray(model._outputs(tf.constant(X[[9, 5]]), frozen=False)["samples_used"])
+        model = shared("sequential")
+        used = judged(model, X[[9, 5]])["samples_used"]
         assert used[0] == 100 + model.gate.checkpoints[0]
 
     def test_the_ceiling_is_that_of_half_alpha(self):
@@ -219,8 +238,8 @@ class TestSequential:
 class TestTheContract:
     @both_modes
     def test_scores_verdicts_and_radii_are_of_one_run(self, mode):
-        model = smoothed(mode=mode)
-        outputs = {name: np.asarray(value) for name, value in model._outputs(tf.constant(X), frozen=False).items()}
+        model = shared(mode)
+        outputs = judged(model)
         scores = outputs["scores_with_bottom"]
         np.testing.assert_array_equal(scores.argmax(axis=1) == 2, outputs["rejected"])
         np.testing.assert_array_equal(outputs["certified_radius"] > np.float32(EPSILON), ~outputs["rejected"])
@@ -236,7 +255,7 @@ class TestTheContract:
 
     def test_it_is_a_keras_model(self, tmp_path):
         model = smoothed(
-            mode="sequential", alpha=0.01, selection_samples=50, max_batch=100, attack_samples=8, name="clever"
+            mode="sequential", alpha=0.01, selection_samples=50, max_batch=5000, attack_samples=8, name="clever"
         )
         path = tmp_path / "model.keras"
         model.save(path)
@@ -254,14 +273,14 @@ class TestTheContract:
         assert logs["vra"] == pytest.approx((verdicts.label == (DISTANCES < 0)).mean())
 
     def test_radii_from_scores(self):
-        model = smoothed()
+        model = shared()
         found, certified = np.asarray(model.radius_from_scores(model(X))), np.asarray(model.certified_radius(X))
         # Beside the boundary the candidate may be another class than the leader: it is rejected, with radius 0.
         told = (certified > 0) | (np.abs(DISTANCES) > 0.1)
         assert told.sum() >= len(X) - 1
         np.testing.assert_array_equal(found[told], certified[told])
         assert (found[~told] <= EPSILON).all()
-        stopped = smoothed(mode="sequential")
+        stopped = shared("sequential")
         radius = np.asarray(stopped.radius_from_scores(stopped(X)))
         assert (radius <= np.asarray(stopped.certified_radius(X))).all()
         np.testing.assert_array_equal(radius > np.float32(EPSILON), ~stopped.verdicts(X).rejected)
@@ -274,11 +293,11 @@ class TestTheContract:
                 train()
 
     def test_it_is_final_from_the_start_and_says_what_it_is(self):
-        model = smoothed(seed=None)
+        model = unseeded()
         assert model.is_final
         model.finalize()
         assert "sigma=0.5" in repr(model)
-        assert "fixed n=5000" in repr(model)
+        assert "fixed n=2000" in repr(model)
         assert any("probability at least 0.999" in text for text in model.certificate_assumptions)
         assert not any("float16" in text for text in model.certificate_assumptions)
         assert any("float16" in text for text in smoothed(precision="bfloat16").certificate_assumptions)
@@ -292,8 +311,8 @@ class TestTheContract:
         gate = smoothed(mode=mode, epsilon=0.6).gate
         for ours, theirs in zip(model.gate, gate, strict=True):
             np.testing.assert_array_equal(ours, theirs)
-        radius = model.verdicts(X).radius
-        assert (radius[~model.verdicts(X).rejected] > np.float32(0.6)).all()
+        verdicts = model.verdicts(X)
+        assert (verdicts.radius[~verdicts.rejected] > np.float32(0.6)).all()
         # A graph made for another epsilon answers nothing that is not proven for this one.
         answered = np.asarray(verdict(X)).argmax(axis=1) != 2
         assert answered.sum() < (np.asarray(before).argmax(axis=1) != 2).sum()
@@ -323,20 +342,19 @@ class TestTheContract:
 
 class TestFailClosed:
     @both_modes
-    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-    def test_inputs_that_are_not_finite_are_rejected_before_any_sampling(self, mode, value):
-        x = X[[9, 9, 0]].copy()
-        x[1, 2] = value
-        outputs = smoothed(mode=mode)._outputs(tf.constant(x), frozen=True)
-        assert np.asarray(outputs["label"]).tolist() == [0, -1, 1]
-        assert np.asarray(outputs["samples_used"])[1] == 0
-        assert np.asarray(outputs["certified_radius"])[1] == 0
+    def test_inputs_that_are_not_finite_are_rejected_before_any_sampling(self, mode):
+        x = X[[9, 9, 9, 9, 0]].copy()
+        x[1:4, 2] = np.nan, np.inf, -np.inf
+        outputs = judged(shared(mode), x, frozen=True)
+        assert outputs["label"].tolist() == [0, -1, -1, -1, 1]
+        assert (outputs["samples_used"][1:4] == 0).all()
+        assert (outputs["certified_radius"][1:4] == 0).all()
         assert np.isfinite(outputs["scores_with_bottom"]).all()
-        assert smoothed().predict_class(x).tolist() == [0, -1, 1]
+        assert shared(mode).predict_class(x).tolist() == [0, -1, -1, -1, 1]
 
     @both_modes
     def test_a_batch_of_nothing_but_nan_ends_at_once(self, mode):
-        verdicts = smoothed(mode=mode).verdicts(np.full((4, 3), np.nan, "float32"))
+        verdicts = shared(mode).verdicts(np.full((4, 3), np.nan, "float32"))
         assert verdicts.rejected.all()
 
     def test_logits_that_are_not_finite_vote_for_nobody(self):
@@ -391,7 +409,7 @@ class TestEstimates:
         assert np.isfinite(tape.gradient(radii, x)).all()
 
     def test_an_attack_descends_them_and_the_deployed_check_judges(self):
-        model = smoothed(samples=20_000)
+        model = shared()
         x = at_distances([0.45])
         attacked = CertificateDescent(steps=20)(model, x)
         assert np.linalg.norm(attacked - x) <= EPSILON
@@ -475,11 +493,11 @@ class TestBadInput:
 
     def test_shapes(self):
         with pytest.raises(ValueError, match=r"shape \[n, 3\]"):
-            smoothed().verdicts(X[0])
+            shared().verdicts(X[0])
         with pytest.raises(ValueError, match=r"shape \[n, 3\]"):
-            smoothed().predict_class(X[:, :2])
-        assert len(smoothed().verdicts(X[:0]).label) == 0
-        assert smoothed().sample_counts(X[:0]).shape == (0, 2)
+            shared().predict_class(X[:, :2])
+        assert len(shared().verdicts(X[:0]).label) == 0
+        assert shared().sample_counts(X[:0]).shape == (0, 2)
 
 
 class TestBudget:
@@ -504,29 +522,39 @@ class TestBudget:
             fastest_rows(self.out_of_memory(0))
 
 
-def test_two_devices_judge_a_batch_together():
-    run_script(
+@pytest.fixture(scope="module")
+def two_devices():
+    """What a process with two devices prints: whether TensorFlow Probability came with the package, then verdicts."""
+    return run_script(
         TWO_DEVICES
         + """
+    import sys, defended, defended.serving
+    print("tensorflow_probability" in sys.modules)
     import keras, numpy as np
     from defended import SmoothedNet
     with strategy.scope():
         network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
         network.set_weights([np.array([[1.0, -1.0]], "float32"), np.zeros(2, "float32")])
-        models = [SmoothedNet(network, 0.25, 0.5, samples=2000, mode=mode) for mode in ("fixed", "sequential")]
+        models = [SmoothedNet(network, 0.25, 0.5, samples=500, mode=mode) for mode in ("fixed", "sequential")]
     x = np.array([[-1], [0.6], [0.01], [np.nan], [2], [-0.7], [0.9]], "float32")
-    for model in models:
-        for size in (7, 3, 1):
-            verdicts = model.verdicts(x, batch_size=size)
-            assert verdicts.label.tolist() == [1, 0, -1, -1, 0, 1, 0], verdicts
+    for model, size in zip(models, (7, 6)):  # of 7 by 6 one is left, and one of the devices has none
+        print(model.verdicts(x, batch_size=size).label.tolist())
         network.layers[0].kernel.assign([[-1.0, 1.0]])
-        assert model.verdicts(x).label.tolist() == [0, 1, -1, -1, 1, 0, 1], "both copies of the weights are read"
+        print(model.verdicts(x).label.tolist())
         network.layers[0].kernel.assign([[1.0, -1.0]])
-        same = np.full((2, 1), 0.3, "float32")
-        assert any(len(set(model.verdicts(same).radius)) == 2 for _ in range(3)), "the devices draw other noise"
+        # Of six copies of an input each device judges three.
+        halves = [np.split(model.verdicts(np.full((6, 1), 0.3, "float32")).radius, 2) for _ in range(3)]
+        print(any((first != second).any() for first, second in halves))
     """
-    )
+    ).splitlines()
 
 
-def test_importing_the_package_does_not_import_tensorflow_probability():
-    run_script("import sys, defended, defended.serving; assert 'tensorflow_probability' not in sys.modules")
+def test_two_devices_judge_a_batch_together(two_devices):
+    for labels, turned, other_noise in (two_devices[1:4], two_devices[4:7]):
+        assert labels == "[1, 0, -1, -1, 0, 1, 0]"
+        assert turned == "[0, 1, -1, -1, 1, 0, 1]", "both copies of the weights are read"
+        assert other_noise == "True", "the devices draw other noise"
+
+
+def test_importing_the_package_does_not_import_tensorflow_probability(two_devices):
+    assert two_devices[0] == "False"

@@ -1,10 +1,11 @@
 """Training in bfloat16: on which processors, and what is said on the others."""
 
+import keras
 import pytest
 import tensorflow as tf
 
 from defended.exceptions import BFloat16Warning
-from defended.training import bfloat16
+from defended.training import bfloat16, training_run
 from defended.training.bfloat16 import BFloat16Training, supports_bfloat16
 from defended.training.training_run import TrainingSettings, train
 
@@ -46,10 +47,15 @@ def test_the_callback_asks_tensorflow_for_it_while_training():
     assert not tf.config.optimizer.get_experimental_options()[OPTION]
 
 
+def linear(input_shape, num_classes):
+    return keras.Sequential([keras.Input(input_shape), keras.layers.Flatten(), keras.layers.Dense(num_classes)])
+
+
 @pytest.fixture
 def asked(monkeypatch):
-    """What TensorFlow is asked for, in order; it is not told."""
+    """What TensorFlow is asked for, in order; it is not told. The network that is trained is a linear one."""
     seen = []
+    monkeypatch.setitem(training_run.NETWORKS, "dense", linear)
     monkeypatch.setattr(BFloat16Training, "_set", lambda self, value: seen.append(value))
     return seen
 

@@ -50,8 +50,8 @@ def model():
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    figures = {"fpr_lower": 0.25}
-    return export(model, folder, "tiny", 7, sample=inputs(40), susceptibility=figures, metadata={"run": "a"})
+    described = {"susceptibility": {"fpr_lower": 0.25}, "metadata": {"run": "a"}}
+    return export(model, folder, "tiny", 7, sample=inputs(40), onnx=False, **described)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import keras
@@ -16,6 +17,7 @@ from defended._io import canonical_json
 from defended.figure_style import to_png
 from defended.provenance import data_digest
 from defended.serving import AgreementError, ArtefactError, audit, export, load
+from defended.serving.artefacts.manifest import Manifest
 from defended.serving.auditing.pictures import draw_degraded_pairs
 from defended.serving.auditing.report_page import percent
 from defended.statistics.intervals import clopper_pearson
@@ -67,6 +69,18 @@ def alone(artefact):
 @pytest.fixture(scope="module")
 def attacked(artefact, model):
     return audit(artefact, POINTS, LABELS, model=model, attack=towards_the_boundary(0.5), data_name="<six> points")
+
+
+@pytest.fixture(scope="module")
+def html(attacked):
+    return attacked.to_html()
+
+
+@pytest.fixture(scope="module")
+def trained(model, tmp_path_factory):
+    """An artefact whose manifest lists two digests of training data; a test may put another in the second's place."""
+    folder, digests = tmp_path_factory.mktemp("trained"), ["0" * 64, "1" * 64]
+    return export(model, folder, "trained", onnx=False, warm_up=False, training_data=digests)
 
 
 def counts(rate):
@@ -149,9 +163,11 @@ class TestFigures:
             (data_digest(POINTS[:5], LABELS[:5]), False),
         ],
     )  # fmt: skip
-    def test_training_data_are_named(self, model, tmp_path, recorded, found):
-        path = export(model, tmp_path, "trained", onnx=False, warm_up=False, training_data=["0" * 64, recorded])
-        report = audit(path, POINTS, LABELS)
+    def test_training_data_are_named(self, trained, tmp_path, recorded, found):
+        copy = shutil.copytree(trained, tmp_path / "copy")
+        content = json.loads((copy / "manifest.json").read_text().replace("1" * 64, recorded)) | {"digest": ""}
+        (copy / "manifest.json").write_text(Manifest.model_validate_json(json.dumps(content)).sealed().to_json())
+        report = audit(copy, POINTS, LABELS)
         assert report.data["training_data"] is found
         assert any("training data" in sentence for sentence in report.unknown) is found
         assert ("which the manifest lists as training data" in report.to_html()) is found
@@ -193,6 +209,11 @@ class TestAttack:
         seen = []
         audit(artefact, POINTS, LABELS, model=model, attack=lambda model, x, y: seen.append((len(x), len(y))) or x)
         assert seen == [(4, 4)]
+
+    def test_of_what_is_never_answered_nothing_is_attacked(self, artefact, model):
+        report = audit(artefact, POINTS[3:5], LABELS[3:5], model=model)
+        assert counts(report.fpr_lower) == (0, 0)
+        assert not report.alarms
 
     def test_the_default_attack_finds_what_can_be_found(self, artefact, model):
         report = audit(artefact, POINTS, LABELS, model=model)
@@ -308,8 +329,7 @@ class Page(HTMLParser):
 
 
 class TestPage:
-    def test_asks_nobody_for_anything(self, attacked):
-        html = attacked.to_html()
+    def test_asks_nobody_for_anything(self, html):
         page = Page(html)
         assert all(url.startswith(("data:image/png;base64,", "#")) for url in page.fetched)
         assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
@@ -320,8 +340,7 @@ class TestPage:
         assert "http:" not in without_namespaces
         assert "https:" not in without_namespaces
 
-    def test_is_well_formed_for_every_reader(self, attacked):
-        html = attacked.to_html()
+    def test_is_well_formed_for_every_reader(self, html):
         page = Page(html)
         assert html.startswith('<!DOCTYPE html>\n<html lang="en">')
         assert len(page.ids) == len(set(page.ids))
@@ -334,14 +353,13 @@ class TestPage:
         assert set(re.findall(r"aria-labelledby=\"([\w-]+)\"", html)) <= set(page.ids)
         assert set(re.findall(r"url\(#([^)]*)\)", html)) <= set(page.ids)
 
-    def test_names_are_escaped(self, attacked):
-        html = attacked.to_html()
+    def test_names_are_escaped(self, html):
         assert "&lt;six&gt; points" in html
         assert "<six>" not in html
 
-    def test_figures_follow_the_pages_colours(self, attacked):
-        assert "var(--vra)" in attacked.to_html()
-        assert "var(--fpr)" in attacked.to_html()
+    def test_figures_follow_the_pages_colours(self, html):
+        assert "var(--vra)" in html
+        assert "var(--fpr)" in html
 
     def test_says_what_it_does_not_know(self, alone):
         html = alone.to_html()

@@ -28,10 +28,14 @@ def record():
     return audit(Plane(), x, y).record().model_dump(mode="json")
 
 
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tmp_path_factory.mktemp("files") / "file"
+
+
 @QUICK
 @given(content=st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
-def test_files_of_any_content(content, tmp_path_factory):
-    path = tmp_path_factory.mktemp("files") / "file"
+def test_files_of_any_content(content, path):
     path.write_bytes(content)
     with pytest.raises(RecordError, match="is not an audit"):
         read_record(path)

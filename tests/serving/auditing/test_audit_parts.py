@@ -166,12 +166,13 @@ def test_draws_by_hand():
     assert cost_ratio(None, attacked) is None
 
 
-class TestWritten:
-    @pytest.fixture
-    def report(self):
-        limits = {"rejection_rate": {"max": 0.9, "warn": 0.1}, "vra": {"min": 0.99}, "fpr_lower": {"max": 0.5}}
-        return audit(Plane(), X, Y, norm="l2", black_box=BlackBox(500), conditions=limits, data_name="\x00<&>")
+@pytest.fixture(scope="module")
+def report():
+    limits = {"rejection_rate": {"max": 0.9, "warn": 0.1}, "vra": {"min": 0.99}, "fpr_lower": {"max": 0.5}}
+    return audit(Plane(), X, Y, norm="l2", black_box=BlackBox(500), conditions=limits, data_name="\x00<&>")
 
+
+class TestWritten:
     def test_the_published_schema_is_the_shipped_one_and_the_models(self):
         assert (ROOT / "docs" / "schemas" / SCHEMA_FILE).read_text(encoding="utf-8") == schema()
         assert (ROOT / "serving" / "auditing" / "schemas" / SCHEMA_FILE).read_text(encoding="utf-8") == schema()

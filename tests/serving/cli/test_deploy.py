@@ -18,7 +18,8 @@ def run(*words):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     keras.utils.set_random_seed(4)
-    model = defended.GloroNet(defended.zoo.dense_small(units=16), epsilon=0.02)
+    network = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    model = defended.GloroNet(network, epsilon=0.02)
     data = defended.datasets.load("digits")
     model.compile("adam", loss="crossentropy")
     model.fit(data.x_train, data.y_train, epochs=3, verbose=0)

@@ -1,6 +1,7 @@
 """The request log: what is written is read back, whatever happens to the process and the disk."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -109,7 +110,7 @@ class TestDamage:
     def test_a_torn_last_record_ends_the_file_at_every_length(self, file):
         content = file.read_bytes()
         record = len(content) // 3
-        for size in range(0, len(content) + 1, 7):
+        for size in (0, 1, record - 1, record, *range(2 * record, 3 * record, 7), len(content)):
             file.write_bytes(content[:size])
             assert len(list(read_request_log(file))) == size // record
 
@@ -162,7 +163,7 @@ def test_nothing_waits_for_a_slow_disk(tmp_path, monkeypatch):
 
 
 SCRIPT = """
-import resource, sys
+import sys
 import numpy as np
 from defended.serving.clients.request_log import RequestLog
 log = RequestLog(sys.argv[1], max_bytes=2**30)
@@ -176,18 +177,23 @@ def add(number):
 
 def test_a_full_disk_costs_records_and_nothing_else(tmp_path):
     # The limit on a file's size makes a write fail in its middle, as a full disk does.
-    code = SCRIPT + (
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))\nadd(12)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))\nadd(5)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\nadd(4)\n"
-        "log.close()\nprint(log.written, log.lost['disk'])"
-    )
-    run = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
-    written, lost = map(int, run.stdout.split())
-    assert written + lost == 21
-    assert lost >= 6
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    x = np.ones((10, 25), np.float32)
+    try:
+        with RequestLog(tmp_path, max_bytes=2**30) as log:
+            for size, number in ((5000, 12), (200, 5), (before[0], 4)):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+                for i in range(number):
+                    log.add("m", 1, "s", {"image": x}, {"label": np.full(1, i)})
+                    log.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert log.written + log.lost["disk"] == 21
+    assert log.lost["disk"] >= 6
     found = list(read_request_log(tmp_path))
-    assert len(found) == written
+    assert len(found) == log.written
     assert [answer.outputs["label"][0] for answer in found[-4:]] == [0, 1, 2, 3]
     assert all((answer.inputs == 1).all() for answer in found)
 

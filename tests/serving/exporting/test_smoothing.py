@@ -68,40 +68,48 @@ def exported(request, tmp_path_factory):
     return model, export(model, tmp_path_factory.mktemp("models"), "smooth", 1, sample=X)
 
 
-class TestArtefact:
-    def test_answers_as_the_model_where_it_is_clear(self, exported):
-        model, path = exported
-        with load(path) as artefact:
-            for size in (1, 7):
-                verdicts = artefact.verdicts(X, batch_size=size)
-                assert verdicts.label[[0, 1, 5, 6]].tolist() == [1, 1, 0, 0]
-                assert verdicts.rejected[[2, 3]].all()
-                assert (verdicts.radius[~verdicts.rejected] > np.float32(EPSILON)).all()
-            outputs = artefact.audit(X)
-            assert set(outputs) >= {"samples_used", "logits", "certified_radius"}
-            np.testing.assert_allclose(outputs["logits"], np.asarray(model.network(X)), rtol=1e-5, atol=1e-5)
-            assert set(outputs["samples_used"] - 100) <= set(model.gate.checkpoints)
-            assert set(artefact(X)) == {"label", "rejected", "scores"}
+@pytest.fixture(scope="module")
+def artefact(exported):
+    with load(exported[1]) as opened:
+        yield opened
 
-    def test_what_is_not_finite_takes_no_draw(self, exported):
+
+@pytest.fixture(scope="module")
+def onnx(exported, artefact):
+    """The file that an export holds beside the graph."""
+    return load_onnx(exported[1] / artefact.manifest.onnx.file, max_batch=64)
+
+
+class TestArtefact:
+    def test_answers_as_the_model_where_it_is_clear(self, exported, artefact):
+        model, _ = exported
+        for size in (1, 7):
+            verdicts = artefact.verdicts(X, batch_size=size)
+            assert verdicts.label[[0, 1, 5, 6]].tolist() == [1, 1, 0, 0]
+            assert verdicts.rejected[[2, 3]].all()
+            assert (verdicts.radius[~verdicts.rejected] > np.float32(EPSILON)).all()
+        outputs = artefact.audit(X)
+        assert set(outputs) >= {"samples_used", "logits", "certified_radius"}
+        np.testing.assert_allclose(outputs["logits"], np.asarray(model.network(X)), rtol=1e-5, atol=1e-5)
+        assert set(outputs["samples_used"] - 100) <= set(model.gate.checkpoints)
+        assert set(artefact(X)) == {"label", "rejected", "scores"}
+
+    def test_what_is_not_finite_takes_no_draw(self, artefact):
         x = X[[0, 0, 6]].copy()
         x[1, 2, 3, 0] = np.nan
-        with load(exported[1]) as artefact:
-            outputs = artefact.audit(x)
+        outputs = artefact.audit(x)
         assert outputs["label"].tolist() == [1, -1, 0]
         assert outputs["samples_used"][1] == 0
         assert all(np.isfinite(value).all() for value in outputs.values())
 
-    def test_noise_is_fresh_in_every_run_and_every_process_that_opens_it(self, exported):
+    def test_noise_is_fresh_in_every_run_and_every_process_that_opens_it(self, exported, artefact):
         x = points([0.42])
-        with load(exported[1]) as one, load(exported[1]) as other:
-            scores = [session.audit(x)["scores"][0, 0] for session in (one, other, one, other, one, other)]
+        with load(exported[1]) as other:
+            scores = [session.audit(x)["scores"][0, 0] for session in [artefact, other] * 3]
         assert len(set(scores)) > 2
 
-    def test_the_manifest_says_how_verdicts_are_drawn(self, exported):
-        model, path = exported
-        with load(path) as artefact:
-            manifest = artefact.manifest
+    def test_the_manifest_says_how_verdicts_are_drawn(self, exported, artefact):
+        model, manifest = exported[0], artefact.manifest
         assert manifest.sampling.model_dump() == dict(model.sampling)
         assert (manifest.sampling.alpha, manifest.sampling.samples) == (0.001, 2000)
         assert "NonDeterministicInts" in manifest.ops
@@ -125,9 +133,9 @@ class TestArtefact:
         with pytest.raises(ForbiddenOpError, match="RandomStandardNormal"):
             check_ops(("RandomStandardNormal", *SAMPLING_OPS), sampled=True)
 
-    def test_the_draws_of_contested_inputs_are_in_the_audit(self, exported, tmp_path):
-        model, path = exported
-        report = audit(path, X, Y, model=model)
+    def test_the_draws_of_contested_inputs_are_in_the_audit(self, exported, artefact, tmp_path):
+        model, _ = exported
+        report = audit(artefact, X, Y, model=model)
         if model.mode == "sequential":
             assert report.draws.quantiles[0.0] == 100 + model.gate.checkpoints[0]
             assert report.draws.quantiles[0.0] < report.draws.quantiles[1.0] <= 2100
@@ -145,10 +153,10 @@ class TestArtefact:
         assert "What sampling costs" in html
         assert ("mode fixed" in html.replace("\n", " ")) or model.mode == "fixed"
 
-    def test_a_measurement_and_an_audit_count_the_same_and_have_the_same_intervals(self, exported):
-        model, path = exported
+    def test_a_measurement_and_an_audit_count_the_same_and_have_the_same_intervals(self, exported, artefact):
+        model, _ = exported
         x, y = np.concatenate([X[[0, 6]]] * 8), np.array([1, 0] * 8)  # far from epsilon: every draw says the same
-        measured, audited = susceptibility(model, x, y, lambda model, x, y: x), audit(path, x, y)
+        measured, audited = susceptibility(model, x, y, lambda model, x, y: x), audit(artefact, x, y)
         for name in ("vra", "rejection_rate", "clean_accuracy"):
             one, other = getattr(measured, name), getattr(audited, name)
             assert (one.count, one.total, one.doubt, one.interval) == (
@@ -159,24 +167,19 @@ class TestArtefact:
         assert audited.record().rates["vra"].rate().interval == audited.vra.interval
         assert any("noise of its own" in sentence for sentence in audited.assumptions)
 
-    def test_verdicts_of_a_batch_are_independent_draws(self, exported):
+    def test_verdicts_of_a_batch_are_independent_draws(self, artefact, onnx):
         """Copies of an input that is answered in some draws only: in a batch neither all are answered nor none."""
-        _, path = exported
         edge = points([0.5825] * 128)  # 0.33 from the boundary, epsilon being 0.3
-        with load(path) as artefact:
-            votes, onnx = artefact.audit(edge)["scores"][:, 0], load_onnx(path / artefact.manifest.onnx.file)
-        assert len(np.unique(votes)) > 20
+        assert len(np.unique(artefact.audit(edge)["scores"][:, 0])) > 20
         assert len(np.unique(onnx.run(edge[:16])["scores"][:, 0])) > 4
 
-    def test_artefacts_whose_batches_share_their_noise_are_asked_one_input_at_a_time(self, exported):
-        _, path = exported
-        with load(path) as artefact:
-            assert artefact.manifest.noise_per_input
-            sizes, answer = [], artefact.audit
-            artefact.audit = lambda x, batch_size: sizes.append(batch_size) or answer(x, batch_size)
-            audit(artefact, X[:2])
-            artefact.manifest = artefact.manifest.model_copy(update={"noise_per_input": False})
-            assert any("asked alone" in sentence for sentence in audit(artefact, X[:2]).assumptions)
+    def test_artefacts_whose_batches_share_their_noise_are_asked_one_input_at_a_time(self, artefact, monkeypatch):
+        assert artefact.manifest.noise_per_input
+        sizes, answer = [], artefact.audit
+        monkeypatch.setattr(artefact, "audit", lambda x, batch_size: sizes.append(batch_size) or answer(x, batch_size))
+        audit(artefact, X[:2])
+        monkeypatch.setattr(artefact, "manifest", artefact.manifest.model_copy(update={"noise_per_input": False}))
+        assert any("asked alone" in sentence for sentence in audit(artefact, X[:2]).assumptions)
         assert sizes == [256, 1]
 
     def test_broken_answers_are_an_alarm_when_chance_does_not_explain_them(self):
@@ -187,26 +190,22 @@ class TestArtefact:
 
 
 class TestAgreement:
-    def test_other_weights_are_refused_by_the_logits(self, exported):
-        model, path = exported
-        other = smoothed(model.mode)
+    def test_other_weights_are_refused_by_the_logits(self, exported, artefact):
+        other = smoothed(exported[0].mode)
         other.network.layers[-1].kernel.assign(1.01 * other.network.layers[-1].kernel)
         with pytest.raises(AgreementError, match="same model"):
-            audit(path, X, Y, model=other)
+            audit(artefact, X, Y, model=other)
 
-    def test_other_noise_is_found_in_the_votes(self, exported):
-        model, path = exported
-        other = smoothed(model.mode, sigma=1.5, samples=20_000)
-        with load(path) as artefact:
-            outputs = artefact.audit(np.concatenate([X] * 5))
-        assert not len(model.disagreements(np.concatenate([X] * 5), outputs))
+    def test_other_noise_is_found_in_the_votes(self, exported, artefact):
+        model, x = exported[0], np.concatenate([X] * 5)
+        outputs = artefact.audit(x)
+        assert not len(model.disagreements(x, outputs))
         if model.mode == "fixed":
-            assert len(other.disagreements(np.concatenate([X] * 5), outputs))
+            assert len(smoothed("fixed", sigma=1.5, samples=20_000).disagreements(x, outputs))
 
-    def test_an_answer_without_a_radius_disagrees(self, exported):
-        model, path = exported
-        with load(path) as artefact:
-            outputs = artefact.audit(X)
+    def test_an_answer_without_a_radius_disagrees(self, exported, artefact):
+        model, _ = exported
+        outputs = artefact.audit(X)
         outputs["certified_radius"] = np.where(np.arange(7) == 6, 0, outputs["certified_radius"]).astype("float32")
         assert model.disagreements(X, outputs).tolist() == [6]
 
@@ -219,15 +218,24 @@ class TestAgreement:
         assert not list(tmp_path.iterdir())
 
 
-class TestOnnx:
-    def gloro(self):
-        net = keras.Sequential(
-            [keras.Input((6, 6, 1)), layers.Conv2D(4, 3, strides=2), MinMax(), layers.Flatten(), layers.Dense(3)]
-        )
-        return GloroNet(net, epsilon=0.02)
+def gloro():
+    keras.utils.set_random_seed(0)
+    net = keras.Sequential(
+        [keras.Input((6, 6, 1)), layers.Conv2D(4, 3, strides=2), MinMax(), layers.Flatten(), layers.Dense(3)]
+    )
+    return GloroNet(net, epsilon=0.02)
 
+
+@pytest.fixture(scope="module")
+def default(tmp_path_factory):
+    """A GloRo Net, and the file that it is written to by default."""
+    model = gloro()
+    return model, export_onnx(model, tmp_path_factory.mktemp("onnx") / "gloro.onnx")
+
+
+class TestOnnx:
     def test_a_gloro_net_answers_as_in_keras_nan_included(self, tmp_path):
-        model = self.gloro()
+        model = gloro()
         path = export_onnx(model, tmp_path / "gloro.onnx", audit=True)
         assert model.is_final
         x = np.random.default_rng(0).uniform(size=(40, 6, 6, 1)).astype("float32")
@@ -240,10 +248,10 @@ class TestOnnx:
         assert theirs.label[[3, 7]].tolist() == [-1, -1]
         assert theirs.radius[[3, 7]].tolist() == [0, 0]
 
-    def test_the_default_keeps_the_radii_back_and_the_file_says_what_it_is(self, tmp_path):
+    def test_the_default_keeps_the_radii_back_and_the_file_says_what_it_is(self, default):
         import onnx
 
-        path = export_onnx(self.gloro(), tmp_path / "gloro.onnx")
+        model, path = default
         opened = load_onnx(path)
         assert set(opened.run(np.zeros((2, 6, 6, 1), "float32"))) == {"label", "rejected", "scores"}
         assert opened.epsilon == float(np.float32(0.02))
@@ -252,25 +260,23 @@ class TestOnnx:
         with pytest.raises(ValueError, match="audit=True"):
             opened.verdicts(np.zeros((1, 6, 6, 1), "float32"))
         with pytest.raises(FileExistsError, match="never overwritten"):
-            export_onnx(self.gloro(), path)
+            export_onnx(model, path)
         graph = onnx.load(path).graph
         assert [value.name for value in graph.input] == ["image"]
         assert graph.input[0].type.tensor_type.shape.dim[0].dim_param, "the batch may have any length"
 
-    @pytest.mark.parametrize("mode", ["fixed", "sequential"])
-    def test_a_smoothed_net_votes_and_decides_as_in_keras(self, tmp_path, mode):
-        model = smoothed(mode)
-        opened = load_onnx(export_onnx(model, tmp_path / "smooth.onnx", sample=X), max_batch=64)
+    def test_a_smoothed_net_votes_and_decides_as_in_keras(self, exported, onnx):
+        model, _ = exported
         x = X[[0, 0, 1, 2, 3, 5, 6]].copy()
         x[1, 0, 0, 0] = np.nan
-        outputs = opened.run(x)
+        outputs = onnx.run(x)
         assert outputs["label"][[0, 1, 2, 5, 6]].tolist() == [1, -1, 1, 0, 0]
         assert outputs["label"][[3, 4]].tolist() == [-1, -1]
         assert outputs["samples_used"][1] == 0
         assert set(outputs["samples_used"][outputs["samples_used"] > 0] - 100) <= set(model.gate.checkpoints)
         rows = [0, 2, 3, 4, 5, 6]
         assert not len(model.disagreements(x[rows], {name: value[rows] for name, value in outputs.items()}))
-        again = opened.run(x)
+        again = onnx.run(x)
         assert (again["scores"] != outputs["scores"]).any(), "every call draws other noise"
 
     def test_the_step_by_hand(self, tmp_path):
@@ -290,7 +296,7 @@ class TestOnnx:
         assert undecided["decided"].tolist() == [False, False]
         assert undecided["rejected"].all()
 
-    def test_a_wrong_conversion_is_not_kept(self, tmp_path, monkeypatch):
+    def test_a_wrong_conversion_is_not_kept(self, default, tmp_path, monkeypatch):
         """tf2onnx's own selection lets NaN through."""
         module = sys.modules["defended.serving.exporting.onnx_conversion"]
         original = module._where
@@ -305,7 +311,7 @@ class TestOnnx:
         for operation in ("Select", "SelectV2"):
             monkeypatch.setitem(module.HANDLERS, operation, (multiply, []))
         with pytest.raises(AgreementError, match="must reject NaN"):
-            export_onnx(self.gloro(), tmp_path / "gloro.onnx", audit=True)
+            export_onnx(default[0], tmp_path / "gloro.onnx", audit=True)
         assert not list(tmp_path.iterdir())
 
     def test_an_operation_that_onnx_lacks_is_named(self, tmp_path):
@@ -316,7 +322,7 @@ class TestOnnx:
             export_onnx(model, tmp_path / "model.onnx")
         assert not list(tmp_path.iterdir())
 
-    def test_bad_files_and_inputs(self, tmp_path):
+    def test_bad_files_and_inputs(self, default, tmp_path):
         import onnx
 
         with pytest.raises(TypeError, match="defended model"):
@@ -324,7 +330,7 @@ class TestOnnx:
         (tmp_path / "bad.onnx").write_bytes(b"no model")
         with pytest.raises(ValueError, match="does not load"):
             load_onnx(tmp_path / "bad.onnx")
-        path = export_onnx(self.gloro(), tmp_path / "gloro.onnx")
+        _, path = default
         opened = load_onnx(path)
         with pytest.raises(TypeError, match="float32"):
             opened.run(np.zeros((1, 6, 6, 1)))

@@ -17,7 +17,7 @@ from defended.serving.server.errors import ServingError
 from defended.serving.server.json_tensors import parse_json, read_tensors, signature_name
 from defended.serving.server.tensors import read_tensor
 
-QUICK = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 WANTED = {"image": TensorInfo("float32", (None, 2, 2))}
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)

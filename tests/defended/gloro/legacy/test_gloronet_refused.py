@@ -374,22 +374,20 @@ def test_calls_multiply_over_nested_networks(tmp_path):
 
 
 def test_sound_archives_in_other_wrappings(tmp_path):
-    """Plain, gzipped, with long and non-ASCII folder names in both styles of long names."""
+    """Plain or gzipped, with long and non-ASCII folder names in both styles of long names."""
     settings, weights = good()
-    names = ["m", "größe", "n" * 120]
-    for folder in names:
+    for number, folder in enumerate(["m", "größe", "n" * 120]):
         members = [
             member(folder, type=tarfile.DIRTYPE), member(f"{folder}/config.json", settings, mtime=1.5),
             member(f"{folder}/f.h5", weights),
         ]  # fmt: skip
-        for file_format in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        for file_format, gzipped in ((tarfile.PAX_FORMAT, number % 2), (tarfile.GNU_FORMAT, number % 2 == 0)):
             data = packed(*members, file_format=file_format)
-            for content in (data, gzip.compress(data)):
-                path = tmp_path / "x.gloronet"
-                path.write_bytes(content)
-                archive = read_archive(path)
-                assert archive[:2] == (folder, json.loads(settings))
-                assert len(archive.weights) > 3
+            path = tmp_path / "x.gloronet"
+            path.write_bytes(gzip.compress(data) if gzipped else data)
+            archive = read_archive(path)
+            assert archive[:2] == (folder, json.loads(settings))
+            assert len(archive.weights) > 3
 
 
 def test_paths_that_are_no_files(tmp_path):
@@ -419,7 +417,7 @@ def test_random_damage_ends_with_weights_or_a_refusal(tmp_path):
             data[place] = random.choice([0, 1, 255, random.integers(256)])
         return bytes(data)
 
-    files = [sound(weights=damaged(content, first)) for first in [4096, len(content)] * 8]
+    files = [sound(weights=damaged(content, first)) for first in [4096, len(content)] * 6]
     files += [damaged(tar, 2048) for _ in range(4)] + [random.bytes(size) for size in (1, 600, 20000)]
     files += [b"\x1f\x8b" + random.bytes(1000), sound(weights=content[:8] + random.bytes(5000))]
     refused = 0
