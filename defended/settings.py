@@ -53,19 +53,15 @@ def _fingerprint(variables: Sequence[Any]) -> Any:
     """
     import tensorflow as tf
 
-    totals, first = tf.zeros([2], tf.int32), 1
-    for variable in variables:
+    def bits_of(variable: Any) -> Any:
         value = tf.convert_to_tensor(ops.convert_to_tensor(variable))
-        if value.dtype.size != 4:
-            value = tf.cast(value, tf.float32)
-        bits = tf.reshape(tf.bitcast(value, tf.int32), [-1])
-        places = tf.range(first, first + bits.shape[0], dtype=tf.int32) * 2 + 1
-        mixed = bits * places
-        totals += tf.stack(
-            [tf.reduce_sum(mixed), tf.reduce_sum(tf.bitwise.bitwise_xor(mixed, bits * -1640531535) * places)]
-        )
-        first += bits.shape[0]
-    return totals
+        value = value if value.dtype.size == 4 else tf.cast(value, tf.float32)
+        return tf.reshape(tf.bitcast(value, tf.int32), [-1])
+
+    bits = tf.concat([tf.zeros([0], tf.int32), *map(bits_of, variables)], axis=0)
+    places = tf.range(1, tf.size(bits) + 1) * 2 + 1
+    mixed = bits * places
+    return tf.reduce_sum(tf.stack([mixed, tf.bitwise.bitwise_xor(mixed, bits * -1640531535) * places]), axis=1)
 
 
 class Settings(_NotWeights):

@@ -71,9 +71,9 @@ def check_evaluation(subject: Subject, thorough: bool = True) -> None:
     Raises:
         ValueError: naming the first layer whose output differs, how it was evaluated, and by how much.
     """
-    x = _inputs(subject.network, subject.graph, thorough)
-    exact = exact_values(subject.graph, x)
     with without_warnings():
+        x = _inputs(subject, thorough)
+        exact = exact_values(subject.graph, x)
         for run in _runs(subject, x, thorough):
             compare_layers(subject.graph, run, x, subject.rounding)
             if subject.rounding:
@@ -84,8 +84,9 @@ def check_evaluation(subject: Subject, thorough: bool = True) -> None:
 # Inputs.
 
 
-def _inputs(network: keras.Model, graph: LipschitzGraph, thorough: bool) -> Array:
+def _inputs(subject: Subject, thorough: bool) -> Array:
     """Return float32 inputs `[n, ...]` that ought to tell evaluations apart."""
+    network, graph = subject.network, subject.graph
     shape = tuple(network.input_shape[1:])
     largest = max([math.prod(shape), *(math.prod(step.shape) for step in graph.all_steps)])
     n = int(np.clip(_ENTRIES // max(largest, 1), _FEWEST_INPUTS, _MOST_INPUTS if thorough else _FEWEST_INPUTS + 1))
@@ -98,62 +99,65 @@ def _inputs(network: keras.Model, graph: LipschitzGraph, thorough: bool) -> Arra
     x = np.stack([kinds[index % len(kinds)] * (1 + index // len(kinds)) for index in range(n)]).astype("float32")
     if not thorough or keras.backend.backend() != "tensorflow":
         return x
-    return np.concatenate([x, _ties(network, x[:4]), _apart(network, graph, x[:2])])
+    network_of, values = _compiled_network(subject), _compiled_values(subject)
+
+    def logits(points: Array) -> Array:
+        return np.asarray(ops.convert_to_numpy(network_of(ops.convert_to_tensor(points))))
+
+    def difference(points: Array) -> Array:
+        verdicts = values(ops.convert_to_tensor(points))[graph.output_slot]
+        return np.square(logits(points) - graph.evaluate.in_order(graph.output_slot, verdicts)).sum(axis=1)
+
+    return np.concatenate([x, _ties(logits, x[:4]), _apart(difference, x[:2])])
 
 
-def _ties(network: keras.Model, x: Array) -> Array:
+def _ties(logits: Callable[[Any], Array], x: Array) -> Array:
     """Return a point near a change of the predicted class, between the first input and another one; `[0 or 1, ...]`."""
-
-    def classes(points: Array) -> Array:
-        return np.asarray(ops.convert_to_numpy(network(points, training=False))).argmax(axis=1)
-
-    found = classes(x)
+    found = logits(x).argmax(axis=1)
     other = np.flatnonzero(found != found[0])
     if not len(other):
         return x[:0]
     low, high = x[0], x[other[0]]
     for _ in range(3):
         line = np.stack([low + (high - low) * np.float32(share) for share in np.linspace(0, 1, 9)])
-        changed = np.flatnonzero(classes(line) != found[0])
+        changed = np.flatnonzero(logits(line).argmax(axis=1) != found[0])
         first = changed[0] if len(changed) and changed[0] else 1
         low, high = line[first - 1], line[first]
     return low[None]
 
 
-def _apart(network: keras.Model, graph: LipschitzGraph, x: Array) -> Array:
-    """Return inputs moved to where the network's own evaluation and that of verdicts differ more."""
-    import tensorflow as tf
-
-    size = np.float32(np.abs(x).max())
-    point = tf.constant(x)
-    for _ in range(2):
-        with tf.GradientTape() as tape:
-            tape.watch(point)
-            difference = network(point, training=False) - graph.evaluate(point)
-            apart = tf.reduce_sum(tf.square(difference))
-        gradient = tape.gradient(apart, point)
-        if gradient is None:
-            return x[:0]
-        point = point + 0.5 * size * tf.sign(tf.where(tf.math.is_finite(gradient), gradient, 0.0))
-    return point.numpy()
+def _apart(difference: Callable[[Array], Array], x: Array) -> Array:
+    """Return inputs moved, at random, to where the network's own evaluation and that of verdicts differ more."""
+    rng, size = np.random.default_rng(1), 0.5 * np.float32(np.abs(x).max())
+    for _ in range(3):
+        moved = x[:, None] + size * rng.choice([-1.0, 0.0, 1.0], (len(x), 8, *x.shape[1:])).astype("float32")
+        tried = np.concatenate([x[:, None], moved], axis=1)
+        apart = np.nan_to_num(difference(tried.reshape(-1, *x.shape[1:])), nan=np.inf).reshape(len(x), -1)
+        x = tried[np.arange(len(x)), apart.argmax(axis=1)]
+    return x
 
 
 # Evaluations.
 
 
+def _compiled_network(subject: Subject) -> Callable[[Any], Any]:
+    """Return the whole network as Keras calls it, compiled."""
+    return subject.compiled("network", lambda batch: subject.network(batch, training=False), of_inputs=True)
+
+
+def _compiled_values(subject: Subject) -> Callable[[Any], dict[int, Any]]:
+    """Return what each slot holds as verdicts evaluate it, compiled."""
+    return subject.compiled("values", lambda batch: subject.graph.evaluate.values(batch), of_inputs=True)
+
+
 def _runs(subject: Subject, x: Array, thorough: bool) -> list[Run]:
     graph = subject.graph
-
-    def verdicts(part: Any) -> dict[int, Any]:
-        return graph.evaluate.values(part)
-
     every = [slice(0, len(x))]
     cuts = [slice(sum(_PARTS[:k]), sum(_PARTS[: k + 1])) for k in range(len(_PARTS))]
-    compiled = subject.compiled("values", verdicts, of_inputs=True)
-    runs = [_collected("as verdicts are, compiled", graph, compiled, x, every)]
+    runs = [_collected("as verdicts are, compiled", graph, _compiled_values(subject), x, every)]
     if thorough:
         runs.append(run_by_layers(graph, x))
-        runs.append(_collected("as verdicts are, in small batches", graph, verdicts, x, cuts))
+        runs.append(_collected("as verdicts are, in small batches", graph, graph.evaluate.values, x, cuts))
     return runs
 
 
@@ -191,8 +195,7 @@ def _compare_wholes(subject: Subject, exact: dict[int, Array], x: Array) -> None
     """Compare the whole network, eager and compiled, and the compiled verdicts, with the exact logits."""
     network, graph, proof = subject.network, subject.graph, subject.proof
     logits, inputs = exact.get(graph.output_slot), ops.convert_to_tensor(x)
-    compiled_network = subject.compiled("network", lambda batch: network(batch, training=False), of_inputs=True)
-    whole = {"as a whole": network(x, training=False), "compiled": compiled_network(inputs)}
+    whole = {"as a whole": network(x, training=False), "compiled": _compiled_network(subject)(inputs)}
     if subject.in_float64 is not None:
         whole["in float64"] = subject.in_float64(inputs)
     judged = [ops.convert_to_numpy(part) for part in subject.judge(inputs)]
