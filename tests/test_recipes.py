@@ -71,6 +71,20 @@ def test_augmentation_moves_images_and_keeps_their_number(tmp_path, augment, sha
     assert np.mean([image.tobytes() not in originals for image in seen]) >= share
 
 
+def test_road_signs_are_mirrored_and_other_data_are_not(tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.random((129, 16, 16, 3)).astype("float32"), np.repeat(np.arange(43), 3)
+    np.savez(tmp_path / "signs.npz", x_train=x, y_train=y, x_test=x[:3], y_test=y[:3])
+    settings = TrainingSettings(data=str(tmp_path / "signs.npz"), augment="signs", validation_split=0.0)
+    data = datasets.load(settings.data)
+    ((_, labels), *_) = training_data(settings, data, np.full(100, 19 * 3), np.arange(0))["x"]
+    assert {*labels.numpy()} == {19, 20}, "curves to the left and to the right"
+    settings = TrainingSettings(data=colours(tmp_path), augment="signs")
+    data = datasets.load(settings.data)
+    with pytest.raises(ValueError, match=r'43 classes .* these data have 2\. Take "photo"'):
+        training_data(settings, data, *data.split(0.1))
+
+
 def test_the_liresnet_of_the_zoo():
     network = build_network(
         TrainingSettings(net="liresnet"), type("Data", (), {"x_train": np.zeros((1, 32, 32, 3)), "num_classes": 7})

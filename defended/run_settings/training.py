@@ -58,9 +58,9 @@ class TrainingSettings(BaseModel):
     """Training radius of the first epoch, as a multiple of epsilon."""
     ramp: Annotated[float, Gt(0), Le(1)] = 0.5
     """Share of the epochs until the training radius has arrived."""
-    augment: Literal["none", "affine", "elastic", "photo", "shift", "flip-shift"] = "none"
-    """Turn, scale and move training images a little, and bend them; change them as cameras do (photo); or move and
-    mirror them."""
+    augment: Literal["none", "affine", "elastic", "photo", "signs", "shift", "flip-shift"] = "none"
+    """Turn, scale and move training images a little, and bend them; change them as cameras do (photo), road signs in
+    the mirror, too (signs); or move and mirror them."""
     validation_split: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Share of the training data that chooses the best epoch of radius doubling."""
     seed: NaturalNumber = 0

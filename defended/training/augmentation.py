@@ -1,10 +1,11 @@
-"""Random affine, elastic and photographic changes of training images."""
+"""Random affine, elastic and photographic changes of training images, and signs in the mirror."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from defended.arguments import number_in, number_not_negative, whole_number
@@ -150,6 +151,48 @@ class RandomExposure:
         mean = ops.mean(images, axis=(1, 2, 3), keepdims=True)
         scale = ops.exp(within(-self.contrast, self.contrast))
         return ops.clip(mean + scale * (images - mean) + within(-self.brightness, self.brightness), 0.0, 1.0)
+
+
+class RandomMirror:
+    """Images of some classes mirrored, left and right, with the labels of what is then seen.
+
+    Args:
+        classes: the number of classes.
+        mirrored: from a class to the class that its images show in the mirror, itself if it is symmetric. Images of
+            other classes stay as they are.
+        share: of the images of these classes that are mirrored.
+        seed: of the random numbers.
+
+    Call arguments:
+        images: `[batch, height, width, channels]`.
+        labels: `[batch]`, class numbers.
+
+    Returns:
+        Images and labels of the same shapes and dtypes.
+
+    Raises:
+        ValueError: for a class out of range, a pair that does not lead back, or a share outside of [0, 1].
+    """
+
+    def __init__(self, classes: int, mirrored: dict[int, int], share: float = 0.5, seed: int | None = None):
+        for one, other in mirrored.items():
+            if not (0 <= one < classes and mirrored.get(other) == one):
+                raise ValueError(
+                    f"`mirrored` must lead from classes below {classes} to each other and back. Received: {one} leads "
+                    f"to {other}, and {other} to {mirrored.get(other)}."
+                )
+        self.share = number_in("share", share, "[0, 1]")
+        self._seen = np.arange(classes, dtype="int32")
+        self._seen[list(mirrored)] = list(mirrored.values())
+        self._has = np.isin(np.arange(classes), list(mirrored))
+        self._seeds = keras.random.SeedGenerator(seed)
+
+    def __call__(self, images: Any, labels: Any) -> tuple[Any, Any]:
+        number = ops.cast(labels, "int32")
+        chosen = keras.random.uniform(ops.shape(number), seed=self._seeds) < self.share
+        chosen = ops.logical_and(chosen, ops.take(self._has, number))
+        images = ops.where(chosen[:, None, None, None], ops.flip(images, axis=2), images)
+        return images, ops.cast(ops.where(chosen, ops.take(self._seen, number), number), labels.dtype)
 
 
 def _centre(images: Any) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from defended.training.augmentation import RandomAffine, RandomElastic, RandomExposure
+from defended.training.augmentation import RandomAffine, RandomElastic, RandomExposure, RandomMirror
 
 NOTHING = {"turn": 0.0, "shear": 0.0, "zoom": 0.0, "shift": 0.0}
 
@@ -145,3 +145,22 @@ class TestExposure:
     def test_limits_that_are_none_are_refused(self, wrong):
         with pytest.raises(ValueError, match=f"`{next(iter(wrong))}`"):
             RandomExposure(**wrong)
+
+
+class TestMirror:
+    def test_images_and_labels_are_those_of_the_mirror(self):
+        images = np.random.default_rng(0).random((400, 3, 4, 2)).astype("float32")
+        labels = np.arange(400) % 4
+        seen, named = RandomMirror(4, {1: 1, 2: 3, 3: 2}, share=0.25, seed=0)(images, labels)
+        turned = np.array([np.array_equal(a, b[:, ::-1]) for a, b in zip(seen, images, strict=True)])
+        kept = np.array([np.array_equal(a, b) for a, b in zip(seen, images, strict=True)])
+        assert np.all(turned ^ kept)
+        assert kept[labels == 0].all(), "a class that nothing is said about stays as it is"
+        assert np.array_equal(named, np.where(turned, np.array([0, 1, 3, 2])[labels], labels))
+        # 300 images with a share of a quarter: four standard deviations are a tenth.
+        assert np.mean(turned[labels != 0]) == pytest.approx(0.25, abs=0.1)
+
+    @pytest.mark.parametrize("mirrored", [{0: 1}, {0: 1, 1: 2, 2: 0}, {4: 4}])
+    def test_what_leads_nowhere_is_refused(self, mirrored):
+        with pytest.raises(ValueError, match="lead from classes below 4 to each other and back"):
+            RandomMirror(4, mirrored)
