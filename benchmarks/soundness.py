@@ -492,11 +492,16 @@ def quiet() -> Iterator[None]:
     import logging
     import warnings
 
-    logging.getLogger("defended").setLevel(logging.ERROR)
-    tf.get_logger().setLevel("ERROR")
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        yield
+    loggers = {logger: logger.level for logger in (logging.getLogger("defended"), tf.get_logger())}
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in loggers.items():
+            logger.setLevel(level)
 
 
 def attempt(

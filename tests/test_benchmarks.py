@@ -59,6 +59,11 @@ def small_net(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def before(small_net):
+    return keras.models.load_model(small_net, compile=False)
+
+
 def module(path):
     spec = importlib.util.spec_from_file_location(f"benchmarks_{path.parent.name}_{path.stem}", path)
     found = importlib.util.module_from_spec(spec)
@@ -91,20 +96,20 @@ def test_a_compact_net_is_small_and_proven_for_its_rounded_weights(tmp_path):
     np.testing.assert_allclose(after.verdicts(x).radius, before.verdicts(x).radius, atol=0.02)
 
 
-def test_a_compact_net_may_have_its_biases_centred(small_net, tmp_path, monkeypatch):
+def test_a_compact_net_may_have_its_biases_centred(small_net, before, tmp_path, monkeypatch):
     compact = module(BENCHMARKS / "compact.py")
     images = np.random.default_rng(0).random((50, 8, 8, 1), dtype="float32")
     monkeypatch.setattr(compact.datasets, "load", lambda name: SimpleNamespace(x_train=images))
     compact.compact(small_net, tmp_path / "centred.keras", bits=24, others=24, centre="mnist")
-    before, after = (keras.models.load_model(path, compile=False) for path in (small_net, tmp_path / "centred.keras"))
+    after = keras.models.load_model(tmp_path / "centred.keras", compile=False)
     spent = [model.certificate_report().radius_spent for model in (before, after)]
     assert spent[1] < 0.97 * spent[0]
 
 
-def test_a_compact_net_may_have_its_bounds_sharpened(small_net, tmp_path, capsys):
+def test_a_compact_net_may_have_its_bounds_sharpened(small_net, before, tmp_path, capsys):
     compact = module(BENCHMARKS / "compact.py")
     compact.compact(small_net, tmp_path / "sharp.keras", bits=24, others=24, sharpen=True)
-    before, after = (keras.models.load_model(path, compile=False) for path in (small_net, tmp_path / "sharp.keras"))
+    after = keras.models.load_model(tmp_path / "sharp.keras", compile=False)
     pairs = np.triu_indices(3, 1)
     ratio = np.exp(np.mean(np.log(after.margin_lipschitz[pairs] / before.margin_lipschitz[pairs])))
     assert ratio < 0.9
@@ -201,7 +206,7 @@ def test_the_gpu_training_runs_without_tensorflow_and_its_net_can_be_defended_he
     images = {name: rng.integers(0, 256, shape).astype("uint8") for name, shape in parts.items()}
     np.savez(tmp_path / "cifar10.npz", y_train=np.arange(64) % 10, y_test=np.arange(16) % 10, **images)
     words = ["train", tmp_path / "net.keras", "--minutes", "0.02", "--batch", "8", "--steps", "2", "--epochs", "3"]
-    words += ["--depth", "1", "--width", "8", "--units", "16"]
+    words += ["--depth", "1", "--width", "4", "--units", "8"]
     script = f"""
         import runpy, sys
         sys.modules["tensorflow"] = None

@@ -19,7 +19,7 @@ spec.loader.exec_module(soundness)
 def short(tmp_path_factory):
     """A short campaign: its rows, and the file that it wrote."""
     out = tmp_path_factory.mktemp("campaign") / "rows.csv"
-    return soundness.campaign(nets=9, attempts=60, seed=7, out=out, every=0), out
+    return soundness.campaign(nets=7, attempts=60, seed=16, out=out, every=0), out
 
 
 def test_a_short_campaign_finds_no_violation(short):
@@ -28,7 +28,7 @@ def test_a_short_campaign_finds_no_violation(short):
     assert sum(row["attempts"] for row in rows) > 300
     assert {"GloroNet", "PolytopeNet"} == {row["defence"] for row in rows}
     table = soundness.summary(rows)
-    assert "| all | 9 |" in table
+    assert "| all | 7 |" in table
 
 
 def test_a_campaign_goes_on_where_it_was_stopped_and_the_same_numbers_make_the_same_row(short, tmp_path):
@@ -37,7 +37,7 @@ def test_a_campaign_goes_on_where_it_was_stopped_and_the_same_numbers_make_the_s
     lines = whole.read_text().splitlines(keepends=True)
     out, before = tmp_path / "rows.csv", "".join(lines[: 1 + stopped])  # the header is a line, too
     out.write_text(before)
-    resumed = soundness.campaign(nets=stopped + 1, attempts=60, seed=7, out=out, every=0)
+    resumed = soundness.campaign(nets=stopped + 1, attempts=60, seed=16, out=out, every=0)
     assert out.read_text().startswith(before)
     assert [int(row["net"]) for row in resumed] == list(range(stopped + 1))
     assert {**resumed[stopped], "seconds": 0} == {**rows[stopped], "seconds": 0}

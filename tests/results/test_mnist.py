@@ -26,7 +26,7 @@ def test_the_committed_nets(request, name, data, vra, vra_2eps, fpr_upper):
     model = keras.models.load_model(RESULTS / f"{name}.keras")
     assert model.is_final, "the bounds of the file hold"
     epsilon = float(model.epsilon)
-    found = model.audit(images.x_test, batch_size=1000)
+    found = model.audit(images.x_test, batch_size=250)
     correct, answered = found["label"] == images.y_test, ~found["rejected"]
     assert np.mean(correct) == pytest.approx(vra, abs=3e-4)
     assert np.mean(correct & (found["certified_radius"] > 2 * epsilon)) == pytest.approx(vra_2eps, abs=3e-4)

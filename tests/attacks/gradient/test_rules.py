@@ -154,7 +154,7 @@ def test_apgd_reaches_the_planes_of_a_linear_network_without_a_step_size():
 
 
 def test_apgd_is_not_weaker_than_pgd_of_as_many_steps():
-    model, x = wavy(), cloud(200)
+    model, x = wavy(), cloud(100)
     predicted = model.network.predict(x, verbose=0).argmax(axis=1)
 
     def flipped(attack):

@@ -1,6 +1,7 @@
 """The paper's tables and figures done again: against what it prints, and without what is missing."""
 
 import csv
+import functools
 import io
 from dataclasses import replace
 
@@ -8,10 +9,19 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from defended import zoo
 from defended.attacks import CertificateDescent, DegradationAttack, Rate
 from defended.attacks.paper import EXPERIMENTS, Finding, Reproduction, Settings, lipschitz, reproduce
 from defended.attacks.paper.settings import NotHereError
 from defended_cli import app
+
+
+@pytest.fixture(scope="module", autouse=True)
+def every_net_is_loaded_once():
+    """Tables that measure the same net of the zoo use the same graphs."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(zoo, "load", functools.cache(zoo.load))
+        yield
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ KNOWN = [
     "linear", "dense", "blocks", "blocks in the head", "blocks of channels", "no dense head", "liresnet",
     "normalisation folded", "normalisation", "branches", "nested",
 ]  # fmt: skip
+N = 300
 REFUSED = {"conv": "conv2d", "dilation": "dense", "pooling": "average_pooling2d", "places": "dense"}
 
 
@@ -33,7 +34,8 @@ def models(name):
 def pair(name, seed, offset=0.0, share=0.5):
     """The two models, and inputs among which rounding decides; epsilon is a quantile of radii."""
     once, twice = models(name)
-    x = near_the_boundary(once, 300, np.random.default_rng(seed), offset)
+    offsets = np.broadcast_to(offset, N).reshape(-1, *[1] * (len(once.input_shape) - 1))
+    x = near_the_boundary(once, N, np.random.default_rng(seed), offsets)
     radii = once.audit(x)["certified_radius"]
     once.epsilon = twice.epsilon = float(np.quantile(radii[radii > 0], share))
     return once, twice, x
@@ -41,7 +43,7 @@ def pair(name, seed, offset=0.0, share=0.5):
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_float64_errs_by_less_than_its_share_of_the_budget(name):
-    model, _ = models(name)
+    model = GloroNet(randomised(NETWORKS[name](), np.random.default_rng(11)), epsilon=1e-6, second_look=True)
     x = np.random.default_rng(3).standard_normal((20, *model.input_shape[1:])).astype("float32")
     found = np.asarray(Float64Evaluation(model._graph.all_steps)(x))
     assert found.dtype == np.float64
@@ -55,9 +57,8 @@ def test_float64_errs_by_less_than_its_share_of_the_budget(name):
 
 
 @pytest.mark.parametrize("name", KNOWN)
-@pytest.mark.parametrize("offset", [0.0, 30.0])
-def test_what_is_answered_holds_in_exact_arithmetic(name, offset):
-    once, twice, x = pair(name, 5, offset)
+def test_what_is_answered_holds_in_exact_arithmetic(name):
+    once, twice, x = pair(name, 5, np.repeat([0.0, 30.0], N // 2))
     first, second = once.audit(x), twice.audit(x)
     assert not (second["rejected"] & ~first["rejected"]).any()
     kept = ~first["rejected"]
@@ -174,12 +175,9 @@ def test_the_exported_graphs_look_twice(tmp_path):
     from defended.serving.artefacts.onnx_model import load_onnx
 
     keras.utils.set_random_seed(0)
-    network = sequential(
-        (6, 6, 3), layers.Conv2D(8, 3, padding="same"), MinMax(), layers.Conv2D(8, 4, strides=2, padding="same"),
-        MinMax(), layers.Flatten(), layers.Dense(4),
-    )  # fmt: skip
+    network = sequential((4, 4, 3), layers.Conv2D(8, 3, padding="same"), MinMax(), layers.Flatten(), layers.Dense(4))
     once, twice = finalized(network), finalized(network, second_look=True)
-    x = np.random.default_rng(0).uniform(0, 300, (400, 6, 6, 3)).astype("float32")
+    x = np.random.default_rng(0).uniform(0, 300, (400, 4, 4, 3)).astype("float32")
     radii = np.asarray(once.certified_radius(x))
     once.epsilon = twice.epsilon = float(np.median(radii[radii > 0]))
     expected = twice.verdicts(x)

@@ -144,7 +144,7 @@ def test_schedules_move_the_training_radius_and_leave_epsilon_alone():
             seen.append([float(v) for v in (model.radius_scale, model.robust_weight_scale, model.epsilon)])
 
     model = linear(0.5)
-    model.compile(keras.optimizers.SGD(0.0), "trades_kl")
+    model.compile(keras.optimizers.SGD(0.0), "trades_kl", run_eagerly=True)
     model.fit(
         POINTS, LABELS, epochs=4, verbose=0,
         callbacks=[callbacks.EpsilonSchedule(ramp=0.5), callbacks.TradesSchedule(start=1.0, end=3.0, ramp=1.0),
@@ -209,7 +209,7 @@ def test_radius_doubling_keeps_the_best_epoch_and_defends_at_eps(digits, tmp_pat
 
 def test_radius_doubling_without_validation_warns(digits):
     model = linear()
-    model.compile()
+    model.compile(run_eagerly=True)
     with pytest.warns(UserWarning, match="no validation data"):
         model.fit(POINTS, LABELS, verbose=0, callbacks=[callbacks.RadiusDoubling()])
     assert float(model.epsilon) == pytest.approx(0.5)
@@ -223,7 +223,7 @@ def test_doubling_lowers_the_false_positive_bound(digits):
         model = GloroNet(zoo.dense_small(), epsilon=0.25)
         model.compile(keras.optimizers.Adam(6e-3), "trades_kl.1.5", metrics=["false_positive_bound"])
         data = {"validation_data": (digits.x_test, digits.y_test)}
-        model.fit(digits.x_train, digits.y_train, batch_size=64, epochs=6, verbose=0, callbacks=[schedule], **data)
+        model.fit(digits.x_train, digits.y_train, batch_size=128, epochs=6, verbose=0, callbacks=[schedule], **data)
         logs = model.evaluate(digits.x_test, digits.y_test, verbose=0, return_dict=True)
         bounds[type(schedule).__name__] = logs["false_positive_bound"]
     assert bounds["RadiusDoubling"] < bounds["EpsilonSchedule"] - 0.05
@@ -269,7 +269,7 @@ def kernel_norms(model):
 
 def test_balancing_brings_proportion_and_changes_no_logit():
     model, x, y = chain()
-    model.compile("adam", loss="emma")
+    model.compile("adam", loss="emma", run_eagerly=True)
     model.fit(x, y, epochs=1, verbose=0)
     trained, before, norms = model.network.get_weights(), model.network(x).numpy(), kernel_norms(model)
     for proportions in (None, (1.0, 2.0, 8.0, 1.0)):
@@ -289,8 +289,8 @@ def test_balancing_scales_the_moments_of_adam_as_gradients_scale():
     """The next step's gradient and the moments, in units of their layer, are as they would have been."""
     model, x, y = chain(use_bias=False)
     # An epsilon that counts for nothing beside any gradient, and keeps a gradient of 0 from being divided by 0.
-    model.compile(keras.optimizers.Adam(1e-4, epsilon=1e-30, use_ema=True), loss="emma")
-    model.fit(x, y, epochs=2, batch_size=10, shuffle=False, verbose=0)
+    model.compile(keras.optimizers.Adam(1e-4, epsilon=1e-30, use_ema=True), loss="emma", run_eagerly=True)
+    model.fit(x, y, epochs=2, batch_size=15, shuffle=False, verbose=0)
     optimizer = model.optimizer
 
     def state(gradient_scales):

@@ -65,7 +65,8 @@ def exported(request, tmp_path_factory):
     # A seed, and a global one: neither may reach the artefact.
     model = smoothed(request.param, seed=1)
     keras.utils.set_random_seed(7)
-    return model, export(model, tmp_path_factory.mktemp("models"), "smooth", 1, sample=X)
+    folder = tmp_path_factory.mktemp("models")
+    return model, export(model, folder, "smooth", 1, sample=X, warm_up=False, serving_files=False)
 
 
 @pytest.fixture(scope="module")
@@ -234,8 +235,8 @@ def default(tmp_path_factory):
 
 
 class TestOnnx:
-    def test_a_gloro_net_answers_as_in_keras_nan_included(self, tmp_path):
-        model = gloro()
+    def test_a_gloro_net_answers_as_in_keras_nan_included(self, default, tmp_path):
+        model, _ = default
         path = export_onnx(model, tmp_path / "gloro.onnx", audit=True)
         assert model.is_final
         x = np.random.default_rng(0).uniform(size=(40, 6, 6, 1)).astype("float32")
