@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PACKAGING := setup.py pyproject.toml defended/_version.py
 PYTHON ?=
 ARGS ?=
-TEST_WORKERS ?= 3  # one more than two cores: some tests wait for other processes
+TEST_WORKERS ?= 2
 
 .PHONY: help demo test lint format types notebooks docs clean FORCE
 .DEFAULT_GOAL := help
