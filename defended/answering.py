@@ -117,14 +117,24 @@ class Answering(Gate, keras.Model):
             self.ensure_proven()
         return inputs
 
-    def _at_entry(self, name: str, function: Callable[..., Any], inputs: Any, *others: Any) -> Any:
+    def _at_entry(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        inputs: Any,
+        *others: Any,
+        made: Callable[[], Callable[..., Any]] | None = None,
+    ) -> Any:
         """Return `function(inputs, *others)`, once the bounds are proven. For inputs at hand it is compiled, if nothing
-        else is given: eagerly, thirty small operations take ten times as long as the network.
+        else is given: eagerly, thirty small operations take ten times as long as the network. `made` returns a function
+        that does the same by a graph that there is already.
         """
         inputs = self._pass_gate(float32_tensor(inputs))
         if not is_at_hand(inputs) or in_stateless_scope():
             return function(inputs, *others)
         with self._entered():
+            if made is not None:
+                return self._in_parts(made(), inputs)
             return self._in_parts(
                 function if others else self._compiled(name, function, of_inputs=True), inputs, *others
             )

@@ -194,7 +194,12 @@ class DefendedModel(Fitting, Answering, ClaimsInFiles):
         It is 0 where nothing is certified. Always finite: 0 for inputs that are not, the largest float32 where every
         perturbation is certified.
         """
-        return self._at_entry("radius", lambda part: self._judgement(part, frozen=False).radius, inputs)
+
+        def of_verdicts() -> Any:
+            judge = self._judge()
+            return lambda part: judge(part)[2]
+
+        return self._at_entry("radius", lambda part: self._judgement(part).radius, inputs, made=of_verdicts)
 
     def availability_radius(self, inputs: Any) -> Any:
         """Return the availability radius, `[batch]` float32: no perturbation of smaller norm can force ⊥.
