@@ -59,10 +59,12 @@ def build_graphs(
         AgreementError, CppLoaderError: a graph does not answer as the model does, or does not load.
         OSError: the directory cannot be written.
     """
+    before = model.evaluation_drift
     graphs = _write(model, directory, labels, sample, onnx)
     if graphs.drift is not None and fold(model, sample, graphs.drift):
         graphs = _write(model, directory, labels, sample, onnx)
         if graphs.drift is not None and fold(model, sample, graphs.drift):
+            model.evaluation_drift = before
             raise AgreementError(
                 f"The evaluations' drift grows with what is taken off for it: {graphs.drift.largest:.3g} now. "
                 "Is one of them random, or in reduced precision?"

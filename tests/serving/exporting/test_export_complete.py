@@ -8,6 +8,7 @@ import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import keras
@@ -242,6 +243,19 @@ class TestFolding:
         with pytest.raises(AgreementError, match="GloroNet neither pays"):
             drift.fold(model, inputs(64), measured)
         assert model.evaluation_drift == 0, "an export that fails leaves the model as it was"
+
+    def test_a_drift_that_grows_is_refused_and_leaves_the_model_as_it_was(self, monkeypatch):
+        from defended.serving.exporting import graphs
+
+        model = finalized(rounding=False)
+        growing = (
+            DriftRecord(evaluators=("a", "b"), largest=largest, share_of_covered=None, folded=0.0)
+            for largest in (1e-3, 1e-1)
+        )
+        monkeypatch.setattr(graphs, "_write", lambda *_: SimpleNamespace(drift=next(growing)))
+        with pytest.raises(AgreementError, match=r"drift grows .* 0\.1 now"):
+            graphs.build_graphs(model, Path("unused"), None, inputs(64), False)
+        assert model.evaluation_drift == 0
 
     def test_what_the_budget_covers_folds_nothing(self, model):
         measured = DriftRecord(evaluators=("a", "b"), largest=1.0, share_of_covered=0.5, folded=0.0)
