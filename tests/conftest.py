@@ -35,6 +35,15 @@ def seeds(monkeypatch):
         keras.utils.set_random_seed(20221)
 
 
+@pytest.fixture
+def eagerly():
+    """Polytope nets trace no graphs, and their evaluations are not compared with what was proven."""
+    import polytopes
+
+    with polytopes.eagerly():
+        yield
+
+
 def pytest_collection_modifyitems(items):
     """The campaign takes minutes, so a worker begins with it."""
     items.sort(key=lambda item: "test_campaign" not in item.nodeid)

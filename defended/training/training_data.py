@@ -12,9 +12,10 @@ from defended.datasets import Array, Dataset
 from defended.training.augmentation import RandomAffine, RandomElastic, RandomExposure, RandomMirror
 from defended_settings.training import TrainingSettings
 
-MIRRORED_SIGNS = {sign: sign for sign in (11, 12, 13, 15, 17, 18, 22, 26, 30, 35)}
-"""Of the German road signs' 43 classes, what each shows in the mirror: symmetric ones themselves, ..."""
-MIRRORED_SIGNS |= {19: 20, 20: 19, 33: 34, 34: 33, 36: 37, 37: 36, 38: 39, 39: 38}  # ... and left ones right ones.
+MIRRORED_SIGNS = {sign: sign for sign in (11, 12, 13, 15, 17, 18, 22, 26, 30, 35)} | {
+    19: 20, 20: 19, 33: 34, 34: 33, 36: 37, 37: 36, 38: 39, 39: 38
+}  # fmt: skip
+"""Of the German road signs' 43 classes, what each shows in the mirror: themselves, or the other of a pair."""
 
 
 def training_data(settings: TrainingSettings, dataset: Dataset, trained_on: Array, held_out: Array) -> dict[str, Any]:
@@ -62,13 +63,12 @@ def augmentation(name: str, seed: int) -> Callable[[Any], Any]:
     if name == "elastic":
         return RandomElastic(seed=seed)
     if name in ("photo", "signs"):
-        far = {"turn": 0.25, "shear": 0.15, "zoom": 0.25, "shift": 4.0} if name == "signs" else {}
-        near = {"turn": 0.15, "shear": 0.1, "zoom": 0.15, "shift": 3.0}
-        warp = RandomAffine(**near | far, share=0.9, seed=seed)
+        turn, shear, zoom, shift = (0.25, 0.15, 0.25, 4.0) if name == "signs" else (0.15, 0.1, 0.15, 3.0)
+        warp = RandomAffine(turn, shear, zoom, shift, share=0.9, seed=seed)
         exposure = RandomExposure(seed=seed + 1)
         return lambda images: exposure(warp(images))
-    shift = keras.layers.RandomTranslation(0.125, 0.125, fill_mode="constant", seed=seed)
+    moved = keras.layers.RandomTranslation(0.125, 0.125, fill_mode="constant", seed=seed)
     mirror = keras.layers.RandomFlip("horizontal", seed=seed)
     if name == "shift":
-        return lambda images: shift(images, training=True)
-    return lambda images: mirror(shift(images, training=True), training=True)
+        return lambda images: moved(images, training=True)
+    return lambda images: mirror(moved(images, training=True), training=True)

@@ -16,12 +16,6 @@ EPSILON = {"linf": 0.08, "l2": 0.16}
 CENTRES = np.array([[1.0, 0, 0, 0.5, 0], [0, 1.0, 0, 0, 0.5], [0, 0, 1.0, -0.5, -0.5]])
 
 
-@pytest.fixture
-def eagerly():
-    with polytopes.eagerly():
-        yield
-
-
 def data(n=300, seed=0, spread=0.1):
     rng = np.random.default_rng(seed)
     y = rng.integers(0, 3, n)

@@ -17,11 +17,7 @@ from defended.polytope.rounding import LARGEST_COEFFICIENTS, LARGEST_VALUE, Shar
 
 NORMS = ("linf", "l2")
 
-
-@pytest.fixture(autouse=True)
-def eagerly():
-    with polytopes.eagerly():
-        yield
+pytestmark = pytest.mark.usefixtures("eagerly")
 
 
 def proven(network, epsilon=0.1, **options):

@@ -28,12 +28,6 @@ def inputs(n=40, seed=1, shape=(5,)):
     return np.random.default_rng(seed).standard_normal((n, *shape)).astype("float32")
 
 
-@pytest.fixture
-def eagerly():
-    with polytopes.eagerly():
-        yield
-
-
 @pytest.fixture(scope="module")
 def model():
     return final(dense(), norm="linf", radius_steps=4)

@@ -1,6 +1,5 @@
 """The commands around an export: keys, signatures, verification, and runs in pieces."""
 
-import functools
 import json
 
 import keras
@@ -14,15 +13,6 @@ from defended_cli import app
 
 def run(*words):
     return CliRunner().invoke(app, [str(word) for word in words])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def every_model_is_loaded_once():
-    """Commands that open the same file go on with the same graphs."""
-    load = functools.cache(keras.models.load_model)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(keras.models, "load_model", load)
-        yield
 
 
 @pytest.fixture(scope="module")

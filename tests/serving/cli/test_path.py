@@ -34,15 +34,6 @@ def small_net():
         yield
 
 
-@pytest.fixture(scope="module", autouse=True)
-def every_model_is_loaded_once():
-    """Commands that open the same file go on with the same graphs."""
-    load = functools.cache(keras.models.load_model)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(keras.models, "load_model", load)
-        yield
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "digits"
