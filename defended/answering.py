@@ -66,15 +66,16 @@ class Answering(Gate, keras.Model):
     def _judgement(self, inputs: Any, frozen: bool = False) -> Judgement:
         """Return what one evaluation finds, so that scores and radii agree; `frozen` assumes that all is proven."""
         found = self._finding(float32_tensor(inputs), frozen)
-        radius = self._if_proven(finite_radius(found), 0.0, frozen)
+        radius = finite_radius(found)
 
         def availability() -> Any:
             # Nothing is promised where epsilon was set to something other than a positive number.
             epsilon = ops.convert_to_tensor(self._settings.epsilon)
-            return self._if_proven(ops.where(epsilon > 0, available_radius(found, epsilon), 0.0), 0.0, frozen)
+            available = available_radius(found, radius, epsilon)
+            return self._if_proven(ops.where(epsilon > 0, available, 0.0), 0.0, frozen)
 
         details = {name: self._if_proven(value, 0, frozen) for name, value in found.details.items()}
-        return Judgement(self._scores(found, frozen), radius, availability, details)
+        return Judgement(self._scores(found, frozen), self._if_proven(radius, 0.0, frozen), availability, details)
 
     def _verdict(self, scores: Any) -> tuple[Any, Any]:
         """Return label and rejection, `[batch]` each."""

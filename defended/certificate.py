@@ -152,19 +152,21 @@ def finite_radius(found: Finding) -> Any:
     return ops.where(held, ops.minimum(from_bounds, FLOAT_MAX), ops.zeros_like(from_bounds))
 
 
-def lasting_radius(found: Finding, level: Any) -> Any:
-    """Return the distance within which the certified radius stays above `level`, `[batch]`.
+def lasting_radius(found: Finding, radius: Any, level: Any) -> Any:
+    """Return the distance within which the certified radius, `finite_radius(found)`, stays above `level`, `[batch]`.
 
     Finite; 0 where the radius is not above the level.
     """
-    radius = finite_radius(found)
     distance = radius - level if found.lasting is None else found.lasting(level)
     return ops.where(radius > level, ops.minimum(ops.maximum(distance, 0.0), FLOAT_MAX), ops.zeros_like(radius))
 
 
-def available_radius(found: Finding, epsilon: Any) -> Any:
-    """Return the distance within which the input is still answered, `[batch]`, finite: 0 where it is not."""
-    return lasting_radius(found, epsilon) if found.availability is None else found.availability
+def available_radius(found: Finding, radius: Any, epsilon: Any) -> Any:
+    """Return the distance within which the input is still answered, `[batch]`, finite: 0 where it is not.
+
+    `radius` is `finite_radius(found)`.
+    """
+    return lasting_radius(found, radius, epsilon) if found.availability is None else found.availability
 
 
 def of_certificate(name: str) -> Any:

@@ -164,12 +164,7 @@ class MembershipGuard(TrainingBatch, DefendedModel):
         """Return why each input `[n, *input shape]` was answered or rejected: `[n]` of `REASONS`; batches are as in
         `verdicts`.
         """
-
-        def made() -> Any:
-            return self._compiled("reasons", lambda batch: [self._outputs(batch)["reason"]])
-
-        (reason,) = self._in_batches(made, x, batch_size)
-        return np.array(REASONS)[reason]
+        return np.array(REASONS)[self.audit(x, batch_size)["reason"]]
 
     def deployed(self, inputs: Any) -> dict[str, Any]:
         """Return what `DefendedModel.deployed` does; `reason` is an int32 index into `REASONS`.

@@ -88,7 +88,8 @@ class GuardCertificate(Certificate):
         found = self.inner.judge(inputs, epsilon, deployed)
         first = leader(found.logits)
         near, reach = self._nearest(inputs, first.predicted, epsilon)
-        radius, positive = finite_radius(found), lasting_radius(found, 0.0)
+        radius = finite_radius(found)
+        positive = lasting_radius(found, radius, 0.0)
         if not self._oracle.is_complete:
             # Nothing within epsilon of an answer has another class: what a descent finds there rounding has labelled.
             near = near._replace(other=ops.where(radius > epsilon, float("inf"), near.other))
@@ -106,7 +107,7 @@ class GuardCertificate(Certificate):
         details = {**found.details, "reason": ops.cast(reason, "int32")}
         if self._accepting:
             details["neighbour_radius"] = ops.where(finite, guarded.neighbour_radius, 0.0)
-        available = still_answered(lasting_radius(found, epsilon), positive, near, reach)
+        available = still_answered(lasting_radius(found, radius, epsilon), positive, near, reach)
         return Finding(
             found.logits,
             slack,
