@@ -13,7 +13,7 @@ from defended.layers.minmax import MinMax
 from defended.pretrained import index as _index
 from defended.pretrained import load
 
-__all__ = ["cnn_2c2f", "cnn_4c3f", "cnn_6c2f", "dense_small", "liresnet", "load", "names"]
+__all__ = ["cnn_2c2f", "cnn_4c3f", "cnn_6c2f", "dense_small", "liresnet", "load", "names", "resnet"]
 
 
 def names() -> list[str]:
@@ -79,6 +79,46 @@ def liresnet(
     # The blocks are made first: the numbers in their layers' names, and initial weights, are those of saved networks.
     body = [_conv(width, 5, 2), _activation(activation), *blocks]
     return _network("liresnet", input_shape, num_classes, activation, [(2 * width, 4, 4)], [units], body)
+
+
+def resnet(
+    input_shape: tuple[int, int, int] = (32, 32, 3), num_classes: int = 10, depth: int = 20, width: int = 16
+) -> keras.Model:
+    """Build a ResNet for small images (He et al. 2016, section 4.2), with batch normalisation: a net to be smoothed.
+
+    Three stages of `(depth - 2) / 6` residual blocks each, of `width`, 2 `width` and 4 `width` channels, the second and
+    third at half the size of the one before; where a block changes the shape, a 1x1 convolution takes its input along.
+    Its Lipschitz bounds prove nothing useful; `SmoothedNet` needs none.
+
+    Args:
+        input_shape: height, width, channels.
+        num_classes: m.
+        depth: 6n + 2: the number of layers with weights.
+        width: channels of the first stage.
+
+    Raises:
+        ValueError: when depth is not 6n + 2.
+    """
+    blocks, rest = divmod(depth - 2, 6)
+    if rest or blocks < 1:
+        raise ValueError(f"`depth` must be 6n + 2: 8, 14, 20, 32, ... Received: {depth!r}")
+
+    def convolved(value: Any, filters: int, size: int, stride: int) -> Any:
+        kernel = layers.Conv2D(
+            filters, size, strides=stride, padding="same", use_bias=False, kernel_initializer="he_normal"
+        )
+        return layers.BatchNormalization()(kernel(value))
+
+    inputs = keras.Input(input_shape)
+    value = layers.ReLU()(convolved(inputs, width, 3, 1))
+    for stage in range(3):
+        filters = width * 2**stage
+        for block in range(blocks):
+            stride = 2 if stage and not block else 1
+            inner = layers.ReLU()(convolved(value, filters, 3, stride))
+            skipped = value if stride == 1 else convolved(value, filters, 1, stride)
+            value = layers.ReLU()(layers.Add()([convolved(inner, filters, 3, 1), skipped]))
+    return keras.Model(inputs, _dense(num_classes)(layers.GlobalAveragePooling2D()(value)), name="resnet")
 
 
 def _network(

@@ -29,6 +29,19 @@ def test_sizes_by_hand(build, parameters):
     assert GloroNet(network, epsilon=0.1).num_classes == 10
 
 
+def test_a_resnet_is_he_and_others_with_projections():
+    # 3x3 kernels; 1x1 kernels of the two projections; the dense layer; 4 values a channel of batch normalisation.
+    kernels = 9 * (3 * 16 + 6 * 16**2 + 16 * 32 + 5 * 32**2 + 32 * 64 + 5 * 64**2)
+    expected = kernels + 16 * 32 + 32 * 64 + 650 + 4 * 7 * (16 + 32 + 64)
+    network = zoo.resnet()
+    assert network.count_params() == expected
+    assert [layer.output.shape[1] for layer in network.layers if isinstance(layer, keras.layers.Add)] == [
+        *[32] * 3, *[16] * 3, *[8] * 3
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match=r"6n \+ 2"):
+        zoo.resnet(depth=18)
+
+
 def test_layers_have_the_names_and_order_of_saved_networks():
     """A network's digest, and initial weights under a seed, hang on both."""
     conv = lambda number: [f"conv2d{f'_{number}' if number else ''}", f"min_max{f'_{number}' if number else ''}"]  # noqa: E731
