@@ -182,10 +182,11 @@ def _bound_squared_by_band(kernel: Array, axes: Sequence[Axis], band: _Band, cla
         return True
 
     shape = (*band.pixels, band.channels)
+    placements = list(_placements(kernel, axes))
     first, second = (_apply, _adjoint) if band.over_inputs else (_adjoint, _apply)
 
     def product(vector: Array) -> Array:
-        return second(kernel, axes, first(kernel, axes, vector.reshape(shape))).reshape(-1)
+        return second(placements, axes, first(placements, axes, vector.reshape(shape))).reshape(-1)
 
     # An entry adds at most one inner product for each tap: its error is at most gamma_n (|A|^T |A|), whose norm is at
     # most the square of |A|'s; 1.01 is for computing this.
@@ -198,33 +199,40 @@ def _bound_squared_by_band(kernel: Array, axes: Sequence[Axis], band: _Band, cla
     return None if bound is None else bound + rounding
 
 
-def _apply(kernel: Array, axes: Sequence[Axis], inputs: Array) -> Array:
+def _apply(placements: Sequence[_Placement], axes: Sequence[Axis], inputs: Array) -> Array:
     height, width = axes
-    result = np.zeros((height.outputs, width.outputs, kernel.shape[3]))
-    for to, frm, tap in _placements(kernel, axes):
+    result = np.zeros((height.outputs, width.outputs, placements[0].tap.shape[1]))
+    for to, frm, tap in placements:
         result[to] += inputs[frm] @ tap
     return result
 
 
-def _adjoint(kernel: Array, axes: Sequence[Axis], outputs: Array) -> Array:
+def _adjoint(placements: Sequence[_Placement], axes: Sequence[Axis], outputs: Array) -> Array:
     height, width = axes
-    result = np.zeros((height.size, width.size, kernel.shape[2]))
-    for to, frm, tap in _placements(kernel, axes):
+    result = np.zeros((height.size, width.size, placements[0].tap.shape[0]))
+    for to, frm, tap in placements:
         result[frm] += outputs[to] @ tap.T
     return result
 
 
-def _placements(kernel: Array, axes: Sequence[Axis]) -> Iterator[tuple[Any, Any, Array]]:
-    """Yield for each tap the outputs, the inputs that it reads for them, and its matrix."""
+class _Placement(NamedTuple):
+    """Where one tap works: the outputs, the inputs that it reads for them, and its matrix."""
+
+    outputs: tuple[slice, slice]
+    inputs: tuple[slice, slice]
+    tap: Array
+
+
+def _placements(kernel: Array, axes: Sequence[Axis]) -> Iterator[_Placement]:
     for taps in np.ndindex(*kernel.shape[:2]):
         readers = [axis.readers(tap) for axis, tap in zip(axes, taps, strict=True)]
         if all(readers):
-            to = tuple(slice(r[0], r[-1] + 1) for r in readers)
-            frm = tuple(
+            to = [slice(r[0], r[-1] + 1) for r in readers]
+            frm = [
                 slice(axis.position(r[0], tap), axis.position(r[-1], tap) + 1, axis.stride)
                 for axis, tap, r in zip(axes, taps, readers, strict=True)
-            )
-            yield to, frm, kernel[taps]
+            ]
+            yield _Placement((to[0], to[1]), (frm[0], frm[1]), kernel[taps])
 
 
 def torus_blocks(kernel: Array, axes: Sequence[Axis]) -> tuple[Array, list[int]]:

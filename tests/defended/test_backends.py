@@ -31,10 +31,10 @@ TRAIN = """
         assert model.is_final
         assert np.isfinite(model.verdicts(validation[0][:64]).radius).all()
     def train_noisy(adversary=None):
-        network = defended.zoo.dense_small(units=32, activation="relu")
+        network = keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(32, "relu"), layers.Dense(10)])
         trainer = NoisyTrainer(network, sigma=0.25, draws=2, consistency=Consistency(1.0), adversary=adversary)
         trainer.compile(keras.optimizers.Adam(1e-2), metrics=["accuracy"])
-        history = trainer.fit(x, y, batch_size=64, epochs=5, verbose=0, validation_data=validation).history
+        history = trainer.fit(x, y, batch_size=64, epochs=3, verbose=0, validation_data=validation).history
         assert history["val_accuracy"][-1] > 0.75, history
         accuracies = [trainer.evaluate(*validation, batch_size=64, verbose=0)[0] for _ in range(2)]
         assert accuracies[0] != accuracies[1]
@@ -74,11 +74,11 @@ def two_devices(tmp_path_factory):
     for model, size in zip(models, (7, 6)):  # of 7 by 6 one is left, and one of the devices has none
         print(model.verdicts(x, batch_size=size).label.tolist())
         network.layers[0].kernel.assign([[-1.0, 1.0]])
-        print(model.verdicts(x).label.tolist())
+        print(model.verdicts(x, batch_size=size).label.tolist())
         network.layers[0].kernel.assign([[1.0, -1.0]])
-        # Of six copies of an input each device judges three.
-        halves = [np.split(model.verdicts(np.full((6, 1), 0.3, "float32")).radius, 2) for _ in range(3)]
-        print(any((first != second).any() for first, second in halves))
+        # Of six copies of an input, or seven, each device judges the first or the last three.
+        radii = [model.verdicts(np.full((size, 1), 0.3, "float32"), batch_size=size).radius for _ in range(3)]
+        print(any((radius[:3] != radius[-3:]).any() for radius in radii))
     """
     )
     return [section.strip().splitlines() for section in printed.split("---")]
