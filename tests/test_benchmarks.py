@@ -213,6 +213,6 @@ def test_the_gpu_training_runs_without_tensorflow_and_its_net_can_be_defended_he
         sys.argv = {["script", *map(str, words)]}
         runpy.run_path({str(BENCHMARKS / "gpu" / "cifar10_liresnet.py")!r}, run_name="__main__")
     """
-    run_script(script, KERAS_BACKEND="jax", DEFENDED_DATA=str(tmp_path))
+    run_script(script, KERAS_BACKEND="jax", DEFENDED_DATA=str(tmp_path), JAX_DISABLE_MOST_OPTIMIZATIONS="1")
     network = keras.models.load_model(tmp_path / "net.keras")
     assert GloroNet(network, epsilon=0.1, second_look=True).num_classes == 10

@@ -29,9 +29,10 @@ TRAIN = """
         assert history["val_clean_accuracy"][-1] > 0.5, history
         assert {"val_vra_2eps", "val_fpr_upper"} <= set(history)
         assert model.is_final
-        assert np.isfinite(model.verdicts(validation[0][:64]).radius).all()
+        assert np.isfinite(model.verdicts(validation[0][:60], batch_size=12).radius).all()
     def train_noisy(adversary=None):
-        network = keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(32, "relu"), layers.Dense(10)])
+        hidden = layers.Dense(32, activation="relu")
+        network = keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), hidden, layers.Dense(10)])
         trainer = NoisyTrainer(network, sigma=0.25, draws=2, consistency=Consistency(1.0), adversary=adversary)
         trainer.compile(keras.optimizers.Adam(1e-2), metrics=["accuracy"])
         history = trainer.fit(x, y, batch_size=64, epochs=3, verbose=0, validation_data=validation).history
@@ -69,16 +70,16 @@ def two_devices(tmp_path_factory):
     with strategy.scope():
         network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
         network.set_weights([np.array([[1.0, -1.0]], "float32"), np.zeros(2, "float32")])
-        models = [SmoothedNet(network, 0.25, 0.5, samples=500, mode=mode) for mode in ("fixed", "sequential")]
+        model = SmoothedNet(network, 0.25, 0.5, samples=500, mode="sequential")
     x = np.array([[-1], [0.6], [0.01], [np.nan], [2], [-0.7], [0.9]], "float32")
-    for model, size in zip(models, (7, 6)):  # of 7 by 6 one is left, and one of the devices has none
-        print(model.verdicts(x, batch_size=size).label.tolist())
-        network.layers[0].kernel.assign([[-1.0, 1.0]])
-        print(model.verdicts(x, batch_size=size).label.tolist())
-        network.layers[0].kernel.assign([[1.0, -1.0]])
-        # Of six copies of an input, or seven, each device judges the first or the last three.
-        radii = [model.verdicts(np.full((size, 1), 0.3, "float32"), batch_size=size).radius for _ in range(3)]
-        print(any((radius[:3] != radius[-3:]).any() for radius in radii))
+    # Of batches of five the devices have three and two; of the second, with two inputs, one device has none.
+    print(model.verdicts(x, batch_size=5).label.tolist())
+    network.layers[0].kernel.assign([[-1.0, 1.0]])
+    print(model.verdicts(x, batch_size=5).label.tolist())
+    network.layers[0].kernel.assign([[1.0, -1.0]])
+    # Of six copies of an input each device judges three; the same noise would give the same radii.
+    halves = [np.split(model.verdicts(np.full((6, 1), 0.3, "float32")).radius, 2) for _ in range(3)]
+    print(any((first != second).any() for first, second in halves))
     """
     )
     return [section.strip().splitlines() for section in printed.split("---")]
@@ -97,16 +98,20 @@ def test_gloro_nets_and_noisy_trainers_train_on_two_devices(two_devices):
 
 
 def test_two_devices_judge_a_batch_together(two_devices):
-    for labels, turned, other_noise in (two_devices[3][:3], two_devices[3][3:]):
-        assert labels == "[1, 0, -1, -1, 0, 1, 0]"
-        assert turned == "[0, 1, -1, -1, 1, 0, 1]", "both copies of the weights are read"
-        assert other_noise == "True", "the devices draw other noise"
+    labels, turned, other_noise = two_devices[3]
+    assert labels == "[1, 0, -1, -1, 0, 1, 0]"
+    assert turned == "[0, 1, -1, -1, 1, 0, 1]", "both copies of the weights are read"
+    assert other_noise == "True", "the devices draw other noise"
 
 
 def test_training_on_the_jax_backend():
     pytest.importorskip("jax", reason="JAX is not installed; the `dev` extra has it")
     run_script(
-        TRAIN
+        """
+    import sys
+    sys.modules["tensorflow"] = None  # as where it is not installed
+    """
+        + TRAIN
         + """
     assert keras.backend.backend() == "jax"
     train(build())
@@ -119,4 +124,5 @@ def test_training_on_the_jax_backend():
         raise AssertionError("an adversary on JAX")
     """,
         KERAS_BACKEND="jax",
+        JAX_DISABLE_MOST_OPTIMIZATIONS="1",  # compiles in a third of the time
     )

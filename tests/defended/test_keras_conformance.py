@@ -104,7 +104,7 @@ def test_config_and_clone():
         ("trades", "column", True),
         ("trades_ce.0.5", "dense", True),
         ("trades_kl.1.5", "tf.data", False),
-        ("emma", "dense", False),
+        ("emma", "dense", True),
     ],
 )
 def test_fit_with_every_kind_of_labels(loss, kind, eagerly, digits):
@@ -185,7 +185,7 @@ def test_fit_resumes_where_it_was_killed(tmp_path, digits):
         )
         return model, history.history
 
-    whole, whole_history = run(backup=tmp_path / "whole")
+    whole, whole_history = run(backup=tmp_path / "whole", eagerly=True)
     with pytest.raises(Killed):
         run(KillAt(), backup=tmp_path / "killed", eagerly=True)
     resumed, history = run(backup=tmp_path / "killed")

@@ -13,16 +13,18 @@ from defended import PolytopeNet
 from defended.tracing import CompiledFunctions
 
 
+def untraced():
+    """Within it no graphs are traced."""
+    return mock.patch.object(CompiledFunctions, "__call__", lambda self, name, function, **_: function)
+
+
 @contextlib.contextmanager
 def eagerly():
     """Within it no graphs are traced, and evaluations of final models are not compared with what was proven.
 
     For tests that hold bounds themselves against the exact network.
     """
-    with (
-        mock.patch.object(CompiledFunctions, "__call__", lambda self, name, function, **_: function),
-        mock.patch.object(PolytopeNet, "_check"),
-    ):
+    with untraced(), mock.patch.object(PolytopeNet, "_check"):
         yield
 
 

@@ -410,23 +410,23 @@ def evaluations(model, x, folder):
         outputs = session.run("audit", {"image": x})
     found["C++ loader"] = outputs["scores"], outputs["label"]
     # This process runs with oneDNN's kernels or without, another one the other way.
-    model.save(folder / "model.keras")
     np.save(folder / "x.npy", x)
     environment = {**ENVIRONMENT, "TF_ENABLE_ONEDNN_OPTS": str(int(not IsMklEnabled()))}
-    subprocess.run([sys.executable, "-c", ELSEWHERE, str(folder)], check=True, env=environment)
+    subprocess.run([sys.executable, "-c", ELSEWHERE, str(path), str(folder)], check=True, env=environment)
     with np.load(folder / "found.npz") as outputs:
         assert bool(outputs["onednn"]) != IsMklEnabled()
         found["other kernels"] = outputs["scores"], outputs["label"]
     return found
 
 
-ENVIRONMENT = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "PATH": ""}
+ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "PATH": ""}
 ELSEWHERE = """
-import sys, keras, numpy as np, defended
+import sys, numpy as np, tensorflow as tf
 from tensorflow.python.util._pywrap_util_port import IsMklEnabled
-model, x = keras.models.load_model(f"{sys.argv[1]}/model.keras"), np.load(f"{sys.argv[1]}/x.npy")
-found = {"scores": model._logits(x, training=False), "label": model.verdicts(x).label, "onednn": IsMklEnabled()}
-np.savez(f"{sys.argv[1]}/found.npz", **found)
+path, folder = sys.argv[1:]
+outputs = tf.saved_model.load(path).signatures["audit"](image=tf.constant(np.load(f"{folder}/x.npy")))
+found = {"scores": outputs["scores"], "label": outputs["label"], "onednn": IsMklEnabled()}
+np.savez(f"{folder}/found.npz", **found)
 """
 
 

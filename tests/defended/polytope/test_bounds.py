@@ -372,8 +372,8 @@ class TestReference:
         assert np.max(exact - bounds) < 0.03
         rivals = np.arange(10) != case["prediction"][:, None]
         assert np.mean(np.where(rivals, bounds, 1.0).min(axis=1) > 0) == 0.96
-        twice = np.asarray(model.margin_lower_bounds(x, 0.2))
-        assert np.mean(np.where(rivals, twice, 1.0).min(axis=1) > 0) == 0.0
+        twice = np.asarray(model.margin_lower_bounds(x[:50], 0.2))
+        assert np.mean(np.where(rivals[:50], twice, 1.0).min(axis=1) > 0) == 0.0
 
     def test_the_default_is_tighter(self, case, network, mnist):
         bounds = np.asarray(proven(network).margin_lower_bounds(mnist.x_test[:20], 0.1))

@@ -83,7 +83,7 @@ class TestVerdicts:
 
     def test_parts_within_the_memory_budget_change_nothing(self, eagerly):
         network = polytopes.randomised(polytopes.NETWORKS["patches"](), np.random.default_rng(2))
-        x = inputs(7, shape=(13, 11, 2))
+        x = inputs(3, shape=(13, 11, 2))
         small = final(network, memory_budget=1, radius_steps=1)
         assert small.rows_at_once == 1
         large = final(network, radius_steps=1)
@@ -113,11 +113,14 @@ class TestState:
         assert model.is_final, "proven again before the answer"
         np.testing.assert_array_equal(radius, final(model.network).verdicts(inputs()).radius)
 
-    @pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e-3, 1e3, 1e12, 1e30])
-    def test_networks_of_every_scale_become_final(self, scale):
+    def test_networks_of_every_scale_become_final(self):
         """Evaluations of sums in several blocks do not differ by more than is proven, huge or tiny as they are."""
-        network = polytopes.randomised(polytopes.NETWORKS["long sums"](), np.random.default_rng(6), scale)
-        assert final(network, radius_steps=1).is_final
+        model = PolytopeNet(polytopes.NETWORKS["long sums"](), epsilon=0.1, radius_steps=1)
+        for scale in (1e-30, 1e-12, 1e-3, 1e3, 1e12, 1e30):
+            polytopes.randomised(model.network, np.random.default_rng(6), scale)
+            assert not model.is_final
+            model.finalize()
+            assert model.is_final
 
     def test_weights_that_are_not_finite(self):
         network = dense()
@@ -129,9 +132,9 @@ class TestState:
 class TestTraining:
     def data(self):
         rng = np.random.default_rng(0)
-        y = rng.integers(0, 3, 300)
+        y = rng.integers(0, 3, 200)
         centres = np.array([[1.0, 0, 0, 0.5, 0], [0, 1.0, 0, 0, 0.5], [0, 0, 1.0, -0.5, -0.5]])
-        return (centres[y] + 0.1 * rng.standard_normal((300, 5))).astype("float32"), y
+        return (centres[y] + 0.1 * rng.standard_normal((200, 5))).astype("float32"), y
 
     @pytest.mark.parametrize("bounds", ["dual", "crown-ibp", "interval", "projected"])
     def test_fit_trains_the_certificate(self, bounds, eagerly):
@@ -139,7 +142,7 @@ class TestTraining:
         model = PolytopeNet(
             dense(0.5), epsilon=0.15, training_bounds=bounds, projections=20, slope="wong-kolter", radius_steps=1
         )
-        model.compile(keras.optimizers.Adam(0.02), losses.CertifiedCrossentropy(), metrics=["vra"], jit_compile=False)
+        model.compile(keras.optimizers.Adam(0.04), losses.CertifiedCrossentropy(), metrics=["vra"], jit_compile=False)
         before = 1 - model.verdicts(x).rejected.mean()
         schedule = callbacks.EpsilonSchedule("linear", by_batch=True)
         history = model.fit(x, y, epochs=6, batch_size=50, verbose=0, callbacks=[schedule])
@@ -153,7 +156,7 @@ class TestTraining:
     def test_radius_doubling(self, eagerly):
         x, y = self.data()
         model = PolytopeNet(dense(0.5), epsilon=0.1, training_bounds="interval", slope="wong-kolter", radius_steps=1)
-        model.compile(keras.optimizers.Adam(0.02), "certified_crossentropy", jit_compile=False)
+        model.compile(keras.optimizers.Adam(0.04), "certified_crossentropy", jit_compile=False)
         doubling = callbacks.RadiusDoubling(by_batch=True)
         history = model.fit(x, y, epochs=6, batch_size=50, verbose=0, validation_data=(x, y), callbacks=[doubling])
         assert history.history["val_vra"][-1] >= history.history["val_vra_2eps"][-1] > 0.8
@@ -168,7 +171,7 @@ class TestTraining:
         model.compile(loss="certified_crossentropy")
         loss = model.evaluate(np.ones((1, 2)), np.zeros(1, int), verbose=0)
         assert loss == pytest.approx(np.log1p(np.exp(-3.0)), rel=1e-4)
-        model.compile(loss=losses.CertifiedCrossentropy(weight=0.25))
+        model.compile(loss=losses.CertifiedCrossentropy(weight=0.25), run_eagerly=True)
         loss = model.evaluate(np.ones((1, 2)), np.zeros(1, int), verbose=0)
         assert loss == pytest.approx(0.25 * np.log1p(np.exp(-3.0)) + 0.75 * np.log1p(np.exp(-17.0)), rel=1e-4)
 

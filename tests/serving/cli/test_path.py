@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from defended import datasets
+from defended.attacks import CertificateDescent
 from defended.training import training_run
 from defended_cli import app
 
@@ -211,13 +212,15 @@ def test_the_demo_goes_the_whole_path_and_a_second_run_exports_the_next_version(
     digits = datasets.load("digits")
     few = digits._replace(x_test=digits.x_test[:64], y_test=digits.y_test[:64])
     monkeypatch.setattr(datasets, "load", lambda name: few)
+    monkeypatch.setattr(demo, "CertificateDescent", lambda steps, seed: CertificateDescent(steps=5, seed=seed))
     with (tmp_path / "console.txt").open("w") as file:
         console = Console(file=file, width=100)
-        shown = [demo.demonstrate(tmp_path / "demo", epochs=4, console=console)]
+        shown = [demo.demonstrate(tmp_path / "demo", epochs=2, console=console)]
         comparison = json.loads((tmp_path / "demo" / "comparison.json").read_text())
         monkeypatch.setattr(demo, "SETTINGS", {"plain": False})
+        monkeypatch.setattr(demo, "susceptibility", lambda *arguments, **options: shown[0].figures["plain"])
         monkeypatch.setattr(demo, "export", functools.partial(demo.export, onnx=False, warm_up=False))
-        shown.append(demo.demonstrate(tmp_path / "demo", epochs=4, console=console))
+        shown.append(demo.demonstrate(tmp_path / "demo", epochs=2, console=console))
     assert [result.artefact.name for result in shown] == ["1", "2"]
     text = (tmp_path / "console.txt").read_text()
     for word in ("VRA at 2ε", "FPR, at least", "FPR, at most", "rejection rate", str(shown[0].artefact), "report.html"):

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -20,7 +19,9 @@ from defended.serving.cluster import (
     LocalEngine,
     ParquetStore,
     RemoteAttack,
+    WorkerLostError,
     certify,
+    engines,
     measure,
     open_engine,
     read_shards,
@@ -91,6 +92,13 @@ def artefact(model, tmp_path_factory):
 def certified(engine, tmp_path_factory):
     folder = tmp_path_factory.mktemp("certified") / "run"
     return certify(engine, *inputs(), out=folder, **SIZES)
+
+
+@pytest.fixture(scope="module")
+def measured(engine, model, tmp_path_factory):
+    """The folder of an attack's measurement, and its result."""
+    folder = tmp_path_factory.mktemp("measured") / "run"
+    return folder, measure(engine, model, *inputs(100), attack(), out=folder, batch_size=20)
 
 
 class TestCertify:
@@ -229,23 +237,23 @@ class TestArtefacts:
 
 
 class TestMeasure:
-    def test_is_susceptibility_in_files(self, model, engine, tmp_path):
+    def test_is_susceptibility_in_files(self, model, engine, measured):
         x, y = inputs(100)
-        result = measure(engine, model, x, y, attack(), out=tmp_path, batch_size=20)
+        folder, result = measured
         plain = susceptibility(model, x, y, attack(), batch_size=20)
         for one, other in zip(result.records, plain.records, strict=True):
             np.testing.assert_array_equal(one, other)
         np.testing.assert_array_equal(result.adversarial.inputs, plain.adversarial.inputs)
         assert 0 < result.test_A < result.test_R
-        content = verify_run(tmp_path)
+        content = verify_run(folder)
         assert content["settings"]["attack"]["seed"] == 5
         assert content["settings"]["threads"] == engine.threads
         assert "records.parquet" in content["files"]
-        pieces = [read_piece(path) for path in sorted(tmp_path.glob("shards/attacked_*.parquet"))]
+        pieces = [read_piece(path) for path in sorted(folder.glob("shards/attacked_*.parquet"))]
         np.testing.assert_array_equal(np.concatenate([piece["inputs"] for piece in pieces]), result.adversarial.inputs)
-        before = files(tmp_path)
-        again = measure(engine, model, x, y, attack(), out=tmp_path, batch_size=20)
-        assert files(tmp_path) == before
+        before = files(folder)
+        again = measure(engine, model, x, y, attack(), out=folder, batch_size=20)
+        assert files(folder) == before
         assert again.summary() == result.summary()
 
     def test_the_engine_holds_the_same_model(self, engine, tmp_path):
@@ -344,100 +352,60 @@ class TestEngines:
             next(engine.run(iter([Job("a", "dance", {"x": inputs(1)[0]})]), None, Settings(None, 0.1, 1)))
 
 
-# A driver whose first piece of certification kills its worker, and who is killed himself after the third.
-DRIVER = """
-import os, pathlib, signal, sys
-import keras, numpy as np
-import defended
-from defended.attacks import CertificateDescent
-from defended.serving.cluster import ParquetStore, WorkerLostError, certify, engines, measure, open_engine
-from defended.serving.cluster.remote import pieces
-from defended.attacks.measurement.engine import Settings
+def fatal(make, folder):
+    """Makes workers of which one dies at the first piece of certification, and one as the driver of another run."""
 
-folder = pathlib.Path(sys.argv[1])
-
-
-class Fatal:
-    def __init__(self, make, flag):
-        self.make, self.flag = make, flag
-
-    def __call__(self):
-        worker = self.make()
+    def make_worker():
+        worker = make()
         run = worker.run
 
-        def dies_once(job, settings):
-            if job.kind == "certify" and not os.path.exists(self.flag):
-                open(self.flag, "w").close()
+        def dies(job, settings):
+            if job.kind == "certify" and not (folder / "a worker died").exists():
+                (folder / "a worker died").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+            if job.kind == "drive":
+                if (folder / "driven").exists():  # tried again
+                    os.kill(os.getpid(), signal.SIGKILL)
+                put, done = ParquetStore.put, []
+
+                def last(self, name, **arrays):
+                    put(self, name, **arrays)
+                    done.append(name)
+                    if len(done) == 3:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+                ParquetStore.put = last
+                with open_engine("local", worker.model) as local:
+                    certify(local, job.arrays["x"], job.arrays["labels"], out=folder / "driven", **SIZES)
             return run(job, settings)
 
-        worker.run = dies_once
+        worker.run = dies
         return worker
 
-
-class Broken:
-    def __call__(self):
-        return self
-
-    def run(self, job, settings):
-        if settings.batch_size == 1:
-            raise ValueError("a piece that cannot be done")
-        os.kill(os.getpid(), signal.SIGKILL)
+    return make_worker
 
 
-if __name__ == "__main__":
-    data = np.load(folder / "data.npz")
-    model = keras.models.load_model(folder / "model.keras")
-    with engines.connected("local", num_cpus=2):
-        with open_engine("ray", model, workers=2) as engine:
-            engine._make = Fatal(engine._make, os.fspath(folder / "a worker died"))
-            attack = CertificateDescent(steps=4, seed=5, restarts=2, batch_size=16)
-            measure(engine, model, data["x"][:100], data["y"][:100], attack, out=folder / "attack", batch_size=20)
-            lost = engines.ClusterEngine(Broken(), workers=1, cpus=0, restarts=0)
-            for size, kind in ((1, ValueError), (2, WorkerLostError)):
-                try:
-                    list(lost.run(pieces("any", data["x"][:1], 1), None, Settings(None, 0.1, size)))
-                except kind as error:
-                    print(type(error).__name__, error)
-            put, done = ParquetStore.put, []
-
-            def last(self, name, **arrays):
-                put(self, name, **arrays)
-                done.append(name)
-                if len(done) == 3:
-                    print("killed", flush=True)
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            ParquetStore.put = last
-            certify(engine, data["x"], data["y"], out=folder / "run", batch_size=16, shard_size=32)
-"""
-
-
-def test_a_dead_worker_and_a_dead_driver_change_nothing(model, engine, certified, tmp_path):
+def test_a_dead_worker_and_a_dead_driver_change_nothing(model, engine, measured, certified, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     x, y = inputs()
-    model.save(tmp_path / "model.keras")
-    np.savez(tmp_path / "data.npz", x=x, y=y)
-    (tmp_path / "driver.py").write_text(DRIVER)
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-    driver = subprocess.Popen(
-        [sys.executable, tmp_path / "driver.py", tmp_path],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-    )  # fmt: skip
-    local = tmp_path / "local attack"
-    measure(engine, model, x[:100], y[:100], attack(), out=local, batch_size=20)
-    output, errors = driver.communicate(timeout=300)
-    assert driver.returncode == -signal.SIGKILL, errors
-    assert "ValueError a piece that cannot be done" in output
-    assert "WorkerLostError The worker of the piece any_000000000000 died 1 times" in output
-    assert output.endswith("killed\n")
-    assert (tmp_path / "a worker died").exists()
-    # An attack by actors left what the local engine leaves.
-    assert files(tmp_path / "attack") == files(local)
+    settings = Settings(None, 0.05, 16)
+    monkeypatch.setitem(engines.ClusterEngine.__init__.__kwdefaults__, "restarts", 1)
+    with engines.connected("local", num_cpus=2), open_engine("ray", model, workers=2) as actors:
+        actors._make = fatal(actors._make, tmp_path)
+        measure(actors, model, *inputs(100), attack(), out=tmp_path / "attack", batch_size=20)
+        with pytest.raises(ValueError, match="kind"):
+            list(actors.run(iter([Job("any", "dance", {"x": x[:1]})]), None, settings))
+        certify(actors, x, y, out=tmp_path / "run", **SIZES)
+        assert (tmp_path / "a worker died").exists()
+        with pytest.raises(WorkerLostError, match="The worker of the piece driver died 2 times"):
+            list(actors.run(iter([Job("driver", "drive", {"x": x, "labels": y})]), None, settings))
+    # Actors leave what the local engine leaves.
+    assert files(tmp_path / "attack") == files(measured[0])
+    assert files(tmp_path / "run") == files(certified.directory)
 
-    run = tmp_path / "run"
-    assert len(list(run.glob("shards/certified_*.parquet"))) == 3
-    assert not (run / "manifest.json").exists()
-    certify(engine, x, y, out=run, **SIZES)
-    assert files(run) == files(certified.directory)
-    assert json.loads((run / "manifest.json").read_text())["summary"]["inputs"] == 150
+    driven = tmp_path / "driven"
+    assert len(list(driven.glob("shards/certified_*.parquet"))) == 3
+    assert not (driven / "manifest.json").exists()
+    certify(engine, x, y, out=driven, **SIZES)
+    assert files(driven) == files(certified.directory)
+    assert json.loads((driven / "manifest.json").read_text())["summary"]["inputs"] == 150
