@@ -190,7 +190,7 @@ def _check_images(name: str, x: Array, y: Array) -> None:
 
 def _images(x: Array) -> Array:
     whole = np.issubdtype(x.dtype, np.integer)
-    # In one pass, block by block: a second array of that size takes fifty times as long as the division.
+    # In one pass: memory for a second copy takes far longer to get than the division.
     scaled = np.divide(x, np.float32(255), dtype="float32") if whole else x.astype("float32", copy=False)
     values, largest = (x, 255) if whole else (scaled, 1)
     if x.size and not (np.min(values) >= 0 and np.max(values) <= largest):
