@@ -106,6 +106,22 @@ def test_a_compact_net_may_have_its_biases_centred(small_net, before, tmp_path, 
     assert spent[1] < 0.97 * spent[0]
 
 
+def test_centring_that_changes_answers_is_refused_and_writes_nothing(small_net, tmp_path, monkeypatch):
+    compact = module(BENCHMARKS / "compact.py")
+    images = np.random.default_rng(0).random((50, 8, 8, 1), dtype="float32")
+    monkeypatch.setattr(compact.datasets, "load", lambda name: SimpleNamespace(x_train=images))
+
+    def moved(model, images, padded):
+        # The class that was seldom chosen before wins everywhere.
+        chosen = np.bincount(compact.answers(model.network, images), minlength=3)
+        model.network.layers[-1].bias.assign(1e9 * np.eye(3)[chosen.argmin()])
+
+    monkeypatch.setattr(compact, "centre_biases", moved)
+    with pytest.raises(SystemExit, match="Leave out --centre"):
+        compact.compact(small_net, tmp_path / "centred.keras", bits=24, others=24, centre="mnist")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_compact_net_may_have_its_bounds_sharpened(small_net, before, tmp_path, capsys):
     compact = module(BENCHMARKS / "compact.py")
     compact.compact(small_net, tmp_path / "sharp.keras", bits=24, others=24, sharpen=True)
