@@ -73,6 +73,12 @@ def compact(
         [array if array.ndim < 2 else on_grid(array, bits if array.size == largest else others) for array in weights]
     )
     model.finalize()
+    save_packed(model, target)
+    print(f"{source.stat().st_size / 2**20:.2f} MiB -> {target.stat().st_size / 2**20:.2f} MiB")
+
+
+def save_packed(model: keras.Model, target: Path) -> None:
+    """Save a model in a file that is compressed, which Keras's own are not."""
     packed = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "model.keras"
@@ -81,7 +87,6 @@ def compact(
             for name in old.namelist():
                 new.writestr(name, old.read(name))
     atomic_write_bytes(target, packed.getvalue())
-    print(f"{source.stat().st_size / 2**20:.2f} MiB -> {target.stat().st_size / 2**20:.2f} MiB")
 
 
 def main() -> None:

@@ -9,15 +9,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from defended.arguments import number_in
+from defended.class_names import CLASS_NAMES
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+_OPTIONAL_ARRAYS = ("lossless_train", "lossless_test", "track_train", "class_names")
 _IMAGES = {"cifar10": (10, (32, 32, 3)), "gtsrb": (43, (32, 32, 3))}
 """Classes and image shape of the sets whose files users make themselves."""
 
 _SOURCES = {
-    "gtsrb": "GTSRB (Stallkamp et al. 2012) is at https://benchmark.ini.rub.de; resize its images to 32x32x3, uint8.",
+    "gtsrb": "GTSRB (Stallkamp et al. 2012) is at https://benchmark.ini.rub.de; `python benchmarks/gtsrb.py`, in a "
+    "clone of this project, makes gtsrb.npz of it.",
 }
 
 
@@ -34,6 +37,8 @@ class Dataset(NamedTuple):
     track_train: Array | None = None
     """`[n]`, where training images are frames of films: images of one class and one number show the same thing, so a
     network that saw some of them knows the others."""
+    class_names: tuple[str, ...] | None = None
+    """What the classes are called, in the order of their numbers, where that is known."""
 
     @property
     def num_classes(self) -> int:
@@ -75,8 +80,8 @@ def load(name: str | os.PathLike[str]) -> Dataset:
             for in that folder only; or the path of an `.npz` file with `x_train`, `y_train`, `x_test`, `y_test`.
             Integer images are divided by 255.
 
-    A file may also hold `track_train` (see `Dataset`), and `lossless_train` and `lossless_test`, `[n]` bool: images
-    that are False there differ from the published ones and are left out.
+    A file may also hold `track_train` and `class_names` (see `Dataset`), and `lossless_train` and `lossless_test`,
+    `[n]` bool: images that are False there differ from the published ones and are left out.
 
     Raises:
         FileNotFoundError: when the data cannot be obtained, saying where it was looked for.
@@ -117,7 +122,7 @@ def _digits() -> Dataset:
     bunch = load_digits()
     x = (bunch.images / 16.0).astype("float32")[..., None]
     y = bunch.target.astype("int64")
-    return Dataset("digits", x[:-360], y[:-360], x[-360:], y[-360:])
+    return Dataset("digits", x[:-360], y[:-360], x[-360:], y[-360:], class_names=CLASS_NAMES["digits"])
 
 
 def _from_keras(name: str, looked: Path | None) -> Dataset:
@@ -140,7 +145,7 @@ def _from_npz(path: Path, name: str) -> Dataset:
             missing = [key for key in _ARRAYS if key not in arrays]
             if missing:
                 raise ValueError(f"it lacks {', '.join(missing)}")
-            optional = [key for key in ("lossless_train", "lossless_test", "track_train") if key in arrays]
+            optional = [key for key in _OPTIONAL_ARRAYS if key in arrays]
             return _dataset(name, **{key: arrays[key] for key in (*_ARRAYS, *optional)})
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} is not a usable data set: {error}") from error
@@ -155,15 +160,22 @@ def _dataset(
     lossless_train: Array | None = None,
     lossless_test: Array | None = None,
     track_train: Array | None = None,
+    class_names: Array | None = None,
 ) -> Dataset:
     train = [part for part in (x_train, y_train.reshape(-1), track_train) if part is not None]
     train = _chosen(train, lossless_train, "train")
     test = _chosen([x_test, y_test.reshape(-1)], lossless_test, "test")
     for x, y in (train[:2], test):
         _check_images(name, x, y)
-    return Dataset(
-        name, _images(train[0]), train[1].astype("int64"), _images(test[0]), test[1].astype("int64"), *train[2:]
-    )
+    x_train, y_train, x_test, y_test = _images(train[0]), train[1], _images(test[0]), test[1]
+    track_train = train[2] if track_train is not None else None
+    data = Dataset(name, x_train, y_train.astype("int64"), x_test, y_test.astype("int64"), track_train)
+    known = CLASS_NAMES.get(name, ())
+    if class_names is None:
+        return data._replace(class_names=known if len(known) >= data.num_classes else None)
+    if len(class_names) < data.num_classes:
+        raise ValueError(f"labels are 0 to {data.num_classes - 1}, but there are {len(class_names)} class_names")
+    return data._replace(class_names=tuple(map(str, class_names)))
 
 
 def _chosen(parts: list[Array], mask: Array | None, what: str) -> list[Array]:

@@ -12,8 +12,9 @@ from defended.layers.liresnet_block import LiResNetBlock
 from defended.layers.minmax import MinMax
 from defended.pretrained import index as _index
 from defended.pretrained import load
+from defended.pretrained.cards import card
 
-__all__ = ["cnn_2c2f", "cnn_4c3f", "cnn_6c2f", "dense_small", "liresnet", "load", "names", "resnet"]
+__all__ = ["card", "cnn_2c2f", "cnn_4c3f", "cnn_6c2f", "dense_small", "liresnet", "load", "names", "resnet"]
 
 
 def names() -> list[str]:

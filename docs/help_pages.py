@@ -1,4 +1,4 @@
-"""A MkDocs hook: writes each command's own `--help` into the page that asks for it."""
+"""A MkDocs hook: writes each command's own `--help`, and the cards of the nets that ship, into the pages that ask."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import Any
 
 MARK = "<!-- help pages -->"
+CARDS = "<!-- cards -->"
 COMMANDS = (
     "demo", "train", "attack", "certify", "export", "serve", "audit", "monitor", "keygen", "sign", "verify",
 )  # fmt: skip
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace the mark by a section a command."""
-    if MARK not in markdown:
-        return markdown
-    return markdown.replace(
-        MARK, "\n".join(f"## defended {name}\n\n```text\n{help_of(name)}\n```\n" for name in COMMANDS)
-    )
+    """Replace the marks by a section a command, and a section a net."""
+    if MARK in markdown:
+        pages = "\n".join(f"## defended {name}\n\n```text\n{help_of(name)}\n```\n" for name in COMMANDS)
+        return markdown.replace(MARK, pages)
+    if CARDS in markdown:
+        from defended.pretrained.cards import cards
+
+        return markdown.replace(CARDS, cards())
+    return markdown
 
 
 def help_of(name: str) -> str:

@@ -1,7 +1,8 @@
 """Execute the notebooks and keep their outputs.
 
 `python notebooks/run.py` executes all of them and writes the outputs back; with names, these. With `--check` the files
-stay as they are, and an error in a cell is an error here.
+stay as they are, and an error in a cell is an error here. A notebook that needs a data set that is not in the folder
+DEFENDED_DATA (its metadata say so: `{"defended": {"data": ["gtsrb"]}}`) is left out, and that is said.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ def main() -> None:
         for path in chosen:
             start = time.perf_counter()
             notebook = nbformat.read(path, as_version=4)
+            if absent := missing(notebook):
+                print(f"{path.stem}: LEFT OUT, {' and '.join(absent)} not in the folder that DEFENDED_DATA names")
+                continue
             NotebookClient(
                 notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": folder}}
             ).execute()
@@ -45,6 +49,13 @@ def main() -> None:
                     text = text.replace(os.environ.get(variable) or "\0", f"${variable}")
                 atomic_write_text(path, text + "\n")
             print(f"{path.stem}: {time.perf_counter() - start:.0f} s")
+
+
+def missing(notebook: nbformat.NotebookNode) -> list[str]:
+    """Return the data sets that a notebook needs and that are not here."""
+    folder = os.environ.get("DEFENDED_DATA")
+    needed = notebook.metadata.get("defended", {}).get("data", [])
+    return [name for name in needed if not (folder and (Path(folder) / f"{name}.npz").is_file())]
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:

@@ -232,3 +232,49 @@ def test_the_gpu_training_runs_without_tensorflow_and_its_net_can_be_defended_he
     run_script(script, KERAS_BACKEND="jax", DEFENDED_DATA=str(tmp_path), JAX_DISABLE_MOST_OPTIMIZATIONS="1")
     network = keras.models.load_model(tmp_path / "net.keras")
     assert GloroNet(network, epsilon=0.1, second_look=True).num_classes == 10
+
+
+def test_the_gpu_throughput_of_smoothing_checks_its_votes_and_runs_without_tensorflow(tmp_path):
+    """A few samples on a CPU, in JAX; noise of another size, and noise that repeats, would be noticed."""
+    script = f"""
+        import runpy, sys
+        import numpy as np
+        sys.modules["tensorflow"] = None
+        found = runpy.run_path({str(BENCHMARKS / "gpu" / "smoothing_throughput.py")!r})
+        from keras import Input, Sequential, layers
+
+        parts = [layers.Conv2D(4, 3), layers.BatchNormalization(), layers.ReLU(), layers.Flatten(), layers.Dense(5)]
+        network = Sequential([Input((6, 6, 1)), *parts])
+        found["NETWORKS"]["2c2f"] = lambda: network
+
+        def main(*words):
+            sys.argv = ["script", "--samples", "400", "--rounds", "2", *words]
+            found["main"]()
+
+        def refusal(function, *words):
+            try:
+                function(*words)
+            except SystemExit as error:
+                return str(error)
+
+        main("--net", "2c2f", "--batch", "100", "--precision", "bfloat16", "--out", {str(tmp_path / "figures.json")!r})
+        assert "a multiple of every --batch" in refusal(main, "--batch", "100", "30")
+        assert "`--sigma` must be a positive finite number" in refusal(main, "--sigma", "nan")
+        assert "there is no file nowhere.keras" in refusal(main, "--network", "nowhere.keras", "--batch", "100")
+
+        x = np.random.default_rng(0).random((6, 6, 1), dtype="float32")
+        _, smoothed, logits = found["on_jax"](network, x, 0.25, 400, 40)
+        plain, first, second = found["plain_votes"](logits, x, 0.25), smoothed(), smoothed()
+        assert (first % 10).any()  # ten chunks under the same noise would vote alike
+        assert (first != second).any()
+        assert found["check_votes"](first, 400, plain)["largest_share"] < 0.7
+        little = found["on_jax"](network, x, 0.01, 400, 100)[1]()
+        assert "chance allows" in refusal(found["check_votes"], little, 400, plain)
+        assert "of 401 samples, 400 voted" in refusal(found["check_votes"], first, 401, plain)
+    """
+    said = run_script(script, KERAS_BACKEND="jax", JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    facts = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    assert (facts["backend"], facts["device"]) == ("jax", "cpu")
+    [row] = facts["rows"]
+    assert row["least_ratio"] <= row["ratio"] <= row["largest_ratio"]
+    assert f"{row['ratio']:.3f} ({row['least_ratio']:.3f} to {row['largest_ratio']:.3f})" in said

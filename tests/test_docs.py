@@ -78,8 +78,10 @@ def test_the_page_on_measuring_runs(tmp_path, monkeypatch, capsys):
     model.compile("adam", loss="crossentropy")
     model.fit(data.x_train, data.y_train, epochs=15, verbose=0)
     names = {"model": model, "x_test": x_test, "y_test": y_test, "x_train": data.x_train, "y_train": data.y_train}
-    first, large, several, training = blocks("docs/how-to/measure.md")
+    first, classes, large, several, training = blocks("docs/how-to/measure.md")
     one = run(first, **names)["result"]
+    run(classes, **names, result=one)
+    assert (tmp_path / "classes.csv").read_text().count("\n") == 11
     assert run(large, **names)["result"].fpr_lower <= one.fpr_upper
     run(several, **names, one=one, other=one)
     assert {path.name for path in tmp_path.glob("*.p*")} == {"vra.png", "fpr.png", "pairs.png", "records.parquet"}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from defended.attacks.measurement.result import Susceptibility
+
+
+CAPTION_WIDTH = 18
+"""Characters in a line above a picture of `draw_pairs`."""
 
 
 def plot_vra(results: Susceptibility | Mapping[str, Susceptibility], radii: ArrayLike | None = None) -> Figure:
@@ -50,46 +55,69 @@ def plot_fpr(results: Susceptibility | Mapping[str, Susceptibility], radii: Arra
     return _over_radii(results, radii, "FPR, % of answers, at most", curve, ("fpr_lower", "fpr_upper"))
 
 
-def plot_pairs(x: Any, result: Susceptibility, count: int = 6) -> Figure:
+class Pair(NamedTuple):
+    """An input that was answered, and the same perturbed and rejected."""
+
+    original: Array
+    """`[*input shape]`."""
+    perturbed: Array
+    answer: str
+    """What the original is answered."""
+    size: float
+    """The norm of the change."""
+
+
+def plot_pairs(x: Any, result: Susceptibility, count: int = 6, class_names: Sequence[str] | None = None) -> Figure:
     """Plot inputs that were answered, the same perturbed and rejected, and the differences (figure 4), smallest first.
 
     Args:
         x: `[n, *input shape]`, the inputs that were measured.
         result: the measurement.
         count: largest number of pairs.
+        class_names: what the classes are called, in the order of their numbers; the numbers by default.
 
     Raises:
         ValueError: when nothing was degraded.
     """
-    index = result.adversarial.index
-    if not len(index):
+    pairs = degraded_pairs(x, result, count, class_names)
+    if not pairs:
         raise ValueError("`result` holds no degraded input: there is no pair to show.")
-    order = np.argsort(result.records.distance[index], kind="stable")[:count]
+    return draw_pairs(pairs)
+
+
+def degraded_pairs(x: Any, result: Susceptibility, count: int, class_names: Sequence[str] | None = None) -> list[Pair]:
+    """Return the pairs that `plot_pairs` draws: those with the smallest changes, none where nothing was degraded."""
+    records, index = result.records, result.adversarial.index
+    order = np.argsort(records.distance[index], kind="stable")[:count]
     perturbed = result.adversarial.inputs[order]
-    return draw_pairs(
-        [np.asarray(x[row]) for row in index[order]],
-        list(perturbed),
-        [f"answers {label}" for label in result.records.predicted[index[order]]],
-        [f"‖δ‖ = {size:.3g}" for size in result.records.distance[index[order]]],
-    )
+    return [
+        Pair(np.asarray(x[row]), after, name_of(records.predicted[row], class_names), float(records.distance[row]))
+        for row, after in zip(index[order], perturbed, strict=True)
+    ]
 
 
-def draw_pairs(originals: list[Array], perturbed: list[Array], answers: list[str], sizes: list[str]) -> Figure:
+def name_of(label: int, class_names: Sequence[str] | None) -> str:
+    """Return what a class is called: its number, where there are no names or too few."""
+    return str(label) if class_names is None or label >= len(class_names) else class_names[label]
+
+
+def draw_pairs(pairs: Sequence[Pair]) -> Figure:
     """Draw columns of an original, the perturbed input and their difference, with captions."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    images = [*originals, *perturbed]
+    images = [image for pair in pairs for image in (pair.original, pair.perturbed)]
     low, high = min(float(image.min()) for image in images), max(float(image.max()) for image in images)
-    differences = [after - before for before, after in zip(originals, perturbed, strict=True)]
+    differences = [pair.perturbed - pair.original for pair in pairs]
     scale = max(float(np.abs(difference).max()) for difference in differences)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(1.45 * len(originals) + 0.9, 5.0), layout="constrained")
-        grid = np.atleast_2d(figure.subplots(3, len(originals), squeeze=False))
-        for column, (before, after, difference) in enumerate(zip(originals, perturbed, differences, strict=True)):
-            _show(grid[0, column], before, low, high, answers[column])
-            _show(grid[1, column], after, low, high, "rejects: ⊥")
-            _show(grid[2, column], strongest_channel(difference), -scale, scale, sizes[column], "RdBu_r")
+        figure = Figure(figsize=(1.45 * len(pairs) + 0.9, 5.0), layout="constrained")
+        grid = np.atleast_2d(figure.subplots(3, len(pairs), squeeze=False))
+        for column, (pair, difference) in enumerate(zip(pairs, differences, strict=True)):
+            _show(grid[0, column], pair.original, low, high, textwrap.fill(f"answers {pair.answer}", CAPTION_WIDTH))
+            _show(grid[1, column], pair.perturbed, low, high, "rejects: ⊥")
+            size = f"‖δ‖ = {pair.size:.3g}"
+            _show(grid[2, column], strongest_channel(difference), -scale, scale, size, "RdBu_r")
         for row, name in enumerate(("original", "perturbed", f"difference\n±{scale:.2g}")):
             grid[row, 0].set_ylabel(name, fontweight="bold")
     return figure

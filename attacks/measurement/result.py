@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from defended.attacks.measurement.classes import ByClass, by_class
 from defended.attacks.measurement.records import DegradedInputs, Records
 from defended.attacks.measurement.tables import RATES, compare, text_table
 from defended.statistics.intervals import Rate
@@ -22,8 +24,7 @@ class _Figure:
     def __get__(self, measured: Susceptibility | None, owner: type) -> Rate:
         if measured is None:
             return self  # type: ignore[return-value]  # of the class, for whoever lists what it has
-        alpha = float(measured.sampling["alpha"]) if measured.sampling else 0.0
-        return measured.facts.rate(self.name, measured.confidence, alpha)
+        return measured.facts.rate(self.name, measured.confidence, measured.alpha)
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,22 @@ class Susceptibility:
     """Degraded among the certified and correct, the denominator of the paper's code."""
     fpr_upper_correct = _Figure()
     """Not proven to stay answered among the certified and correct, the denominator of the paper's code."""
+
+    @property
+    def alpha(self) -> float:
+        """Probability that an input's certificate is wrong: 0 but for a smoothed model."""
+        return float(self.sampling["alpha"]) if self.sampling else 0.0
+
+    def by_class(self, names: Sequence[str] | None = None) -> ByClass:
+        """Return the figures of each class: clean accuracy, rejection rate, VRA and both ends of the FPR.
+
+        Args:
+            names: what the classes are called, such as `datasets.load("gtsrb").class_names`; their numbers by default.
+
+        Raises:
+            ValueError: there are fewer names than classes.
+        """
+        return by_class(self.facts, self.records.label, names, self.confidence, self.alpha)
 
     @property
     def spontaneous(self) -> Rate:

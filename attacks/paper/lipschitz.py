@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from defended.attacks.composed.degradation_attack import DegradationAttack
-from defended.attacks.core.batches import by_batches
 from defended.attacks.gradient.certificate_descent import CertificateDescent
 from defended.attacks.gradient.pgd import EpsilonPGD
-from defended.attacks.measurement.plots import plot_pairs
+from defended.attacks.measurement.plots import Pair, degraded_pairs, draw_pairs
 from defended.attacks.paper.reproduction import Finding, Reproduction, measured, noted
 from defended.attacks.paper.settings import Settings, open_net
-from defended.exceptions import NotHereError
+from defended.class_names import CLASS_NAMES
 from defended.figure_style import COLOURS, MUTED, draw_frame, to_png
 from defended.statistics.intervals import Rate
 from defended.statistics.rates import InputFacts, fpr_upper_curve, vra_curve
@@ -33,7 +32,7 @@ class Case(NamedTuple):
     zoo: tuple[str, ...]
     """Nets of the zoo for it."""
     reference: str | None
-    """The authors' net, in their published files; None where they published none."""
+    """The authors' net, in their published files, as they call it; None where they have none."""
     printed: dict[str, float]
 
 
@@ -42,11 +41,16 @@ CASES = (
          {"vra": 0.950, "fpr_lower_correct": 0.060, "utility_reduction": 0.057}),
     Case("mnist-1.58", "mnist", 1.58, ("mnist-4c3f-1.58", "mnist-4c3f-3.16"), "mnist_1.58_N",
          {"vra": 0.618, "fpr_lower_correct": 0.561, "utility_reduction": 0.347}),
-    Case("cifar10-0.141", "cifar10", 0.141, (), "cifar10_0.14_N",
+    Case("cifar10-0.141", "cifar10", 0.141, ("cifar10-6c2f-0.141", "cifar10-6c2f-0.282"), "cifar10_0.14_N",
          {"vra": 0.600, "fpr_lower_correct": 0.114, "utility_reduction": 0.066}),
     Case("fashion-mnist-0.3", "fashion_mnist", 0.3, ("fashion-mnist-2c2f-0.3", "fashion-mnist-2c2f-0.6"), None, {}),
+    Case("gtsrb-0.141", "gtsrb", 0.141, ("gtsrb-6c2f-0.141", "gtsrb-6c2f-0.282"), None, {}),
 )  # fmt: skip
+DRAWN = ("mnist-0.3", "cifar10-0.141", "gtsrb-0.141")
+"""The cases of figure 4."""
 RATES = ("vra", "fpr_lower_correct", "utility_reduction")
+TRAINED = (("N", "trained at eps"), ("Y", "at 2 eps"))
+"""The two nets of a case: the suffix of the authors' files, and how figures call them."""
 
 
 def table1(settings: Settings) -> Reproduction:
@@ -110,20 +114,21 @@ def figure2(settings: Settings) -> Reproduction:
     series: dict[str, tuple[float, Any, Any, Any]] = {}
     left_out: list[str] = []
     findings: list[Finding] = []
-    for name, epsilon in (("mnist_0.3", 0.3), ("mnist_1.58", 1.58), ("cifar10_0.14", 0.141)):
-        for suffix, trained in (("N", "trained at eps"), ("Y", "at 2 eps")):
-            with noted(left_out):
-                path = settings.reference_file("gloro", "radii", f"{name}_{suffix}.csv")
-                series[f"{name.replace('_', ' ')}, authors', {trained}"] = epsilon, *_published_radii(path), None
     for case in CASES:
-        for published, trained in zip(case.zoo, ("trained at eps", "at 2 eps"), strict=bool(case.zoo)):
-            name = f"{case.name.replace('-', ' ')}, ours, {trained}"
+        panel = " ".join(case.name.rsplit("-", 1))
+        for suffix, trained in TRAINED if case.reference else ():
+            with noted(left_out):
+                file = f"{case.reference.removesuffix('_N')}_{suffix}.csv"
+                path = settings.reference_file("gloro", "radii", file)
+                series[f"{panel}, authors', {trained}"] = case.epsilon, *_published_radii(path), None
+        for published, (_, trained) in zip(case.zoo, TRAINED, strict=bool(case.zoo)):
+            name = f"{panel}, ours, {trained}"
             with noted(left_out, name):
-                x, y = settings.test_points(case.data, 10_000)
+                x, y = settings.test_points(case.data, None)
                 model = settings.net(case.name, published, case.epsilon)
-                # A rejected input that is certified for less than eps still has its place in the curves.
-                right = by_batches(model.undefended_logits, x, 1000).argmax(axis=-1) == y
                 found = model.audit(x, batch_size=1000)
+                # A rejected input that is certified for less than eps still has its place in the curves.
+                right = found["scores"].argmax(axis=-1) == y
                 radius, available = found["certified_radius"], found["availability_radius"]
                 series[name] = case.epsilon, radius.astype(np.float64), right, available
     for name, values in series.items():
@@ -185,17 +190,23 @@ def _draw(series: dict[str, tuple[float, Any, Any, Any]]) -> tuple[bytes | None,
 
 
 def figure4(settings: Settings) -> Reproduction:
-    """Plot inputs that were answered, and how they look once degraded."""
-    try:
-        x, y = settings.test_points("mnist", 1000)
-        model = settings.net("mnist-0.3", "mnist-2c2f-0.3", 0.3)
-    except NotHereError as missing:
-        return Reproduction("figure4", "Degraded inputs", (), (f"mnist-0.3: {missing}",))
+    """Plot inputs that were answered, and how they look once degraded: digits, photographs and road signs."""
+    findings: list[Finding] = []
+    left_out: list[str] = []
+    pairs: list[Pair] = []
     attack = CertificateDescent(steps=50, clip=(0.0, 1.0), early_stop=True)
-    result = settings.measure("degraded inputs to draw", model, x, y, attack)
-    lengths = result.records.distance[result.records.degraded]
-    findings = (Finding("mnist-0.3, mnist-2c2f-0.3", "FPR, at least (CertificateDescent)", result.fpr_lower),)
-    if not len(lengths):
-        return Reproduction("figure4", "Degraded inputs", findings, ("nothing was degraded: no pair to draw",))
-    return Reproduction("figure4", "Degraded inputs (original, perturbed, difference)", findings, (),
-                        to_png(plot_pairs(x, result, 6)))  # fmt: skip
+    for case in (case for case in CASES if case.name in DRAWN):
+        published = case.zoo[0]
+        with noted(left_out, case.name):
+            x, y = settings.test_points(case.data, 1000)
+            model = settings.net(case.name, published, case.epsilon)
+            result = settings.measure(f"degraded inputs to draw, {published}", model, x, y, attack)
+            findings.append(
+                Finding(f"{case.name}, {published}", "FPR, at least (CertificateDescent)", result.fpr_lower)
+            )
+            pairs += degraded_pairs(x, result, 3, CLASS_NAMES[case.data])
+            if not len(result.adversarial):
+                left_out.append(f"{case.name}: nothing was degraded, so there is no pair to draw")
+    title = "Degraded inputs (original, perturbed, difference)"
+    picture = to_png(draw_pairs(pairs)) if pairs else None
+    return Reproduction("figure4", title, tuple(findings), tuple(left_out), picture)

@@ -60,13 +60,13 @@ class Settings:
             folder = Path(self.resume, f"quick, {of}" if self.quick else of)
         return susceptibility(model, x, y, attack, batch_size=batch_size, resume=folder)
 
-    def test_points(self, name: str, full: int) -> tuple[Array, Array]:
-        """Return the first test inputs and labels of a data set."""
+    def test_points(self, name: str, full: int | None) -> tuple[Array, Array]:
+        """Return the first `full` test inputs and labels of a data set, all of them for None."""
         try:
             data = datasets.load(self._source(name))
         except (FileNotFoundError, ValueError) as error:
             raise NotHereError(str(error)) from error
-        count = self.points(full)
+        count = self.points(len(data.x_test) if full is None else full)
         return data.x_test[:count], data.y_test[:count]
 
     def _source(self, name: str) -> str | os.PathLike[str]:

@@ -32,6 +32,8 @@ class Entry(NamedTuple):
     command: str
     """The command that trained it, run from the root of a clone."""
     sha256: str
+    network: str = ""
+    """The architecture, in words."""
 
 
 def index() -> dict[str, Entry]:
@@ -108,7 +110,7 @@ def publish(name: str, file: str | os.PathLike[str], **entry: Any) -> Path:
     Args:
         name: the net's name.
         file: its `.keras` file.
-        entry: `kind`, `data`, `settings` and `command` of an `Entry`.
+        entry: `kind`, `data`, `settings`, `command` and `network` of an `Entry`.
     """
     target = atomic_write_bytes(FOLDER / f"{name}.keras", Path(file).read_bytes())
     content = {known.name: known._asdict() for known in index().values()}

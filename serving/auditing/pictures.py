@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from defended.attacks.measurement.plots import as_picture, draw_pairs, strongest_channel
+from defended.attacks.measurement.plots import Pair, as_picture, draw_pairs, name_of, strongest_channel
 from defended.figure_style import FPR, GRID, INK, MUTED, NORMS, PAPER, STYLE, VRA, draw_bracket, draw_frame
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from defended.serving.auditing.figures import AuditFigures
+    from defended.serving.auditing.replay import DegradedPair
 
 # The page's variable for each colour: inside the page the figures follow its light or dark scheme.
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--card", VRA: "--vra", FPR: "--fpr"}
@@ -77,12 +78,13 @@ def draw_degraded_pairs(report: AuditFigures) -> Figure | None:
     pairs = report.pairs
     if not pairs:
         return None
-    return draw_pairs(
-        [pair.original for pair in pairs],
-        [pair.perturbed for pair in pairs],
-        [f"answers {pair.label}" for pair in pairs],
-        [f"‖δ‖ = {pair.size:.3g}" for pair in pairs],
-    )
+    return draw_pairs([Pair(pair.original, pair.perturbed, _answer(report, pair), pair.size) for pair in pairs])
+
+
+def _answer(report: AuditFigures, pair: DegradedPair) -> str:
+    """Return what the class that a pair's original is answered is called."""
+    manifest = report.subject.manifest
+    return name_of(pair.label, None if manifest is None else manifest.class_names)
 
 
 def difference_scale(report: AuditFigures) -> str:
@@ -102,7 +104,7 @@ def pair_images(report: AuditFigures) -> list[dict[str, Any]]:
     return [
         {
             "index": pair.index,
-            "label": pair.label,
+            "label": _answer(report, pair),
             "size": f"{pair.size:.3g}",
             "original": _image(pair.original, low, high, "gray"),
             "perturbed": _image(pair.perturbed, low, high, "gray"),

@@ -62,7 +62,13 @@ def margins(scores: np.ndarray) -> np.ndarray:
     return np.where(finite, first - second, 0.0)
 
 
-def by_class(facts: InputFacts, classes: np.ndarray, confidence: float, alpha: float = 0.0) -> tuple[Stratum, ...]:
+def by_class(
+    facts: InputFacts,
+    classes: np.ndarray,
+    confidence: float,
+    alpha: float = 0.0,
+    names: Sequence[str] | None = None,
+) -> tuple[Stratum, ...]:
     """Return one stratum for each class that occurs, in order.
 
     Args:
@@ -71,11 +77,16 @@ def by_class(facts: InputFacts, classes: np.ndarray, confidence: float, alpha: f
             network gives none.
         confidence: confidence level of the intervals, each for itself.
         alpha: probability that a certificate is wrong.
+        names: what the classes are called, in the order of their numbers.
     """
-    return tuple(
-        stratum(f"class {c}" if c >= 0 else "not finite", facts.of(classes == c), confidence, alpha)
-        for c in np.unique(classes)
-    )
+
+    def name(number: int) -> str:
+        if number < 0:
+            return "not finite"
+        called = names is not None and number < len(names) and names[number] != str(number)
+        return f"class {number}, {names[number]}" if names is not None and called else f"class {number}"
+
+    return tuple(stratum(name(c), facts.of(classes == c), confidence, alpha) for c in map(int, np.unique(classes)))
 
 
 def by_confidence(

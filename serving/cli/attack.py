@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from defended_cli.common import Data, Limit, ModelFile, flag, open_model, option, test_points
+from defended_cli.common import Data, Limit, ModelFile, flag, open_model, option, test_data
 from defended_cli.config import Config
 from defended_cli.engine import Address, EngineName, Threads, Workers, opened, start
 
@@ -52,6 +52,9 @@ def attack(
     records: Annotated[
         Path | None, option("One row per input: radius, verdict, degraded, distance.", "FILE.parquet")
     ] = None,
+    by_class: Annotated[
+        Path | None, option("Print the figures of each class, the most degradable first, and write them.", "FILE.csv")
+    ] = None,
     engine: EngineName = None,
     workers: Workers = None,
     threads: Threads = None,
@@ -67,12 +70,14 @@ def attack(
     ```
     defended attack runs/digits/model.keras --data digits
     defended attack runs/mnist/model.keras --data mnist --limit 2000 --steps 100
+    defended attack runs/signs/model.keras --data gtsrb --by-class classes.csv
     defended attack runs/mnist/model.keras --data mnist --resume runs/attack --engine ray --workers 8
     ```
     """
     start(engine, threads)
     defended_model = open_model(model)
-    x, y = test_points(data, limit)
+    dataset = test_data(data, limit)
+    x, y = dataset.x_test, dataset.y_test
 
     from defended._io import atomic_write_text, canonical_json
     from defended.attacks.measurement.susceptibility import susceptibility
@@ -90,6 +95,10 @@ def attack(
             result = measure(opened_engine, defended_model, x, y, chosen, out=resume, time_budget=time_budget)
     path = out or model.with_name("susceptibility.json")
     typer.echo(result.to_table())
+    if by_class is not None:
+        classes = result.by_class(dataset.class_names)
+        typer.echo(f"\n{classes.sorted()}\n")
+        atomic_write_text(by_class, classes.to_csv())
     atomic_write_text(path, canonical_json(result.summary()))
     typer.echo(f"Figures: {path}")
     if records is not None:

@@ -19,6 +19,7 @@ from defended_settings.training import TrainingSettings
 if TYPE_CHECKING:
     import numpy as np
 
+    from defended.datasets import Dataset
     from defended.defended_model import DefendedModel
 
 TOKEN = "DEFENDED_TOKEN"  # noqa: S105  (the name of the variable that holds a server's token)
@@ -64,12 +65,18 @@ def open_model(path: Path) -> DefendedModel:
 
 def test_points(data: str, limit: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the first `limit` test inputs and labels of a data set, all of them for 0."""
+    dataset = test_data(data, limit)
+    return dataset.x_test, dataset.y_test
+
+
+def test_data(data: str, limit: int) -> Dataset:
+    """Return a data set with the first `limit` of its test inputs, all of them for 0."""
     load_tensorflow()
     from defended import datasets
 
     dataset = datasets.load(data)
     end = limit or None
-    return dataset.x_test[:end], dataset.y_test[:end]
+    return dataset._replace(x_test=dataset.x_test[:end], y_test=dataset.y_test[:end])
 
 
 def print_rate(name: str, rate: float, interval: Sequence[float], confidence: float) -> None:

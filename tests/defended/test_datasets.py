@@ -1,7 +1,12 @@
 """Data sets: what is loaded, what is left out, what is held out, and what is refused."""
 
+import itertools
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from defended import datasets
 
@@ -39,6 +44,17 @@ def test_tracks_follow_their_images(folder):
     np.testing.assert_array_equal(data.track_train, np.arange(1, 12) // 3)
 
 
+def test_classes_have_names(folder):
+    write(folder, "gtsrb")
+    assert datasets.load("gtsrb").class_names[14] == "stop"
+    assert len(datasets.load("gtsrb").class_names) == 43
+    assert datasets.load("digits").class_names == tuple("0123456789")
+    write(folder, "mine", class_names=np.array(list("abcdefghij")))
+    assert datasets.load(folder / "mine.npz").class_names == tuple("abcdefghij")
+    write(folder, "other")
+    assert datasets.load(folder / "other.npz").class_names is None
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -47,6 +63,7 @@ def test_tracks_follow_their_images(folder):
         ({"y_train": np.arange(11)}, "12 images but 11 labels"),
         ({"track_train": np.arange(11)}, r"track_train has shape \(11,\) for 12 images"),
         ({"lossless_test": np.ones(3, bool)}, r"lossless_test has shape \(3,\) for 4 images"),
+        ({"class_names": np.array(["stop", "yield"])}, "labels are 0 to 9, but there are 2 class_names"),
     ],
 )
 def test_a_file_that_cannot_be_the_data_set_is_refused(folder, changed, message):
@@ -91,6 +108,47 @@ class TestSplit:
         assert len(datasets.load("gtsrb").split(0.0)[1]) == 0
         with pytest.raises(ValueError, match="`share` must lie in"):
             datasets.load("gtsrb").split(1.0)
+
+
+class TestRoadSignsFromTheirArchives:
+    def written(self, folder):
+        """43 classes of two films with one picture each, and two test pictures, one of them half red."""
+        for label, track in itertools.product(range(43), range(2)):
+            path = folder / "Training" / f"{label:05}" / f"{track:05}_00000.ppm"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 50), (label, track, 255)).save(path)
+        path = folder / "Test" / "Images"
+        path.mkdir(parents=True)
+        Image.new("RGB", (32, 32), (1, 2, 3)).save(path / "00000.ppm")
+        half = np.zeros((64, 64, 3), "uint8")
+        half[:, 32:] = 255, 0, 0
+        Image.fromarray(half).save(path / "00001.ppm")
+        (folder / "GT-final_test.csv").write_text("Filename;Width;ClassId\n00001.ppm;64;7\n00000.ppm;32;41\n")
+
+    def made(self, monkeypatch, folder, out):
+        script = Path(__file__).parents[2] / "benchmarks" / "gtsrb.py"
+        monkeypatch.setattr("sys.argv", [str(script), str(folder), str(out)])
+        runpy.run_path(str(script), run_name="__main__")
+
+    def test_images_labels_and_tracks(self, folder, monkeypatch):
+        self.written(folder)
+        (folder / "out").mkdir()
+        self.made(monkeypatch, folder, folder / "out" / "gtsrb.npz")
+        data = datasets.load(folder / "out" / "gtsrb.npz")
+        assert (len(data.x_train), data.num_classes, data.class_names[14]) == (86, 43, "stop")
+        seen = np.rint(255 * data.x_train[:, 16, 16])
+        np.testing.assert_array_equal(seen, np.stack([data.y_train, data.track_train, np.full(86, 255)], axis=1))
+        np.testing.assert_array_equal(data.y_test, [7, 41])
+        np.testing.assert_array_equal(data.x_test[0, :, :16].max(), 0)
+        np.testing.assert_array_equal(data.x_test[0, :, 16:, 0].min(), 1)
+
+    def test_what_is_missing_is_said(self, folder, monkeypatch):
+        with pytest.raises(SystemExit, match="no training images of the classes"):
+            self.made(monkeypatch, folder, folder / "gtsrb.npz")
+        self.written(folder)
+        (folder / "Test" / "Images" / "00001.ppm").unlink()
+        with pytest.raises(SystemExit, match=r"lacks 1 of 2 test images, such as 00001\.ppm"):
+            self.made(monkeypatch, folder, folder / "gtsrb.npz")
 
 
 def test_the_road_signs_themselves(real_data):

@@ -96,6 +96,25 @@ def test_every_figure_by_hand(line):
     assert (distances(LINE[[1, 2, 4]], result.adversarial.inputs, "l2") <= 0.25).all()
 
 
+def test_every_class_by_hand(line):
+    result = susceptibility(line, LINE, LABELS, QUICK)
+    classes = result.by_class(["left", "right"])
+    counts = [{name: (rate.count, rate.total) for name, rate in row.rates.items()} for row in classes]
+    assert [(row.number, row.name, row.inputs) for row in classes] == [(0, "left", 6), (1, "right", 2)]
+    assert counts == [
+        {"clean_accuracy": (4, 6), "rejection_rate": (1, 6), "vra": (3, 6), "fpr_lower": (3, 5), "fpr_upper": (3, 5)},
+        {"clean_accuracy": (2, 2), "rejection_rate": (1, 2), "vra": (1, 2), "fpr_lower": (0, 1), "fpr_upper": (0, 1)},
+    ]
+    assert [row.name for row in classes.sorted("rejection_rate")] == ["right", "left"]
+    assert str(classes).splitlines()[1].split()[:5] == ["left", "6", "66.7", "16.7", "50.0"]
+    assert classes.to_csv().splitlines()[2].startswith("1,right,2,2,2,")
+    assert [row.name for row in result.by_class()] == ["0", "1"]
+    with pytest.raises(ValueError, match=r"all classes up to 1\. Received: 1 names"):
+        result.by_class(["left"])
+    with pytest.raises(ValueError, match="`rate` must be one of"):
+        classes.sorted("radius")
+
+
 def test_on_a_linear_model_both_bounds_meet(planes):
     """The radius is the distance to the nearest of the planes, so whatever is contested can be degraded."""
     x, y = cloud()

@@ -175,6 +175,10 @@ def test_pictures_of_pairs_and_files(results, tmp_path):
     titles = [axes.get_title() for axes in figure.axes]
     assert titles[:3] == ["answers 0", "answers 0", "answers 1"]
     assert titles[3:6] == ["rejects: ⊥"] * 3
+    named = plot_pairs(X, result, count=3, class_names=["right of way at the next crossing"])
+    titles = [axes.get_title() for axes in named.axes]
+    assert titles[0] == "answers right of\nway at the next\ncrossing"
+    assert titles[2] == "answers 1"  # which has no name
     for name, picture in {"pairs": figure, "vra": plot_vra(results), "fpr": plot_fpr(results)}.items():
         picture.savefig(tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 3000

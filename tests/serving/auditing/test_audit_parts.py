@@ -16,7 +16,7 @@ from defended.serving.auditing.baseline import holm
 from defended.serving.auditing.conditions import Condition, decide, parse_conditions
 from defended.serving.auditing.record import SCHEMA_FILE, schema
 from defended.serving.auditing.sampling_cost import cost_ratio, draws
-from defended.serving.auditing.strata import by_confidence, confidences, margins, worst_rejection
+from defended.serving.auditing.strata import by_class, by_confidence, confidences, margins, worst_rejection
 from defended.statistics.intervals import Rate, clopper_pearson
 from defended.statistics.rates import InputFacts
 
@@ -150,6 +150,13 @@ class TestStrata:
     def test_edges_belong_to_the_upper_stratum(self):
         found = by_confidence(InputFacts(np.array([True, False, True])), np.array([0.5, 0.95, 1.0]), 0.95)
         assert [s.name for s in found] == ["50 to 80 %", "95 to 99 %", "99.9 to 100 %"]
+
+    def test_classes_are_called_by_their_names(self):
+        facts, classes = InputFacts(np.array([True, False, True, False])), np.array([2, 0, -1, 1])
+        found = by_class(facts, classes, 0.95, names=["stop", "1"])
+        assert [(s.name, s.rejection_rate.count) for s in found] == [
+            ("not finite", 1), ("class 0, stop", 0), ("class 1", 0), ("class 2", 1),
+        ]  # fmt: skip
 
     def test_the_worst_of_many_pays_for_the_choice(self):
         report = audit(Plane(), X, Y)

@@ -151,12 +151,16 @@ def test_an_undefended_model_is_told_from_a_defended_one(tmp_path, trained):
 def test_attack_prints_the_bracket_and_writes_the_figures(trained, tmp_path, name):
     out = tmp_path / "figures.json"
     effort = ["--steps", 3, "--queries", 50]
-    result = run("attack", trained / "model.keras", "--attack", name, *effort, "--limit", 40, "--out", out)
+    more = ["--out", out, "--by-class", tmp_path / "classes.csv"]
+    result = run("attack", trained / "model.keras", "--attack", name, *effort, "--limit", 40, *more)
     assert result.exit_code == 0, result.output
     assert "fpr_lower" in result.output
+    rows = list(csv.DictReader((tmp_path / "classes.csv").open()))
+    assert sum(int(row["inputs"]) for row in rows) == 40
     figures = json.loads(out.read_text())
     assert figures["inputs"] == 40
     assert figures["fpr_lower"]["value"] <= figures["fpr_upper"]["value"]
+    assert sum(int(row["fpr_lower_count"]) for row in rows) == figures["fpr_lower"]["count"]
 
 
 def test_export_takes_the_next_free_version_and_overwrites_nothing(trained, exported, tmp_path):
