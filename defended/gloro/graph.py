@@ -13,6 +13,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from defended.gloro import convolution_rules as convolution_rules  # registers rules, as the next does
+from defended.gloro import pooling_rules as pooling_rules
 from defended.gloro import rounding
 from defended.gloro.evaluation import Evaluation
 from defended.gloro.normalisation import fold_normalisation

@@ -1,4 +1,4 @@
-"""The rules of Keras's layers and of this package's own; importing the module registers them."""
+"""Rules of Dense layers, activations, merges, and layers that only move or drop entries; importing registers them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from defended.gloro.operators import Conv2DOperator, DenseOperator, Kernel, Line
 from defended.gloro.rules import LipschitzRule, exact_rule, lipschitz_rule, rule_for
 from defended.layers.liresnet_block import LiResNetBlock
 from defended.layers.minmax import MinMax
-from defended.networks.checks import check_channels_last
 from defended.networks.layer_kinds import FRAMING, INERT, MOVING
 from defended.networks.tracing import Shape
-from defended.numerics.matrix_norms import average_pooling_norm, bound_norm, max_pooling_overlap
+from defended.numerics.matrix_norms import bound_norm
 
 _EXP: dict[str, Any] = {"roundings": rounding.ELEMENTARY, "absolute": 1.0}
 _ACTIVATIONS: dict[str, LipschitzRule | None] = {
@@ -58,7 +57,7 @@ def _does_not_expand(layer: Any, shape: Shape) -> LipschitzRule:
     return exact_rule()
 
 
-for _cls in (*INERT, *MOVING, *FRAMING, MinMax):
+for _cls in (*INERT, *MOVING, *(cls for cls in FRAMING if cls is not layers.CenterCrop), MinMax):
     lipschitz_rule(_cls)(_does_not_expand)
 
 
@@ -104,31 +103,22 @@ def linear_rule(
     return exact_rule(operator=operator, offset=offset, roundings=roundings, **options)
 
 
-def _kernel(layer: Any) -> Kernel:
+def kernel_of(layer: Any) -> Kernel:
+    """Return a layer's kernel."""
     # Read anew each time: Keras replaces the variable where a layer is adapted or quantised.
     return Kernel(lambda: ops.convert_to_tensor(layer.kernel))
 
 
-def _bias(layer: Any) -> Callable[[], Any] | None:
+def bias_of(layer: Any) -> Callable[[], Any] | None:
+    """Return a function that gives a layer's bias in float64; None where it has none."""
     return (lambda: in_float64(layer.bias)) if layer.use_bias else None
 
 
 @lipschitz_rule(layers.Dense)
 def _dense(layer: Any, shape: Shape) -> LipschitzRule:
-    operator = DenseOperator(_kernel(layer), shape[:-1])
+    operator = DenseOperator(kernel_of(layer), shape[:-1])
     roundings = rounding.roundings_of_sum(operator.fan_in, parts=rounding.blocks(operator.fan_in))
-    return linear_rule(operator, _bias(layer), roundings, then=activation_rule(layer))
-
-
-@lipschitz_rule(layers.Conv2D)
-def _conv2d(layer: Any, shape: Shape) -> LipschitzRule:
-    check_channels_last(layer)
-    operator = Conv2DOperator(_kernel(layer), shape, layer.strides, layer.padding, layer.dilation_rate, layer.groups)
-    height, width, channels, _ = layer.kernel.shape
-    taps = height * width
-    parts = rounding.blocks(channels, taps) if layer.groups == 1 else 1
-    roundings = rounding.roundings_of_sum(channels, taps, parts)
-    return linear_rule(operator, _bias(layer), roundings, then=activation_rule(layer))
+    return linear_rule(operator, bias_of(layer), roundings, then=activation_rule(layer))
 
 
 @lipschitz_rule(LiResNetBlock)
@@ -146,30 +136,7 @@ def _liresnet_block(layer: Any, shape: Shape) -> LipschitzRule:
 
     kernel = Kernel(lambda: layer.kernel, lambda: branch() + layer.identity, magnitude, roundings=4)
     operator = Conv2DOperator(kernel, shape, padding="same")
-    return linear_rule(operator, _bias(layer), rounding.roundings_of_sum(operator.fan_in) + kernel.roundings)
-
-
-@lipschitz_rule(layers.AveragePooling2D)
-def _average_pooling(layer: Any, shape: Shape) -> LipschitzRule:
-    check_channels_last(layer)
-    sides = zip(shape[:2], layer.pool_size, layer.strides, strict=True)
-    norm = math.prod(average_pooling_norm(*side, layer.padding) for side in sides) * (1 + 2.0**-51)
-    return exact_rule(norm, roundings=math.prod(layer.pool_size) + 2)
-
-
-@lipschitz_rule(layers.GlobalAveragePooling2D)
-def _global_average_pooling(layer: Any, shape: Shape) -> LipschitzRule:
-    check_channels_last(layer)
-    places = shape[0] * shape[1]
-    return exact_rule(places**-0.5 * (1 + 2.0**-51), roundings=places + 2)
-
-
-@lipschitz_rule(layers.MaxPooling2D)
-def _max_pooling(layer: Any, shape: Shape) -> LipschitzRule:
-    check_channels_last(layer)
-    sides = zip(shape[:2], layer.pool_size, layer.strides, strict=True)
-    overlap = math.prod(max_pooling_overlap(*side, layer.padding) for side in sides)
-    return exact_rule(math.sqrt(overlap) * (1 + 2.0**-51))
+    return linear_rule(operator, bias_of(layer), rounding.roundings_of_sum(operator.fan_in) + kernel.roundings)
 
 
 def _merges(how: str) -> Callable[[Any, Shape], LipschitzRule]:

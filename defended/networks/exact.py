@@ -20,7 +20,13 @@ from defended.layers.invertible_downsampling import InvertibleDownsampling
 from defended.layers.liresnet_block import LiResNetBlock
 from defended.layers.minmax import MinMax
 from defended.networks.exact_windows import Array, convolution, windows
-from defended.networks.layer_kinds import INERT
+from defended.networks.layer_kinds import (
+    GLOBAL_AVERAGING,
+    GLOBAL_MAXIMA,
+    INERT,
+    WINDOW_AVERAGING,
+    WINDOW_MAXIMA,
+)
 from defended.numerics.float32 import SMALLEST_NORMAL, gamma
 
 _FLUSHED = 2.0**-100  # gamma of it, for any number of terms, outweighs the smallest normal number
@@ -59,14 +65,40 @@ def _dense(layer: Any, inputs: list[Array]) -> Exact:
     return _with_bias(layer, inputs[0] @ kernel, np.abs(inputs[0]) @ np.abs(kernel), len(kernel))
 
 
-def _conv2d(layer: Any, inputs: list[Array]) -> Exact:
+def _convolution(layer: Any, inputs: list[Array]) -> Exact:
     geometry = layer.strides, layer.padding, layer.dilation_rate, layer.groups
     kernel = _float64(layer.kernel)
     value, magnitudes = (
         convolution(part, weights, *geometry)
         for part, weights in ((inputs[0], kernel), (np.abs(inputs[0]), np.abs(kernel)))
     )
-    return _with_bias(layer, value, magnitudes, math.prod(kernel.shape[:3]))
+    return _with_bias(layer, value, magnitudes, math.prod(kernel.shape[:-1]))
+
+
+def _depthwise(layer: Any, inputs: list[Array]) -> Exact:
+    value, magnitudes, taps = _by_channels(layer, layer.kernel, inputs[0])
+    return _with_bias(layer, value, magnitudes, taps)
+
+
+def _separable(layer: Any, inputs: list[Array]) -> Exact:
+    pointwise = _float64(layer.pointwise_kernel)
+    pointwise = pointwise.reshape(pointwise.shape[-2:])
+    value, magnitudes, taps = _by_channels(layer, layer.depthwise_kernel, inputs[0])
+    # What is flushed to zero on the way is multiplied by the second kernel.
+    magnitudes = (magnitudes + _FLUSHED * (1 + taps)) @ np.abs(pointwise)
+    return _with_bias(layer, value @ pointwise, magnitudes, taps + len(pointwise))
+
+
+def _by_channels(layer: Any, variable: Any, inputs: Array) -> tuple[Array, Array, int]:
+    """Return a convolution of each channel with kernels of its own, the same of magnitudes, and its number of taps."""
+    kernel = _float64(variable)
+    *taps, channels, multiple = kernel.shape
+    kernel = kernel.reshape(*taps, 1, channels * multiple)
+    geometry = layer.strides, layer.padding, layer.dilation_rate, channels
+    value, magnitudes = (
+        convolution(part, weights, *geometry) for part, weights in ((inputs, kernel), (np.abs(inputs), np.abs(kernel)))
+    )
+    return value, magnitudes, math.prod(taps)
 
 
 def _liresnet_block(layer: Any, inputs: list[Array]) -> Exact:
@@ -107,9 +139,29 @@ def _max_pooling(layer: Any, inputs: list[Array]) -> Exact:
 
 
 def _global_average_pooling(layer: Any, inputs: list[Array]) -> Exact:
-    keep = bool(getattr(layer, "keepdims", False))
-    value, magnitudes = (part.mean(axis=(1, 2), keepdims=keep) for part in (inputs[0], np.abs(inputs[0])))
-    return _added_up(value, magnitudes, math.prod(inputs[0].shape[1:3]))
+    places, keep = tuple(range(1, inputs[0].ndim - 1)), bool(layer.keepdims)
+    value, magnitudes = (part.mean(axis=places, keepdims=keep) for part in (inputs[0], np.abs(inputs[0])))
+    return _added_up(value, magnitudes, math.prod(inputs[0].shape[1:-1]))
+
+
+def _global_max_pooling(layer: Any, inputs: list[Array]) -> Exact:
+    return Exact(inputs[0].max(axis=tuple(range(1, inputs[0].ndim - 1)), keepdims=bool(layer.keepdims)))
+
+
+def _rescaling(layer: Any, inputs: list[Array]) -> Exact:
+    scale, offset = (np.asarray(part, np.float64) for part in (layer.scale, layer.offset))
+    magnitudes = np.abs(inputs[0]) * (np.abs(scale) + _FLUSHED) + np.abs(offset)
+    return _added_up(inputs[0] * scale + offset, magnitudes, 8)
+
+
+def _standardisation(layer: Any, inputs: list[Array]) -> Exact:
+    mean = _float64(layer.mean)
+    deviation = np.maximum(np.sqrt(_float64(layer.variance)), keras.backend.epsilon())
+    if layer.invert:
+        value, magnitudes = mean + inputs[0] * deviation, np.abs(mean) + np.abs(inputs[0]) * (deviation + _FLUSHED)
+    else:
+        value, magnitudes = (inputs[0] - mean) / deviation, (np.abs(inputs[0]) + np.abs(mean)) / deviation
+    return _added_up(value, magnitudes, 16)
 
 
 def _normalisation(layer: Any, inputs: list[Array]) -> Exact:
@@ -160,7 +212,8 @@ def _activated(activation: Any, argument: Exact) -> Exact:
     if isinstance(activation, keras.layers.Layer):
         rule = _RULES.get(type(activation))
         made = rule(activation, [argument.value]) if rule is not None else None
-        steepest = max(1.0, abs(float(getattr(activation, "negative_slope", 0.0) or 0.0)))
+        slopes = (_float64(getattr(activation, name, None) or 0.0) for name in ("negative_slope", "alpha"))
+        steepest = max(1.0, *(float(np.abs(slope).max()) for slope in slopes))
     else:
         function = _ACTIVATIONS.get(getattr(activation, "__name__", ""))
         assumed = getattr(activation, "__name__", "") in _ASSUMED
@@ -191,6 +244,17 @@ def _relu(layer: Any, inputs: list[Array]) -> Exact:
     return _elementwise(function, inputs[0])
 
 
+def _elu(layer: Any, inputs: list[Array]) -> Exact:
+    alpha = float(layer.alpha)
+    found = _elementwise(lambda z: np.where(z >= 0, z, alpha * np.expm1(np.minimum(z, 0))), inputs[0], assumed=True)
+    return Exact(found.value, found.tolerance * max(1.0, abs(alpha)))
+
+
+def _prelu(layer: Any, inputs: list[Array]) -> Exact:
+    alpha, above, below = _float64(layer.alpha), np.maximum(inputs[0], 0), np.minimum(inputs[0], 0)
+    return _added_up(above + alpha * below, above - (np.abs(alpha) + _FLUSHED) * below, 8)
+
+
 def _minmax(layer: Any, inputs: list[Array]) -> Exact:
     pairs = inputs[0].reshape(*inputs[0].shape[:-1], -1, 2)
     return Exact(np.sort(pairs, axis=-1).reshape(inputs[0].shape))
@@ -206,13 +270,33 @@ def _space_to_depth(layer: Any, inputs: list[Array]) -> Exact:
 
 
 def _zero_padding(layer: Any, inputs: list[Array]) -> Exact:
-    return Exact(np.pad(inputs[0], [(0, 0), *layer.padding, (0, 0)]))
+    return Exact(np.pad(inputs[0], [(0, 0), *_ends(layer.padding), (0, 0)]))
 
 
 def _cropping(layer: Any, inputs: list[Array]) -> Exact:
-    (top, bottom), (left, right) = layer.cropping
-    height, width = inputs[0].shape[1:3]
-    return Exact(inputs[0][:, top : height - bottom, left : width - right])
+    sides = inputs[0].shape[1:-1]
+    kept = (slice(first, side - last) for side, (first, last) in zip(sides, _ends(layer.cropping), strict=True))
+    return Exact(inputs[0][:, *kept])
+
+
+def _ends(amounts: Any) -> list[tuple[int, int]]:
+    """Return what is added or cut at both ends of each axis; of one axis, Keras keeps a single pair."""
+    return [tuple(amounts)] if isinstance(amounts[0], int) else [tuple(pair) for pair in amounts]
+
+
+def _center_crop(layer: Any, inputs: list[Array]) -> Exact:
+    top, left = (
+        (side - kept) // 2 for side, kept in zip(inputs[0].shape[1:3], (layer.height, layer.width), strict=True)
+    )
+    return Exact(inputs[0][:, top : top + layer.height, left : left + layer.width])
+
+
+def _up_sampling(layer: Any, inputs: list[Array]) -> Exact:
+    value = inputs[0]
+    sizes = [layer.size] if isinstance(layer.size, int) else layer.size
+    for axis, times in enumerate(sizes):
+        value = np.repeat(value, times, axis=1 + axis)
+    return Exact(value)
 
 
 def _sum(signs: Callable[[int], list[float]]) -> Rule:
@@ -229,23 +313,33 @@ def _same(layer: Any, inputs: list[Array]) -> Exact:
 
 _RULES: dict[type, Rule] = {
     layers.Dense: _dense,
-    layers.Conv2D: _conv2d,
+    **dict.fromkeys((layers.Conv1D, layers.Conv2D, layers.Conv3D), _convolution),
+    **dict.fromkeys((layers.DepthwiseConv1D, layers.DepthwiseConv2D), _depthwise),
+    **dict.fromkeys((layers.SeparableConv1D, layers.SeparableConv2D), _separable),
     LiResNetBlock: _liresnet_block,
     layers.BatchNormalization: _normalisation,
-    layers.AveragePooling2D: _average_pooling,
-    layers.MaxPooling2D: _max_pooling,
-    layers.GlobalAveragePooling2D: _global_average_pooling,
+    layers.Rescaling: _rescaling,
+    layers.Normalization: _standardisation,
+    **dict.fromkeys(WINDOW_AVERAGING, _average_pooling),
+    **dict.fromkeys(WINDOW_MAXIMA, _max_pooling),
+    **dict.fromkeys(GLOBAL_AVERAGING, _global_average_pooling),
+    **dict.fromkeys(GLOBAL_MAXIMA, _global_max_pooling),
     MinMax: _minmax,
     InvertibleDownsampling: _space_to_depth,
     layers.ReLU: _relu,
     layers.LeakyReLU: lambda layer, inputs: _elementwise(_sloped(float(layer.negative_slope)), inputs[0]),
+    layers.ELU: _elu,
+    layers.PReLU: _prelu,
     layers.Activation: _activation,
     **dict.fromkeys(INERT, _same),
     layers.Flatten: lambda layer, inputs: Exact(inputs[0].reshape(len(inputs[0]), -1)),
     layers.Reshape: lambda layer, inputs: Exact(inputs[0].reshape(len(inputs[0]), *layer.target_shape)),
     layers.Permute: lambda layer, inputs: Exact(inputs[0].transpose(0, *layer.dims)),
-    layers.ZeroPadding2D: _zero_padding,
-    layers.Cropping2D: _cropping,
+    **dict.fromkeys((layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D), _zero_padding),
+    **dict.fromkeys((layers.Cropping1D, layers.Cropping2D, layers.Cropping3D), _cropping),
+    layers.CenterCrop: _center_crop,
+    **dict.fromkeys((layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D), _up_sampling),
+    layers.RepeatVector: lambda layer, inputs: Exact(np.repeat(inputs[0][:, None], layer.n, axis=1)),
     layers.Add: _sum(lambda n: [1.0] * n),
     layers.Subtract: _sum(lambda n: [1.0, -1.0]),
     layers.Average: _sum(lambda n: [1.0 / n] * n),

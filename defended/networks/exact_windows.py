@@ -13,16 +13,18 @@ Array = np.ndarray[Any, np.dtype[Any]]
 def convolution(
     inputs: Array,
     kernel: Array,
-    strides: tuple[int, int],
+    strides: Sequence[int],
     padding: str,
-    dilation: tuple[int, int] = (1, 1),
+    dilation: Sequence[int] | None = None,
     groups: int = 1,
 ) -> Array:
-    """Convolve inputs `[n, h, w, c]` with a kernel `[kh, kw, c / groups, filters]`, as Keras defines it."""
-    inputs, counts, _ = with_padding(inputs, kernel.shape[:2], strides, padding, dilation)
-    per_in, per_out = kernel.shape[2], kernel.shape[3] // groups
-    result = np.zeros((len(inputs), *counts, kernel.shape[3]))
-    for tap in np.ndindex(*kernel.shape[:2]):
+    """Convolve inputs `[n, *sides, c]` with a kernel `[*taps, c / groups, filters]`, as Keras defines it."""
+    *taps, per_in, filters = kernel.shape
+    dilation = dilation or (1,) * len(taps)
+    inputs, counts, _ = with_padding(inputs, taps, strides, padding, dilation)
+    per_out = filters // groups
+    result = np.zeros((len(inputs), *counts, filters))
+    for tap in np.ndindex(*taps):
         read = read_by_tap(inputs, tap, counts, strides, dilation)
         for group in range(groups):
             to, frm = (slice(group * size, (group + 1) * size) for size in (per_out, per_in))
@@ -41,7 +43,7 @@ def transposed_convolution(
 
 
 def windows(inputs: Array, size: Sequence[int], strides: Sequence[int], padding: str, fill: float = 0.0) -> Array:
-    """Return what a window holds at all of its places, tap by tap: `[taps, n, rows, columns, channels]`."""
+    """Return what a window holds at all of its places, tap by tap: `[taps, n, *places, channels]`."""
     filled, counts, _ = with_padding(inputs, size, strides, padding, fill=fill)
     return np.stack([read_by_tap(filled, tap, counts, strides) for tap in np.ndindex(*size)])
 
@@ -51,13 +53,22 @@ def with_padding(
     size: Sequence[int],
     strides: Sequence[int],
     padding: str,
-    dilation: Sequence[int] = (1, 1),
+    dilation: Sequence[int] | None = None,
     fill: float = 0.0,
 ) -> tuple[Array, list[int], list[int]]:
-    """Return inputs with their padding (the odd pixel at the end), the number of places and the padding before them."""
+    """Return inputs with their padding (the odd pixel at the end), the number of places and the padding before them.
+
+    Padding is `"valid"`, `"same"` or, of one axis, `"causal"`: all of it before the first place.
+    """
     counts, before, behind = [], [], []
-    for length, taps, stride, step in zip(inputs.shape[1:3], size, strides, dilation, strict=True):
+    axes = zip(inputs.shape[1:-1], size, strides, dilation or (1,) * len(size), strict=True)
+    for length, taps, stride, step in axes:
         reach = (taps - 1) * step + 1
+        if padding == "causal":
+            counts.append((length - 1) // stride + 1)
+            before.append(reach - 1)
+            behind.append(0)
+            continue
         count = -(-length // stride) if padding == "same" else (length - reach) // stride + 1
         missing = max((count - 1) * stride + reach - length, 0) if padding == "same" else 0
         counts.append(count)
@@ -68,11 +79,12 @@ def with_padding(
 
 
 def read_by_tap(
-    inputs: Array, tap: Sequence[int], counts: Sequence[int], strides: Sequence[int], dilation: Sequence[int] = (1, 1)
+    inputs: Array,
+    tap: Sequence[int],
+    counts: Sequence[int],
+    strides: Sequence[int],
+    dilation: Sequence[int] | None = None,
 ) -> Array:
     """Return what one tap of a window reads of padded inputs, at all of its places."""
-    rows, columns = (
-        slice(t * d, t * d + (count - 1) * s + 1, s)
-        for t, count, s, d in zip(tap, counts, strides, dilation, strict=True)
-    )
-    return inputs[:, rows, columns]
+    axes = zip(tap, counts, strides, dilation or (1,) * len(counts), strict=True)
+    return inputs[:, *(slice(t * d, t * d + (count - 1) * s + 1, s) for t, count, s, d in axes)]

@@ -7,17 +7,43 @@ from keras import activations, layers
 from defended.layers.gaussian_noise_augmentation import GaussianNoiseAugmentation
 from defended.layers.invertible_downsampling import InvertibleDownsampling
 
-INERT = (layers.Identity, layers.Dropout, GaussianNoiseAugmentation)
+AUGMENTING = (
+    layers.RandomBrightness, layers.RandomColorDegeneration, layers.RandomColorJitter, layers.RandomContrast,
+    layers.RandomElasticTransform, layers.RandomErasing, layers.RandomFlip, layers.RandomGaussianBlur,
+    layers.RandomGrayscale, layers.RandomHue, layers.RandomInvert, layers.RandomPerspective, layers.RandomPosterization,
+    layers.RandomRotation, layers.RandomSaturation, layers.RandomSharpness, layers.RandomShear,
+    layers.RandomTranslation, layers.RandomZoom, layers.RandAugment, layers.AugMix,
+)  # fmt: skip
+"""They change images in training, and return their input at inference. `RandomCrop` does not: it cuts out a part."""
+
+INERT = (
+    layers.Identity, layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D,
+    layers.GaussianDropout, layers.AlphaDropout, layers.GaussianNoise, layers.ActivityRegularization,
+    GaussianNoiseAugmentation, *AUGMENTING,
+)  # fmt: skip
 """They return their input."""
 
 MOVING = (layers.Flatten, layers.Reshape, layers.Permute, InvertibleDownsampling)
 """They return every entry of their input once, at another place."""
 
-FRAMING = (layers.ZeroPadding2D, layers.Cropping2D)
+FRAMING = (
+    layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D,
+    layers.Cropping1D, layers.Cropping2D, layers.Cropping3D, layers.CenterCrop,
+)  # fmt: skip
 """They add zeros around a map, or cut off its border."""
 
-AVERAGING = (layers.AveragePooling2D, layers.GlobalAveragePooling2D)
+WINDOW_AVERAGING = (layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D)
+GLOBAL_AVERAGING = (layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D, layers.GlobalAveragePooling3D)
+AVERAGING = (*WINDOW_AVERAGING, *GLOBAL_AVERAGING)
 """They average places within each channel."""
+
+WINDOW_MAXIMA = (layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D)
+GLOBAL_MAXIMA = (layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D)
+MAXIMA = (*WINDOW_MAXIMA, *GLOBAL_MAXIMA)
+"""They take the largest of places within each channel."""
+
+REPEATING = (layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D, layers.RepeatVector)
+"""They return every entry of their input the same number of times."""
 
 LINEAR = (None, activations.linear)
 """What a layer's `activation` is where it has none."""

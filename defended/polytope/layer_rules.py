@@ -9,7 +9,7 @@ import keras
 from keras import layers
 
 from defended.networks.checks import check_channels_last, check_plain_weights
-from defended.networks.layer_kinds import LINEAR
+from defended.networks.layer_kinds import INERT, LINEAR
 from defended.polytope.affine_maps import AffineMap, ConvMap, DenseMap, GlobalPoolMap, PoolMap, ReshapeMap
 from defended.polytope.reductions import Shape
 
@@ -104,7 +104,7 @@ def _nothing(layer: Any, shapes: Sequence[Shape], output_shape: Shape) -> Pieces
 
 _PIECES: dict[type, Callable[[Any, Sequence[Shape], Shape], Pieces]] = {
     layers.InputLayer: _nothing,
-    layers.Identity: _nothing,
+    **dict.fromkeys(INERT, _nothing),
     layers.Dense: _dense,
     layers.Conv2D: _conv,
     layers.AveragePooling2D: _pool(PoolMap),
@@ -124,8 +124,6 @@ def _remedy(layer: Any) -> str:
         return "Fold it into the layer before it, or train without it."
     if isinstance(layer, layers.MaxPooling2D):
         return "Use `AveragePooling2D`, or a convolution with strides."
-    if isinstance(layer, layers.Dropout | layers.GaussianNoise | layers.SpatialDropout2D):
-        return "Train without it: the bounds are about the network at inference."
     if type(layer).__name__ in ("MinMax", "LeakyReLU", "ELU", "PReLU", "Softmax"):
         return "Use `layers.ReLU()`, or defend the network with GloroNet, which knows more activations."
     return "Replace it by known layers, or defend the network with GloroNet, which takes rules for your own layers."

@@ -208,7 +208,6 @@ class TestRefused:
             ([layers.Dense(4), layers.LeakyReLU()], "LeakyReLU.*GloroNet"),
             ([layers.Dense(4), layers.ReLU(max_value=6.0)], "not a plain ReLU.*max_value"),
             ([layers.Dense(4), layers.BatchNormalization()], "BatchNormalization.*Fold"),
-            ([layers.Dense(4), layers.Dropout(0.5)], "Dropout.*Train without"),
             ([layers.Dense(4), layers.Activation("sigmoid")], "sigmoid"),
         ],
     )

@@ -468,6 +468,14 @@ class TestBadInput:
         smoothed(samples=19)
         smoothed(samples=21, mode="sequential")
 
+    def test_augmentation_that_acts_in_training_only_is_taken(self):
+        network = keras.Sequential(
+            [keras.Input((6, 6, 1)), layers.RandomFlip(), layers.RandomRotation(0.1), layers.Flatten(), layers.Dense(3)]
+        )
+        model = SmoothedNet(network, epsilon=0.1, sigma=0.25, samples=200, seed=0)
+        x = np.random.default_rng(0).normal(size=(3, 6, 6, 1)).astype("float32")
+        np.testing.assert_array_equal(model.verdicts(x).label, model.verdicts(x).label)
+
     def test_networks_that_are_random_at_inference(self):
         inputs = keras.Input((3,))
         noisy = keras.Model(inputs, layers.Dense(2)(layers.GaussianNoise(0.5)(inputs, training=True)))
