@@ -25,7 +25,7 @@ import keras
 from keras import ops
 
 from defended.certificate import Certificate, Judge
-from defended.networks.identity import Watch, digest_of_settings, digest_of_values
+from defended.networks.identity import Watch, digest_of_settings, digest_of_values, values_of
 from defended.settings import ProvenConstants, Settings
 from defended.tracing import CompiledFunctions, in_stateless_scope, outside_of_graphs
 
@@ -165,7 +165,7 @@ class Gate:
 
     def _proven_of(self) -> list[Any]:
         """Return weights and constants, which a graph that others compile compares with their values at the proof."""
-        return [*self.network.variables, *self._constants(), *self._certificate.variables]
+        return [*values_of(self.network), *self._constants(), *self._certificate.variables]
 
     def _is_current(self) -> bool:
         certified = self._aside.certified
@@ -193,7 +193,7 @@ class Gate:
     def _identity(self, settings: bytes | None = None) -> bytes:
         """Return the SHA-256 of what the certificate is about: network, constants, and what else enters the proof."""
         further = self._certificate.identity()
-        parts = [settings or digest_of_settings(self.network), digest_of_values(self.network.variables)]
+        parts = [settings or digest_of_settings(self.network), digest_of_values(values_of(self.network))]
         parts.append(digest_of_values(self._constants()))
         parts.extend(part.encode() if isinstance(part, str) else digest_of_values([part]) for part in further)
         return hashlib.sha256(b"\0".join(parts)).digest()

@@ -7,6 +7,7 @@ second of length 1, and of three the first is unrolled into channels.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,19 +16,21 @@ from keras import layers, ops
 from defended.gloro import rounding
 from defended.gloro.layer_rules import activation_rule, bias_of, kernel_of, linear_rule
 from defended.gloro.operators import Array, Conv2DOperator, Kernel, LinearOperator, in_float64
+from defended.gloro.rounding import Evaluated
 from defended.gloro.rules import LipschitzRule, lipschitz_rule
 from defended.networks.checks import check_channels_last
 from defended.networks.tracing import Shape
 from defended.numerics.convolution_norms import bound_conv2d_norm, bound_nonnegative_conv2d_norm, conv2d_norm_method
+from defended.numerics.matrix_norms import bound_nonnegative_norm, bound_norm
 from defended.numerics.sliding_windows import Axis, axes_of
 
 _LARGEST_UNROLLED = 2**26
 """Entries of the kernel of a convolution over three axes, once the first is unrolled."""
 
 
-def _ruled(layer: Any, operator: LinearOperator, terms: int, **options: Any) -> LipschitzRule:
+def _ruled(layer: Any, operator: LinearOperator, terms: int) -> LipschitzRule:
     """Return the rule of a layer whose inner products of so many terms Keras adds up as it likes."""
-    return linear_rule(operator, bias_of(layer), terms + 1, then=activation_rule(layer), **options)
+    return linear_rule(operator, bias_of(layer), terms + 1, then=activation_rule(layer))
 
 
 @lipschitz_rule(layers.Conv2D)
@@ -59,11 +62,15 @@ def _conv3d(layer: Any, shape: Shape) -> LipschitzRule:
     taps, (stride, *strides), (apart, *dilation) = layer.kernel.shape[0], layer.strides, layer.dilation_rate
     axis = Axis((taps - 1) * apart + 1, depth, stride, layer.padding)
     entries = math.prod(layer.kernel.shape[1:]) * depth * axis.outputs
-    if layer.groups != 1 or entries > _LARGEST_UNROLLED:
+    if layer.groups != 1:
         raise ValueError(
-            f"Layer {layer.name!r} (Conv3D) has groups={layer.groups} and, with its first axis unrolled into channels, "
-            f"a kernel of {entries} entries; bounds know one group and at most {_LARGEST_UNROLLED} entries. Shorten "
-            f"the first axis, or use Conv2D with its entries as channels."
+            f"Layer {layer.name!r} (Conv3D) has groups={layer.groups}; bounds know one group. Build it with groups=1."
+        )
+    if entries > _LARGEST_UNROLLED:
+        raise ValueError(
+            f"Layer {layer.name!r} (Conv3D) has, with its first axis unrolled into channels, a kernel of {entries} "
+            f"entries; bounds know at most {_LARGEST_UNROLLED}. Shorten the first axis, or use Conv2D with its entries "
+            f"as channels."
         )
     # [taps, depth, places]: where each tap reads at each place.
     reads = np.zeros((taps, depth, axis.outputs), "float32")
@@ -186,55 +193,71 @@ def _depthwise_conv1d(layer: Any, shape: Shape) -> LipschitzRule:
     return _ruled(layer, operator, operator.fan_in)
 
 
+class SeparableRule(LipschitzRule):
+    """The rule of a convolution of each channel, then a mixing of channels.
+
+    Its norm is that of the one convolution that both make; float32 takes two steps, and errs in each.
+    """
+
+    first: DepthwiseOperator
+    mixing: Callable[[], Array]
+    """Returns the second kernel, `[channels * multiple, filters]`, in float64."""
+
+    def evaluated(
+        self, inputs: Sequence[Evaluated], sizes: tuple[int, int], norms: tuple[float, float] | None = None
+    ) -> Evaluated:
+        """Return bounds on the output: its magnitude by the composed norm, its error step by step."""
+        (value,), mixing = inputs, np.abs(self.mixing())
+        between, terms = math.prod(self.first.output_shape), self.first.fan_in
+        norm = self.first.bound_of_magnitudes()
+        middle = rounding.linear(value, norm, norm, 0.0, terms + 1, terms, (sizes[0], between))
+        norm, terms = bound_nonnegative_norm(mixing), len(mixing)
+        result = rounding.linear(middle, norm, norm, self.offset, terms + 1, terms, (between, sizes[1]))
+        composed = norms[0] if norms is not None else norm * self.first.bound_of_magnitudes()
+        magnitude = (composed * value.magnitude + rounding.affine(self.offset)) * (1 + 2.0**-44)
+        # No sum of either step exceeds these, nor does what a layer behind them is relative to.
+        result = result._replace(magnitude=magnitude, terms=np.maximum(middle.terms, result.terms))
+        return result if self.then is None else self.then.evaluated([result], (sizes[1], sizes[1]))
+
+
 @lipschitz_rule(layers.SeparableConv2D)
 def _separable_conv2d(layer: Any, shape: Shape) -> LipschitzRule:
     check_channels_last(layer)
-    return _separable(layer, shape, layer.strides, layer.padding, layer.dilation_rate)
+    kernel = Kernel(lambda: ops.convert_to_tensor(layer.depthwise_kernel))
+    return _separable(layer, DepthwiseOperator(kernel, shape, layer.strides, layer.padding, layer.dilation_rate))
 
 
 @lipschitz_rule(layers.SeparableConv1D)
 def _separable_conv1d(layer: Any, shape: Shape) -> LipschitzRule:
     check_channels_last(layer)
-    (length, channels), padding, (apart,) = shape, layer.padding, layer.dilation_rate
-    if padding == "causal":
-        length, padding = length + (layer.depthwise_kernel.shape[0] - 1) * apart, "valid"
-    return _separable(layer, (length, 1, channels), (layer.strides[0], 1), padding, (apart, 1))
+    kernel = Kernel(lambda: ops.expand_dims(ops.convert_to_tensor(layer.depthwise_kernel), 1))
+    geometry = (layer.strides[0], 1), layer.padding, (layer.dilation_rate[0], 1)
+    return _separable(layer, DepthwiseOperator(kernel, (shape[0], 1, shape[1]), *geometry))
 
 
-def _separable(
-    layer: Any, shape: Shape, strides: tuple[int, int], padding: str, dilation: tuple[int, int]
-) -> LipschitzRule:
-    """Return the rule of a convolution of each channel, then a mixing of channels: one convolution, of their product.
-
-    Both kernels' magnitudes multiply, too: a product goes through the roundings of both sums.
-    """
-    *taps, channels, multiple = layer.depthwise_kernel.shape
-    taps = taps if len(taps) == 2 else [*taps, 1]
+def _separable(layer: Any, first: DepthwiseOperator) -> LipschitzRule:
     filters = layer.pointwise_kernel.shape[-1]
 
     def composed(depthwise: Any, pointwise: Any, xp: Any) -> Any:
-        depthwise = xp.reshape(depthwise, (*taps, channels, multiple))
-        return xp.einsum("hwcm,cmo->hwco", depthwise, xp.reshape(pointwise, (channels, multiple, filters)))
+        mixing = xp.reshape(pointwise, (*depthwise.shape[2:], filters))
+        return xp.einsum("hwcm,cmo->hwco", depthwise, mixing)
 
-    def exact() -> Array:
-        return composed(in_float64(layer.depthwise_kernel), in_float64(layer.pointwise_kernel), np)
-
-    def magnitude() -> Array:
-        parts = np.abs(in_float64(layer.depthwise_kernel)), np.abs(in_float64(layer.pointwise_kernel))
-        return composed(*parts, np) * (1 + 2.0**-40)
+    def mixing() -> Array:
+        return in_float64(layer.pointwise_kernel).reshape(-1, filters)
 
     kernel = Kernel(
-        lambda: composed(
-            ops.convert_to_tensor(layer.depthwise_kernel), ops.convert_to_tensor(layer.pointwise_kernel), ops
-        ),
-        exact,
-        magnitude,
+        lambda: composed(first.kernel.tensor(), ops.convert_to_tensor(layer.pointwise_kernel), ops),
+        lambda: composed(first.kernel.exact(), mixing(), np),
+        lambda: composed(np.abs(first.kernel.exact()), np.abs(mixing()), np) * (1 + 2.0**-40),
     )
-    operator = Conv2DOperator(kernel, shape, strides, padding, dilation)
-
-    def scale() -> float:
-        # What is flushed to zero between the two is multiplied by the second kernel.
-        mixing = np.abs(in_float64(layer.pointwise_kernel)).reshape(channels * multiple, filters)
-        return max(1.0, float(mixing.sum(axis=0).max()) * (1 + 2.0**-40))
-
-    return _ruled(layer, operator, math.prod(taps) + 1 + channels * multiple, scale=scale)
+    operator = Conv2DOperator(kernel, first.input_shape, first.strides, first.padding, first.dilation)
+    bias = bias_of(layer)
+    places = math.prod(operator.output_shape) / filters
+    rule = SeparableRule(
+        operator=operator,
+        offset=lambda: 0.0 if bias is None else bound_norm(bias(), places),
+        roundings=first.fan_in + len(mixing()) + 2,
+        then=activation_rule(layer),
+    )
+    rule.first, rule.mixing = first, mixing
+    return rule

@@ -15,6 +15,7 @@ from defended.gloro.operators import Conv2DOperator, DenseOperator, Kernel, Line
 from defended.gloro.rules import LipschitzRule, exact_rule, lipschitz_rule, rule_for
 from defended.layers.liresnet_block import LiResNetBlock
 from defended.layers.minmax import MinMax
+from defended.networks.checks import check_channels_last
 from defended.networks.layer_kinds import FRAMING, INERT, MOVING
 from defended.networks.tracing import Shape
 from defended.numerics.matrix_norms import bound_norm
@@ -30,6 +31,10 @@ _ACTIVATIONS: dict[str, LipschitzRule | None] = {
 }  # fmt: skip
 
 
+_AS_ACTIVATIONS = (layers.ReLU, layers.LeakyReLU, layers.ELU, layers.PReLU, layers.Activation, layers.Identity, MinMax)
+"""Layers that may be a layer's `activation=`."""
+
+
 def activation_rule(layer: keras.layers.Layer) -> LipschitzRule | None:
     """Return the rule of a layer's `activation=`, or None where there is none.
 
@@ -42,9 +47,9 @@ def activation_rule(layer: keras.layers.Layer) -> LipschitzRule | None:
     name = getattr(activation, "__name__", type(activation).__name__)
     # A user's own function may bear a known name: the object must be Keras's.
     if isinstance(activation, keras.layers.Layer):
-        rule = rule_for(activation, ())
-        if rule.operator is None:
-            return rule
+        # No layer that acts in training only: called without `training`, some draw at inference, too.
+        if type(activation) in _AS_ACTIVATIONS or "lipschitz_bound" in vars(type(activation)):
+            return rule_for(activation, ())
     elif name in _ACTIVATIONS and activation is keras.activations.get(name):
         return _ACTIVATIONS[name]
     raise ValueError(
@@ -54,6 +59,8 @@ def activation_rule(layer: keras.layers.Layer) -> LipschitzRule | None:
 
 
 def _does_not_expand(layer: Any, shape: Shape) -> LipschitzRule:
+    if type(layer) in (layers.Flatten, *FRAMING):
+        check_channels_last(layer)
     return exact_rule()
 
 

@@ -91,6 +91,9 @@ def fold_normalisation(
     operator = rule.operator
     if not isinstance(operator, DenseOperator | Conv2DOperator) or rule.then is not None or rule.factor != 1.0:
         return None
+    # Of a convolution over three axes the operator's channels are unrolled places; a separable one takes two steps.
+    if operator.output_shape[-1] != shape[-1] or type(rule) is not LipschitzRule:
+        return None
     _check_normalises_channels(layer, shape)
     scaled = copy.copy(operator)
     scaled.kernel = operator.kernel.scaled(normalisation_scale(layer))

@@ -94,39 +94,65 @@ def _center_crop(layer: Any, shape: Shape) -> LipschitzRule:
 
 @lipschitz_rule(layers.Rescaling)
 def _rescaling(layer: Any, shape: Shape) -> LipschitzRule:
-    # Its two numbers are rounded to float32, then there are a product and a sum.
+    parts = [np.shape(layer.scale), np.shape(layer.offset), (1, *shape)]
+    try:
+        fits = np.broadcast_shapes(*parts) == (1, *shape)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"Layer {layer.name!r} (Rescaling) has a scale of shape {parts[0]} and an offset of shape {parts[1]}, "
+            f"which do not go with inputs of shape {shape}. Give numbers, or one of each for every channel."
+        )
+
+    # Both are rounded to float32, then there are a product and a sum; a compiler may merge them with what follows.
     def scale() -> float:
-        return _reasonable(np.abs(np.asarray(layer.scale, np.float64)), "scale")
+        return _reasonable(np.abs(np.asarray(layer.scale, np.float64)), "scale", 2.0**100)
 
     def offset() -> float:
         return bound_norm(np.broadcast_to(np.asarray(layer.offset, np.float64), shape).ravel())
 
-    return exact_rule(scale, offset=offset, roundings=5)
+    return exact_rule(scale, offset=offset, roundings=8)
 
 
 @lipschitz_rule(layers.Normalization)
 def _normalization(layer: Any, shape: Shape) -> LipschitzRule:
-    # A root, its inverse, the mean's difference and a product, each within a few units of roundoff.
     def deviation() -> Any:
+        _check_is_adapted(layer)
         return np.maximum(np.sqrt(in_float64(layer.variance)), keras.backend.epsilon())
 
     def factor() -> float:
-        return _reasonable(deviation() if layer.invert else 1 / deviation(), "factor")
+        return _reasonable(deviation() if layer.invert else 1 / deviation(), "factor", 2.0**40)
 
     def offset() -> float:
         mean = in_float64(layer.mean) * (1.0 if layer.invert else 1 / deviation())
         return bound_norm(np.broadcast_to(mean, (1, *shape)).ravel()) * _UP
 
-    return exact_rule(factor, offset=offset, roundings=12)
+    # A root, its inverse, the mean's difference and a product, each within a few units of roundoff. `absolute` covers
+    # a mean that is flushed to zero before it is multiplied: gamma(16) * 2^-60 > 2^40 * 2^-126.
+    return exact_rule(factor, offset=offset, roundings=16, absolute=2.0**-60)
 
 
-def _reasonable(factors: Any, what: str) -> float:
+def _check_is_adapted(layer: Any) -> None:
+    """Refuse statistics that were assigned as weights and are not those that the layer computes with.
+
+    Raises:
+        ValueError: naming the remedy.
+    """
+    if layer.input_mean is not None:
+        return
+    pairs = ((layer.mean, layer.adapt_mean), (layer.variance, layer.adapt_variance))
+    if any(not np.array_equal(in_float64(now).ravel(), in_float64(weights).ravel()) for now, weights in pairs):
+        raise ValueError("its weights were assigned, and it does not use them yet: call its `finalize_state()`.")
+
+
+def _reasonable(factors: Any, what: str, largest: float) -> float:
     """Return the largest of positive factors, if float32 can multiply by all of them.
 
     Raises:
-        ValueError: one is not finite, or near the ends of float32's range.
+        ValueError: one is not finite, above `largest`, or near the lower end of float32's range.
     """
-    fits = np.isfinite(factors) & ((factors == 0) | ((factors > 2.0**-100) & (factors < 2.0**100)))
+    fits = np.isfinite(factors) & ((factors == 0) | ((factors > 2.0**-100) & (factors < largest)))
     if not fits.all():
         raise ValueError(f"its {what} is {factors[~fits].flat[0]:.3g}: bring the inputs to a common scale first.")
     return float(factors.max()) * _UP

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from defended.defended_model import DefendedModel
 from defended.membership.calibration import conformal_threshold
 from defended.membership.oracle import Array, MembershipOracle, Nearest, finite_points, same_shape
-from defended.networks.identity import digest_of_settings, digest_of_values
+from defended.networks.identity import digest_of_settings, digest_of_values, values_of
 
 INPUT = "input"
 _BATCH = 512
@@ -140,7 +140,7 @@ class ScoreOracle(MembershipOracle):
             ValueError: when the data were not saved with the model and the weights are others, when features are not
                 finite, or when a threshold would take every calibration input to be invalid.
         """
-        parts = (digest_of_settings(model.network), digest_of_values(model.network.variables))
+        parts = (digest_of_settings(model.network), digest_of_values(values_of(model.network)))
         digest = np.frombuffer(hashlib.sha256(b"".join(parts)).digest(), np.int32)
         if np.array_equal(ops.convert_to_numpy(self._made_for), digest) or self._aside.is_of_earlier_version:
             # Files of earlier versions hold a checksum that says less; a score changes no answer, only its reason.

@@ -212,8 +212,8 @@ def _activated(activation: Any, argument: Exact) -> Exact:
     if isinstance(activation, keras.layers.Layer):
         rule = _RULES.get(type(activation))
         made = rule(activation, [argument.value]) if rule is not None else None
-        slopes = (_float64(getattr(activation, name, None) or 0.0) for name in ("negative_slope", "alpha"))
-        steepest = max(1.0, *(float(np.abs(slope).max()) for slope in slopes))
+        slopes = [getattr(activation, name, None) for name in ("negative_slope", "alpha")]
+        steepest = max([1.0, *(float(np.abs(_float64(slope)).max()) for slope in slopes if slope is not None)])
     else:
         function = _ACTIVATIONS.get(getattr(activation, "__name__", ""))
         assumed = getattr(activation, "__name__", "") in _ASSUMED
@@ -281,7 +281,7 @@ def _cropping(layer: Any, inputs: list[Array]) -> Exact:
 
 def _ends(amounts: Any) -> list[tuple[int, int]]:
     """Return what is added or cut at both ends of each axis; of one axis, Keras keeps a single pair."""
-    return [tuple(amounts)] if isinstance(amounts[0], int) else [tuple(pair) for pair in amounts]
+    return [tuple(amounts)] if np.ndim(amounts) == 1 else [tuple(pair) for pair in amounts]
 
 
 def _center_crop(layer: Any, inputs: list[Array]) -> Exact:

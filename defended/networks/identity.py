@@ -44,6 +44,16 @@ def digest_of_values(variables: Iterable[Any]) -> bytes:
     return digest.digest()
 
 
+def values_of(network: keras.Model) -> list[Any]:
+    """Return the variables of a network that it computes with at inference: all but the states of its random seeds.
+
+    Some layers that augment images move their seed at inference, too, and draw nothing that they return.
+    """
+    layers = network._flatten_layers(include_self=False)
+    seeds = {id(generator.state) for layer in layers for generator in getattr(layer, "_seed_generators", ())}
+    return [variable for variable in network.variables if id(variable) not in seeds]
+
+
 class Watch:
     """Notices that the settings of a network's layers, or the values of variables, may have changed.
 
@@ -54,17 +64,20 @@ class Watch:
 
     def __init__(self, network: keras.Model, variables: Iterable[Any] = ()):
         layers = [network, *network._flatten_layers(include_self=False)]
+        self._environment = _environment()
         self._layers = [(vars(layer), dict(vars(layer))) for layer in layers]
         self._methods = {(cls, name): getattr(cls, name) for cls in map(type, layers) for name in ("call", "__call__")}
-        self._variables = [*network.variables, *variables]
+        self._variables = [*values_of(network), *variables]
         # Held, a buffer is neither written to nor used for anything else: an assignment makes another one.
         self._held = [_buffer(variable) for variable in self._variables]
 
     def settings_are_untouched(self) -> bool:
         """Return whether every layer holds the very objects that it held, and runs the very methods that it ran."""
         try:
-            return all(now == then for now, then in self._layers) and all(
-                getattr(cls, name) is method for (cls, name), method in self._methods.items()
+            return (
+                self._environment == _environment()
+                and all(now == then for now, then in self._layers)
+                and all(getattr(cls, name) is method for (cls, name), method in self._methods.items())
             )
         except (TypeError, ValueError):  # arrays compare entry by entry: an attribute is another one now
             return False
@@ -105,7 +118,14 @@ def _is_same(now: Any, then: Any) -> bool:
 # Settings, as texts.
 
 
+def _environment() -> tuple[Any, ...]:
+    """Return what layers read of Keras when they are called."""
+    return keras.config.epsilon(), keras.config.image_data_format()
+
+
 def _settings(network: keras.Model) -> Iterator[str]:
+    if _environment() != (1e-7, "channels_last"):  # Keras's defaults
+        yield repr(_environment())
     yield _configuration(network)
     for layer in [network, *network._flatten_layers(include_self=False)]:
         cls = type(layer)

@@ -216,3 +216,103 @@ def test_a_volume_that_is_too_large_is_refused():
     network = keras.Sequential([keras.Input((40, 8, 8, 64)), layers.Conv3D(64, 5), layers.Flatten(), layers.Dense(2)])
     with pytest.raises(ValueError, match=r"Conv3D.*Shorten the first axis"):
         GloroNet(network, epsilon=0.1)
+
+
+class TestWhatWasOnceWrong:
+    """Found by an attacker who knew only the promise."""
+
+    @pytest.mark.parametrize(
+        ("scale", "offset"), [(np.ones((8, 1)).tolist(), 0.0), (2.0, np.ones((2, 1, 1, 3)).tolist()), ([1.0, 2.0], 0.0)]
+    )
+    def test_rescaling_that_changes_the_shape_is_refused(self, scale, offset):
+        inputs = keras.Input((4, 1, 3))
+        try:
+            values = layers.Rescaling(scale, offset)(inputs)
+        except ValueError:
+            return  # refused by Keras
+        network = keras.Model(inputs, layers.Dense(2)(layers.GlobalMaxPooling2D()(layers.Conv2D(2, 1)(values))))
+        with pytest.raises(ValueError, match=r"\(Rescaling\) has a scale of shape .* do not go with inputs"):
+            GloroNet(network, epsilon=0.1)
+
+    @pytest.mark.parametrize(("first", "second"), [(2.0**-110, 2.0**110), (2.0**110, 2.0**-110), (2.0**120, 2.0**-127)])
+    @pytest.mark.parametrize("normalised", [False, True])
+    def test_a_separable_convolution_errs_between_its_steps(self, first, second, normalised):
+        """What is flushed to zero or overflows between the two is enlarged, or hidden, by the second kernel."""
+        behind = [layers.BatchNormalization()] if normalised else []
+        network = keras.Sequential(
+            [keras.Input((3, 3, 1)), layers.SeparableConv2D(2, 2, use_bias=False), *behind, layers.Flatten(),
+             layers.Dense(2)]
+        )  # fmt: skip
+        network.layers[0].depthwise_kernel.assign(np.full((2, 2, 1, 1), first))
+        network.layers[0].pointwise_kernel.assign(np.full((1, 1, 1, 2), second))
+        graph = LipschitzGraph(network)
+        assert graph.bound() < 100, "the product is harmless"
+        proof = graph.prove()
+        constant, slope = np.max(proof.errors[0]), np.max(proof.errors[1])
+        flushed = 2.0**-126 * second  # of one number between the two
+        assert constant >= flushed or slope >= 2.0**-126 * first
+        assert proof.limit * first <= 2.0**113, "no sum between them overflows"
+
+    def test_layers_that_draw_are_no_activations(self):
+        for activation in (layers.RandomInvert(0.5), layers.GaussianNoise(0.1), layers.Rescaling(3.0)):
+            network = keras.Sequential([keras.Input(VECTOR), layers.Dense(4, activation=activation), layers.Dense(2)])
+            with pytest.raises(ValueError, match="has the activation"):
+                GloroNet(network, epsilon=0.1)
+
+    def test_prelu_is_an_activation(self):
+        activation = layers.PReLU(SLOPES)
+        model = GloroNet(
+            keras.Sequential([keras.Input(VECTOR), layers.Dense(4, activation=activation), layers.Dense(2)]),
+            epsilon=0.1,
+        )
+        model.finalize()
+        assert model.is_final
+
+    def test_seeds_that_move_at_inference_are_no_change(self):
+        network = keras.Sequential([keras.Input(IMAGE), layers.RandomHue(0.1), layers.Flatten(), layers.Dense(3)])
+        model = GloroNet(network, epsilon=0.1)
+        model.verdicts(RNG.normal(size=(4, *IMAGE)))
+        assert model.is_final
+        network.layers[-1].kernel.assign(2 * network.layers[-1].kernel)
+        assert not model.is_final
+
+    def test_normalisation_behind_convolutions_of_other_kinds(self):
+        for shape, layer in ((VOLUME, layers.Conv3D(3, 2)), (SERIES, layers.Conv1D(4, 2)),
+                             (IMAGE, layers.DepthwiseConv2D(3)), (IMAGE, layers.SeparableConv2D(4, 3))):  # fmt: skip
+            _, network = built(shape, lambda layer=layer: keras.Sequential([layer, layers.BatchNormalization()]))
+            network.layers[1].layers[1].moving_variance.assign(
+                np.full(network.layers[1].layers[1].moving_variance.shape, 0.3)
+            )
+            graph = LipschitzGraph(network)
+            slope = largest_slope(network.layers[1], shape, points=1)
+            assert slope * (1 - 1e-5) <= graph.bound() <= 1.5 * slope
+            assert np.isfinite(float(graph.evaluate.norms(np.zeros((1, *shape), "float32"))[1]))
+
+    def test_statistics_that_were_assigned_and_are_not_used_are_refused(self):
+        network = keras.Sequential([keras.Input(VECTOR), adapted(VECTOR), layers.Dense(3)])
+        other = keras.models.clone_model(network)
+        other.set_weights(network.get_weights())
+        with pytest.raises(ValueError, match=r"'normalization.*finalize_state"):
+            GloroNet(other, epsilon=0.1).finalize()
+        other.layers[0].finalize_state()
+        one, model = GloroNet(network, epsilon=0.1), GloroNet(other, epsilon=0.1)
+        x = RNG.normal(5, 3, (4, *VECTOR))
+        np.testing.assert_array_equal(one.verdicts(x).radius, model.verdicts(x).radius)
+
+    def test_an_epsilon_of_keras_that_changed_is_noticed(self):
+        layer = layers.Normalization(mean=0.0, variance=0.0)
+        model = GloroNet(keras.Sequential([keras.Input(VECTOR), layer, layers.Dense(3)]), epsilon=1e-9)
+        model.finalize()
+        before = keras.config.epsilon()
+        keras.config.set_epsilon(1e-6)
+        try:
+            assert not model.is_final
+        finally:
+            keras.config.set_epsilon(before)
+
+    @pytest.mark.parametrize("layer_class", [layers.ZeroPadding2D, layers.Cropping2D, layers.Flatten])
+    def test_channels_first_is_refused(self, layer_class):
+        layer = layer_class(data_format="channels_first")
+        network = keras.Sequential([keras.Input(IMAGE), layer, layers.Flatten(), layers.Dense(3)])
+        with pytest.raises(ValueError, match="channels_last"):
+            GloroNet(network, epsilon=0.1)
