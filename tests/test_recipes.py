@@ -25,7 +25,7 @@ RECIPES = sorted((Path(__file__).parents[1] / "benchmarks" / "recipes").rglob("*
 def test_a_recipe_is_complete(path):
     settings = TrainingSettings(**tomllib.loads(path.read_text(encoding="utf-8")))
     data, net, radius = re.fullmatch(r"(.+)-(\w+)-([0-9.]+)(?:-[a-z]+)?", path.stem).groups()
-    trained = settings.epsilon * (2 if settings.doubling else int(settings.train_radius))
+    trained = settings.epsilon * (2 if settings.doubling else max(int(settings.train_radius), 1))
     assert (settings.data, settings.net, trained) == (data.replace("-", "_"), net, pytest.approx(float(radius)))
 
 

@@ -159,6 +159,16 @@ def test_what_tells_no_settings_is_measured_anew(line, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_figure4_draws_what_is_here(few_points, monkeypatch):
+    monkeypatch.setattr(lipschitz, "DRAWN", ("mnist-0.3", "cifar10-0.141"))
+    monkeypatch.setenv("DEFENDED_DATA", str(few_points))
+    result = reproduce("figure4")
+    assert [finding.case for finding in result.findings] == ["mnist-0.3, mnist-2c2f-0.3"]
+    assert result.findings[0].ours.total > 10
+    assert any("cifar10.npz" in reason for reason in result.left_out)
+    assert (result.picture is None) == any("no pair to draw" in reason for reason in result.left_out)
+
+
 def test_unknown_experiments_are_refused():
     assert set(EXPERIMENTS) == {f"table{n}" for n in range(1, 6)} | {"figure2", "figure3", "figure4"}
     with pytest.raises(ValueError, match=r"table9.*table1"):
