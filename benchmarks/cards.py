@@ -61,7 +61,8 @@ def main() -> None:
     stale = [name for name, entry in index().items() if known.get(name, {}).get("sha256") != entry.sha256]
     for name in names or stale:
         start = time.perf_counter()
-        found = {**measured(), name: measure(name)}
+        figures = measure(name)
+        found = {**measured(), name: figures}
         atomic_write_text(MEASURED, json.dumps({name: found[name] for name in sorted(found)}, indent=1) + "\n")
         shares = ", ".join(f"{rate} {100 * float(Rate(*counts)):.2f}" for rate, counts in found[name]["rates"].items())
         print(f"{name}: {shares} ({time.perf_counter() - start:.0f} s)", flush=True)

@@ -116,10 +116,10 @@ def figure2(settings: Settings) -> Reproduction:
     findings: list[Finding] = []
     for case in CASES:
         panel = " ".join(case.name.rsplit("-", 1))
-        for suffix, trained in TRAINED if case.reference else ():
+        authors = (case.reference or "").removesuffix("_N")
+        for suffix, trained in TRAINED if authors else ():
             with noted(left_out):
-                file = f"{case.reference.removesuffix('_N')}_{suffix}.csv"
-                path = settings.reference_file("gloro", "radii", file)
+                path = settings.reference_file("gloro", "radii", f"{authors}_{suffix}.csv")
                 series[f"{panel}, authors', {trained}"] = case.epsilon, *_published_radii(path), None
         for published, (_, trained) in zip(case.zoo, TRAINED, strict=bool(case.zoo)):
             name = f"{panel}, ours, {trained}"

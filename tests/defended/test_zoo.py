@@ -1,5 +1,6 @@
 """Architectures of the papers, the nets that ship, and files that are whole or absent."""
 
+import json
 import os
 
 import keras
@@ -8,6 +9,8 @@ import pytest
 
 from defended import GloroNet, SmoothedNet, pretrained, zoo
 from defended._io import atomic_write_bytes, atomic_write_text, sha256_file
+from defended.pretrained import cards
+from defended.pretrained.cards import measured
 
 
 @pytest.mark.parametrize(
@@ -96,6 +99,45 @@ def test_nets_that_ship():
     assert smoothed.sampling["sigma"] == 0.5
     for name in zoo.names():
         assert pretrained.path(name).stat().st_size < 2_000_000
+
+
+class TestCards:
+    @pytest.mark.parametrize("name", zoo.names())
+    def test_every_net_has_figures_of_its_own_file(self, name):
+        text = zoo.card(name)
+        entry = pretrained.entry_of(name)
+        assert entry.command in text
+        assert entry.sha256 in text
+        assert entry.network in text
+        assert measured()[name]["sha256"] == entry.sha256
+        for rate in ("clean_accuracy", "vra", "fpr_upper"):
+            assert f"`{rate}`" in text
+
+    def test_figures_by_hand(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(cards, "MEASURED", tmp_path / "measured.json")
+        name = "mnist-2c2f-0.3"
+        assert "Nothing was measured" in zoo.card(name)
+        found = {"inputs": "all 10 test images", "command": "measure", "rates": {"vra": [9, 10]}}
+        found["sha256"] = pretrained.entry_of(name).sha256
+        cards.MEASURED.write_text(json.dumps({name: found}))
+        assert "correct and certified at eps | 90.00 | 55.50 to 99.75 |" in zoo.card(name)
+        cards.MEASURED.write_text(json.dumps({name: found | {"sha256": "of another file"}}))
+        assert "Nothing was measured" in zoo.card(name)
+        with pytest.raises(ValueError, match="Unknown net"):
+            zoo.card("mnist")
+
+    def test_the_figures_are_the_nets(self, real_data):
+        data, name = real_data("mnist"), "mnist-2c2f-0.3"
+        verdicts = zoo.load(name).verdicts(data.x_test)
+        count = int(np.sum(~verdicts.rejected & (verdicts.label == data.y_test)))
+        assert measured()[name]["rates"]["vra"] == [count, 10_000]
+
+
+def test_files_hold_their_proof():
+    """So that they open without proving anything: `load` believes a file whose hash is known."""
+    for name in zoo.names():
+        if pretrained.entry_of(name).kind == "GloroNet":
+            assert keras.models.load_model(pretrained.path(name), compile=False).trust_file(), name
 
 
 def test_bad_names_and_files(tmp_path, monkeypatch):
