@@ -31,7 +31,7 @@ RECIPES = {
     "fashion-mnist-2c2f-0.3": ("fashion_mnist", "2C2F", 0.3, ""),
     "fashion-mnist-2c2f-0.6": ("fashion_mnist", "2C2F", 0.3, ""),
     "cifar10-6c2f-0.141": ("cifar10", "6C2F", 0.141, ", then as the files in refined/ say"),
-    "cifar10-6c2f-0.282": ("cifar10", "6C2F", 0.141, ", from the net of cifar10-6c2f-0.141"),
+    "cifar10-6c2f-0.282": ("cifar10", "6C2F", 0.141, ", from the net of refined/cifar10-6c2f-0.141-longer.toml"),
     "gtsrb-6c2f-0.141": ("gtsrb", "6C2F", 0.141, ", then as the files in refined/ say"),
     "gtsrb-6c2f-0.282": ("gtsrb", "6C2F", 0.141, ", from the net of gtsrb-6c2f-0.141"),
 }

@@ -13,6 +13,7 @@ FIRST = 1000
 @pytest.mark.parametrize(
     ("name", "right", "right_twice", "contested"),
     [
+        ("cifar10-6c2f-0.141", 589, 414, 233),
         ("cifar10-6c2f-0.282", 589, 449, 224),
         ("gtsrb-6c2f-0.141", 602, 307, 295),
         ("gtsrb-6c2f-0.282", 632, 438, 221),
