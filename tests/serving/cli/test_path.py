@@ -155,7 +155,7 @@ def test_attack_prints_the_bracket_and_writes_the_figures(trained, tmp_path, nam
     result = run("attack", trained / "model.keras", "--attack", name, *effort, "--limit", 40, *more)
     assert result.exit_code == 0, result.output
     assert "fpr_lower" in result.output
-    rows = list(csv.DictReader((tmp_path / "classes.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "classes.csv").read_text().splitlines()))
     assert sum(int(row["inputs"]) for row in rows) == 40
     figures = json.loads(out.read_text())
     assert figures["inputs"] == 40
