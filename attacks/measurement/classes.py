@@ -100,7 +100,7 @@ def by_class(
     rows = []
     for number in map(int, numbers):
         chosen = labels == number
-        rates = facts.of(chosen).rates(CLASS_RATES, confidence, alpha)
-        known = {name: rate for name, rate in rates.items() if rate is not None}
-        rows.append(ClassRates(number, str(number) if names is None else names[number], int(chosen.sum()), known))
+        those = facts.of(chosen)
+        rates = {name: those.rate(name, confidence, alpha) for name in CLASS_RATES}
+        rows.append(ClassRates(number, str(number) if names is None else names[number], int(chosen.sum()), rates))
     return ByClass(rows)

@@ -28,6 +28,11 @@ _LARGEST_UNROLLED = 2**26
 """Entries of the kernel of a convolution over three axes, once the first is unrolled."""
 
 
+def _on_rows(read: Callable[[], Any]) -> Kernel:
+    """Return the kernel of a convolution over one axis, `read` anew each time, with a second axis of length 1."""
+    return Kernel(lambda: ops.expand_dims(ops.convert_to_tensor(read()), 1))
+
+
 def _ruled(layer: Any, operator: LinearOperator, terms: int) -> LipschitzRule:
     """Return the rule of a layer whose inner products of so many terms Keras adds up as it likes."""
     return linear_rule(operator, bias_of(layer), terms + 1, then=activation_rule(layer))
@@ -47,7 +52,7 @@ def _conv2d(layer: Any, shape: Shape) -> LipschitzRule:
 @lipschitz_rule(layers.Conv1D)
 def _conv1d(layer: Any, shape: Shape) -> LipschitzRule:
     check_channels_last(layer)
-    kernel = Kernel(lambda: ops.expand_dims(ops.convert_to_tensor(layer.kernel), 1))
+    kernel = _on_rows(lambda: layer.kernel)
     (length, channels), taps, padding = shape, layer.kernel.shape[0], layer.padding
     if padding == "causal":  # zeros in front, which leave the norm as it is, and no others
         length, padding = length + (taps - 1) * layer.dilation_rate[0], "valid"
@@ -74,10 +79,9 @@ def _conv3d(layer: Any, shape: Shape) -> LipschitzRule:
         )
     # [taps, depth, places]: where each tap reads at each place.
     reads = np.zeros((taps, depth, axis.outputs), "float32")
-    for tap, place in np.ndindex(taps, axis.outputs):
-        at = place * stride + tap * apart - axis.before
-        if 0 <= at < depth:
-            reads[tap, at, place] = 1
+    for tap in range(taps):
+        places, entries_read = axis.reads(tap * apart)
+        reads[tap, entries_read, places] = 1
     shapes = *layer.kernel.shape[1:3], depth * channels, axis.outputs * layer.kernel.shape[4]
 
     def unrolled(kernel: Any, xp: Any) -> Any:
@@ -187,7 +191,7 @@ def _depthwise_conv2d(layer: Any, shape: Shape) -> LipschitzRule:
 @lipschitz_rule(layers.DepthwiseConv1D)
 def _depthwise_conv1d(layer: Any, shape: Shape) -> LipschitzRule:
     check_channels_last(layer)
-    kernel = Kernel(lambda: ops.expand_dims(ops.convert_to_tensor(layer.kernel), 1))
+    kernel = _on_rows(lambda: layer.kernel)
     geometry = (layer.strides[0], 1), layer.padding, (layer.dilation_rate[0], 1)
     operator = DepthwiseOperator(kernel, (shape[0], 1, shape[1]), *geometry)
     return _ruled(layer, operator, operator.fan_in)
@@ -230,7 +234,7 @@ def _separable_conv2d(layer: Any, shape: Shape) -> LipschitzRule:
 @lipschitz_rule(layers.SeparableConv1D)
 def _separable_conv1d(layer: Any, shape: Shape) -> LipschitzRule:
     check_channels_last(layer)
-    kernel = Kernel(lambda: ops.expand_dims(ops.convert_to_tensor(layer.depthwise_kernel), 1))
+    kernel = _on_rows(lambda: layer.depthwise_kernel)
     geometry = (layer.strides[0], 1), layer.padding, (layer.dilation_rate[0], 1)
     return _separable(layer, DepthwiseOperator(kernel, (shape[0], 1, shape[1]), *geometry))
 

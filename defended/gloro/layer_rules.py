@@ -64,7 +64,7 @@ def _does_not_expand(layer: Any, shape: Shape) -> LipschitzRule:
     return exact_rule()
 
 
-for _cls in (*INERT, *MOVING, *(cls for cls in FRAMING if cls is not layers.CenterCrop), MinMax):
+for _cls in (*INERT, *MOVING, *FRAMING, MinMax):
     lipschitz_rule(_cls)(_does_not_expand)
 
 

@@ -28,9 +28,10 @@ MOVING = (layers.Flatten, layers.Reshape, layers.Permute, InvertibleDownsampling
 
 FRAMING = (
     layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D,
-    layers.Cropping1D, layers.Cropping2D, layers.Cropping3D, layers.CenterCrop,
+    layers.Cropping1D, layers.Cropping2D, layers.Cropping3D,
 )  # fmt: skip
-"""They add zeros around a map, or cut off its border."""
+"""They add zeros around a map, or cut off its border, in the type of what they are given. `CenterCrop` does not: it
+converts its input to float32."""
 
 WINDOW_AVERAGING = (layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D)
 GLOBAL_AVERAGING = (layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D, layers.GlobalAveragePooling3D)
@@ -41,9 +42,6 @@ WINDOW_MAXIMA = (layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D)
 GLOBAL_MAXIMA = (layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D)
 MAXIMA = (*WINDOW_MAXIMA, *GLOBAL_MAXIMA)
 """They take the largest of places within each channel."""
-
-REPEATING = (layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D, layers.RepeatVector)
-"""They return every entry of their input the same number of times."""
 
 LINEAR = (None, activations.linear)
 """What a layer's `activation` is where it has none."""

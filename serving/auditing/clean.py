@@ -110,7 +110,7 @@ def clean_figures(
     kinds: dict[str, tuple[strata.Stratum, ...]] = {}
     classes = y if y is not None else predicted
     if classes is not None:
-        names = None if subject.manifest is None else subject.manifest.class_names
+        names = None if subject.manifest is None else subject.manifest.labels
         kinds["class"] = strata.by_class(facts, classes, confidence, alpha, names)
     if scores is not None:
         kinds["confidence"] = strata.by_confidence(facts, strata.confidences(scores), confidence, alpha)

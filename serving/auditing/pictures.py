@@ -84,7 +84,7 @@ def draw_degraded_pairs(report: AuditFigures) -> Figure | None:
 def _answer(report: AuditFigures, pair: DegradedPair) -> str:
     """Return what the class that a pair's original is answered is called."""
     manifest = report.subject.manifest
-    return name_of(pair.label, None if manifest is None else manifest.class_names)
+    return name_of(pair.label, None if manifest is None else manifest.labels)
 
 
 def difference_scale(report: AuditFigures) -> str:

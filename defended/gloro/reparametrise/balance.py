@@ -12,12 +12,12 @@ from keras import layers
 from defended.arguments import positive_number
 from defended.gloro.reparametrise.chain import HOMOGENEOUS, chain_of, is_homogeneous
 from defended.layers.minmax import MinMax
-from defended.networks.layer_kinds import AVERAGING, INERT, LINEAR, MAXIMA, MOVING
+from defended.networks.layer_kinds import AVERAGING, LINEAR, MAXIMA, MOVING
 from defended.training.optimizers import BiasRateAdam
 
 _WEIGHTED = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
 # Noise of a given size, as `GaussianNoiseAugmentation` adds it while training, is not scaled along.
-_HOMOGENEOUS = (MinMax, *INERT, *MAXIMA, *MOVING, *AVERAGING)
+_HOMOGENEOUS = (MinMax, layers.Identity, layers.Dropout, *MAXIMA, *MOVING, *AVERAGING)
 _OPTIMIZERS = (keras.optimizers.Adam, keras.optimizers.AdamW, BiasRateAdam)
 
 

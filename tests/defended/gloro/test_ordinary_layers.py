@@ -309,6 +309,13 @@ class TestWhatWasOnceWrong:
         finally:
             keras.config.set_epsilon(before)
 
+    def test_a_crop_that_rounds_to_float32_is_not_looked_at_twice(self):
+        crop = layers.CenterCrop(4, 4)
+        assert crop(np.full((1, *IMAGE), 1 / 3)).dtype == "float32"
+        network = keras.Sequential([keras.Input(IMAGE), layers.Conv2D(2, 3), crop, layers.Flatten(), layers.Dense(3)])
+        with pytest.raises(ValueError, match=r"second look.*CenterCrop"):
+            GloroNet(network, epsilon=0.1, second_look=True)
+
     @pytest.mark.parametrize("layer_class", [layers.ZeroPadding2D, layers.Cropping2D, layers.Flatten])
     def test_channels_first_is_refused(self, layer_class):
         layer = layer_class(data_format="channels_first")

@@ -327,9 +327,10 @@ def test_balancing_refuses_what_it_cannot_keep_the_same():
     curved = keras.Sequential([inputs, layers.Dense(4, activation="tanh", name="bent"), layers.Dense(2)])
     plain = keras.Sequential([inputs, layers.Dense(4), layers.ReLU(), layers.Dense(2)])
     capped = keras.Sequential([inputs, layers.Dense(4), layers.ReLU(max_value=6.0, name="capped"), layers.Dense(2)])
+    noisy = keras.Sequential([inputs, layers.Dense(4), layers.GaussianNoise(0.1, name="noise"), layers.Dense(2)])
     with pytest.raises(ValueError, match="chain"):
         callbacks.BalanceLayers().set_model(GloroNet(branched, epsilon=0.1))
-    for network, name in ((curved, "bent"), (capped, "capped")):
+    for network, name in ((curved, "bent"), (capped, "capped"), (noisy, "noise")):
         with pytest.raises(ValueError, match=name):
             callbacks.BalanceLayers().set_model(GloroNet(network, epsilon=0.1))
     with pytest.raises(ValueError, match="a value for each layer"):
