@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent
 
 PACKAGES = {
     "defended": "defended",
+    "defended.adapting": "defended/adapting",
     "defended.gloro": "defended/gloro",
     "defended.gloro.legacy": "defended/gloro/legacy",
     "defended.gloro.reparametrise": "defended/gloro/reparametrise",
@@ -102,6 +103,7 @@ setup(
     package_dir=PACKAGES,
     package_data={
         "defended": ["py.typed", "moved_modules.json"],
+        "defended.adapting": ["*.json"],
         "defended.pretrained": ["*.json", "*.keras"],
         "defended.serving.auditing": ["templates/*", "schemas/*.json"],
         "defended.serving.exporting": ["templates/*"],

@@ -5,6 +5,7 @@ from typing import Any
 
 from defended import _moved, datasets, exceptions, gloro, layers, membership, polytope, smoothing, zoo
 from defended._version import __version__
+from defended.adapting import adapt, diagnose
 from defended.answering import Verdicts
 from defended.calibration import calibrate_epsilon
 from defended.defended_model import DefendedModel
@@ -23,9 +24,11 @@ __all__ = [
     "SmoothedNet",
     "Verdicts",
     "__version__",
+    "adapt",
     "calibrate_epsilon",
     "callbacks",
     "datasets",
+    "diagnose",
     "exceptions",
     "gloro",
     "layers",

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from defended.attacks.measurement.tables import csv_text, text_table
+from defended.attacks.measurement.tables import csv_text
 from defended.statistics.intervals import Rate
 from defended.statistics.rates import InputFacts
+from defended.text_table import text_table
 
 CLASS_RATES = ("clean_accuracy", "rejection_rate", "vra", "fpr_lower", "fpr_upper")
 """The rates of each class, in the order of its table."""

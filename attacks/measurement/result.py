@@ -10,9 +10,10 @@ import numpy as np
 
 from defended.attacks.measurement.classes import ByClass, by_class
 from defended.attacks.measurement.records import DegradedInputs, Records
-from defended.attacks.measurement.tables import RATES, compare, text_table
+from defended.attacks.measurement.tables import RATES, compare
 from defended.statistics.intervals import Rate
 from defended.statistics.rates import DEFINITIONS, InputFacts, exceeds
+from defended.text_table import text_table
 
 
 class _Figure:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from defended.attacks.measurement.records import Records
 from defended.statistics.intervals import Rate
 from defended.statistics.rates import DEFINITIONS
+from defended.text_table import text_table
 
 RATES = tuple(name for name in DEFINITIONS if name not in ("accuracy_on_answered", "always_answered"))
 """The rates of a measurement, each an attribute of it, in the order of tables."""
@@ -126,17 +127,3 @@ def csv_text(rows: Iterable[Iterable[str]]) -> str:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(rows)
     return buffer.getvalue()
-
-
-def text_table(rows: Iterable[Iterable[str]], left: Collection[int] = (0,), between: str = "  ") -> str:
-    """Return rows of cells as lines of plain text; columns numbered in `left` are aligned left, the others right."""
-    cells = [list(row) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = (
-        between.join(
-            cell.ljust(width) if column in left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in cells
-    )
-    return "\n".join(line.rstrip() if between.isspace() else line for line in lines)

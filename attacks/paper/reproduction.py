@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from defended._io import atomic_write_bytes, atomic_write_text
 from defended.attacks.measurement.result import Susceptibility
-from defended.attacks.measurement.tables import PAPER, csv_text, text_table
+from defended.attacks.measurement.tables import PAPER, csv_text
 from defended.exceptions import NotHereError
 from defended.statistics.intervals import Rate
+from defended.text_table import text_table
 
 COLUMNS = ("case", "figure", "paper", "ours", "low", "high", "difference", "count", "total", "note")
 _FIGURES = PAPER | {"vra_2eps": "VRA at 2 eps"}

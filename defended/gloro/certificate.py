@@ -12,6 +12,7 @@ from defended.gloro.graph import LipschitzGraph
 from defended.gloro.proof import LayerBound, Proof
 from defended.numerics.float32 import FLOAT_MAX, SMALLEST_NORMAL, UNIT_ROUNDOFF, gamma
 from defended.numerics.matrix_norms import round_up_to_float32
+from defended.text_table import text_table
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -146,9 +147,7 @@ class CertificateReport:
             )
             for line in self.layers
         ]  # fmt: skip
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in [head, *rows]]
-        table = "\n".join(lines)
+        table = text_table([head, *rows], left=range(len(head)))
         return (
             f"{table}\n"
             f"Lipschitz constant of the hidden layers: {self.lipschitz:.9g}\n"

@@ -197,6 +197,11 @@ def known_layers() -> list[str]:
     return sorted(cls.__name__ for cls in _RULES)
 
 
+def has_rule(layer: keras.layers.Layer) -> bool:
+    """Return whether the layer's very class has a rule or a `lipschitz_bound()` of its own."""
+    return type(layer) in _RULES or "lipschitz_bound" in vars(type(layer))
+
+
 def rule_for(layer: keras.layers.Layer, input_shape: Shape) -> LipschitzRule:
     """Return the rule of a built layer: the registered one, or the layer's own `lipschitz_bound()`.
 

@@ -9,6 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict
 
 from defended_settings.fields import Count, NaturalNumber, NotNegative, Placeholder, Positive
+from defended_settings.presets import PRESETS, kind_of
 
 
 class TrainingSettings(BaseModel):
@@ -63,7 +64,16 @@ class TrainingSettings(BaseModel):
     the mirror, too (signs); or move and mirror them."""
     validation_split: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Share of the training data that chooses the best epoch of radius doubling."""
+    preset: Literal["auto", "small-images", "colour-images", "tabular", "none"] = "auto"
+    """Where nothing else is said, what is known to train well on such data; auto: by the data's shape."""
     seed: NaturalNumber = 0
+
+    def settled(self, shape: tuple[int, ...]) -> TrainingSettings:
+        """Return the settings with all that was left unsaid taken from the preset for inputs `[batch, *shape]`."""
+        kind = kind_of(shape) if self.preset == "auto" else self.preset
+        known = {} if kind is None or kind == "none" else PRESETS[kind]
+        unsaid = {name: value for name, value in known.items() if name not in self.model_fields_set}
+        return self.model_copy(update={**unsaid, "preset": "none"})
 
     def to_toml(self) -> str:
         """Return the settings as TOML; `defended train --config` reads it back."""

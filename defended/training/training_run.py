@@ -17,7 +17,7 @@ from defended import datasets, zoo
 from defended._io import atomic_write_text
 from defended.defended_model import DefendedModel
 from defended.gloro.gloro_net import GloroNet
-from defended.gloro.reparametrise.chain import chain_of
+from defended.gloro.reparametrise.chain import chain_of, is_chain
 from defended.gloro.reparametrise.sharpen import sharpen_bounds
 from defended.training import callbacks
 from defended.training.bfloat16 import BFloat16Training, bfloat16_or_warning
@@ -63,13 +63,15 @@ def train(
         FileNotFoundError: when the data or the network are not there.
     """
     directory = Path(directory)
+    dataset, said = datasets.load(settings.data), settings.model_fields_set
+    settings = settled(settings, dataset, directory)
     require_same_settings(directory, settings)
-    dataset = datasets.load(settings.data)
     if (directory / MODEL).exists():
         return TrainingRun(keras.models.load_model(directory / MODEL), dataset, directory, was_finished=True)
     keras.utils.set_random_seed(settings.seed)
     network = build_network(settings, dataset)
     model = GloroNet(network, epsilon=settings.epsilon, second_look=settings.second_look)
+    settings = _fitting(settings, model, said)
     trained_on, held_out = dataset.split(settings.validation_split)
     steps = settings.epochs * math.ceil(len(trained_on) / settings.batch_size)
     model.compile(
@@ -83,8 +85,6 @@ def train(
     unfinished = directory / _UNFINISHED
     bfloat16 = settings.bfloat16 and bfloat16_or_warning()
     steering = [*_steering(settings, unfinished), *([BFloat16Training()] if bfloat16 else [])]
-    if settings.sharpen or settings.sharpen_every:
-        chain_of(model, "sharpen")  # which refuses a network that is not a chain
     # Everything that can be wrong with the settings has been seen by now, so no folder is claimed for a mistake.
     atomic_write_text(directory / SETTINGS, settings.to_toml())
     history = keras.callbacks.CSVLogger(directory / HISTORY, append=True)
@@ -106,6 +106,29 @@ def train(
     save(model, directory / MODEL)
     shutil.rmtree(unfinished, ignore_errors=True)
     return TrainingRun(model, dataset, directory, was_finished=False)
+
+
+def settled(settings: TrainingSettings, dataset: datasets.Dataset, directory: Path) -> TrainingSettings:
+    """Return the settings with what was left unsaid as the run in the folder has it or, in a new one, as the preset."""
+    path = directory / SETTINGS
+    if not path.exists():
+        return settings.settled(dataset.x_train.shape[1:])
+    there = tomllib.loads(path.read_text(encoding="utf-8")) | {"preset": "none"}
+    unsaid = {name: value for name, value in there.items() if name not in settings.model_fields_set}
+    return TrainingSettings(**{**settings.model_dump(exclude_unset=True), **unsaid, "preset": "none"})
+
+
+def _fitting(settings: TrainingSettings, model: GloroNet, said: set[str]) -> TrainingSettings:
+    """Return the settings without what nobody asked for and the network cannot have.
+
+    Raises:
+        ValueError: where sharpening was asked for, and the network is not a chain of layers.
+    """
+    if (settings.sharpen or settings.sharpen_every) and not is_chain(model):
+        if said & {"sharpen", "sharpen_every"}:
+            chain_of(model, "sharpen")
+        return settings.model_copy(update={"sharpen": False, "sharpen_every": 0})
+    return settings
 
 
 def _learning_rate(settings: TrainingSettings, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
@@ -141,6 +164,7 @@ def require_same_settings(directory: Path, settings: TrainingSettings) -> None:
     if path.exists():
         # A run of an earlier version knew fewer settings.
         there = TrainingSettings().model_dump(mode="json") | tomllib.loads(path.read_text(encoding="utf-8"))
+        there["preset"] = settings.preset  # all that it decides is written down
         changed = [key for key, value in settings.model_dump(mode="json").items() if there.get(key) != value]
         if changed:
             what = ", ".join(f"{key} = {there.get(key)!r}" for key in changed)

@@ -16,6 +16,7 @@ from defended_cli.attack import attack
 from defended_cli.audit import audit
 from defended_cli.certify import certify
 from defended_cli.demo import demo
+from defended_cli.diagnose import diagnose
 from defended_cli.export import export
 from defended_cli.monitor import monitor
 from defended_cli.reproduce import reproduce
@@ -25,7 +26,11 @@ from defended_cli.train import train
 
 __all__ = ["app", "main"]
 
-for _command in (demo, train, attack, certify, export, serve, audit, monitor, keygen, sign, verify, reproduce):
+_COMMANDS = (
+    demo, diagnose, train, attack, certify, export, serve, audit, monitor, keygen, sign, verify, reproduce,
+)  # fmt: skip
+
+for _command in _COMMANDS:
     app.command()(_command)
 
 

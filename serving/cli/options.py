@@ -47,6 +47,12 @@ def options_from(cls: type, instead: Mapping[str, str | None] | None = None) -> 
     return decorate
 
 
+def said(settings: Mapping[str, Any], context: typer.Context) -> dict[str, Any]:
+    """Return those settings of a command that were given, as an option or in a file."""
+    sources = {name: context.get_parameter_source(name) for name in settings}
+    return {name: settings[name] for name, source in sources.items() if getattr(source, "name", "") != "DEFAULT"}
+
+
 def option_for(cls: type, name: str) -> Any:
     """Return the type of the option for one field of a class of settings."""
     return _parameter(next(setting for setting in settings_of(cls) if setting.name == name)).annotation

@@ -10,13 +10,14 @@ import typer
 from defended_cli.app import EXIT_INTERRUPTED
 from defended_cli.common import load_tensorflow, option, shown_warnings
 from defended_cli.config import Config
-from defended_cli.options import options_from
+from defended_cli.options import options_from, said
 from defended_settings.training import TrainingSettings
 
 
 @options_from(TrainingSettings)
 def train(
     settings: dict[str, Any],
+    context: typer.Context = None,  # type: ignore[assignment]
     out: Annotated[
         Path, option("The run's folder. The same command again continues an interrupted run.", "DIR")
     ] = Path("runs/train"),
@@ -33,7 +34,7 @@ def train(
     defended train --data mine.npz --network mine.keras --epsilon 0.25 --out runs/mine
     ```
     """
-    chosen = TrainingSettings(**settings)
+    chosen = TrainingSettings(**said(settings, context))
     load_tensorflow()
 
     from defended.training.training_run import train as run_training

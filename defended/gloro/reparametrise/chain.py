@@ -30,6 +30,15 @@ def chain_of(model: keras.Model, user: str) -> list[Any]:
     return model._graph.chain(user)
 
 
+def is_chain(model: GloroNet) -> bool:
+    """Return whether each layer of a GloRo Net's network feeds the next, and none is used twice."""
+    try:
+        model._graph.chain("is_chain")
+    except ValueError:
+        return False
+    return True
+
+
 def maps_channels(layer: layers.Layer) -> bool:
     """Return whether a layer is Dense, or a convolution of one group, channels last: `activation(kernel x + bias)`."""
     return is_plain_convolution(layer) or type(layer) is layers.Dense

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import defended
 from defended_cli import app
 
-COMMANDS = ("demo", "train", "attack", "certify", "export", "serve", "audit", "monitor")
+COMMANDS = ("demo", "diagnose", "train", "attack", "certify", "export", "serve", "audit", "monitor")
 
 
 @pytest.fixture

@@ -1,0 +1,140 @@
+"""A user's network made certifiable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from defended.adapting import substitutes
+from defended.adapting.endings import to_logits
+from defended.adapting.plan import Change, Plan
+from defended.gloro.graph import LipschitzGraph
+from defended.gloro.rules import has_rule
+from defended.networks.checks import checked_network
+from defended.networks.tracing import trace
+from defended.text_table import text_table
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """A network made certifiable, and what was changed for it; `print` shows it as a table."""
+
+    network: keras.Model
+    changes: tuple[Change, ...]
+    accuracy_before: float | None = None
+    """Share of the given data that the user's network classifies rightly; None without data."""
+    accuracy: float | None = None
+    """The same of the adapted network, before it is trained."""
+
+    def __str__(self) -> str:
+        if not self.changes:
+            lines = ["Nothing to change: GloroNet takes the network as it is."]
+        else:
+            lines = [text_table([("layer", "was", "is now", "why"), *self._rows()], left=range(4))]
+        if self.accuracy is not None:
+            lines.append(f"Clean accuracy: {self.accuracy_before:.1%} before, {self.accuracy:.1%} now, untrained.")
+        if self.changes:
+            lines.append("Train it next: GloroNet(network, epsilon=...), with callbacks.recipe(...).")
+        return "\n".join(lines)
+
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        """Return a row for each change, like ones together."""
+        names: dict[tuple[str, str, str], list[str]] = {}
+        for change in self.changes:
+            names.setdefault((change.was, change.now, change.why), []).append(change.layer)
+        return [
+            (", ".join(found) if len(found) < 4 else f"{found[0]} and {len(found) - 1} more", *what)
+            for what, found in names.items()
+        ]
+
+
+def adapt(network: keras.Model, x: Any = None, y: Any = None, *, verbose: bool = True) -> keras.Model:
+    """Return the network made certifiable: a new `keras.Model` that `GloroNet` takes, with the weights that carry over.
+
+    What makes probabilities at the end is taken off, and one logit becomes two; batch normalisation is folded into the
+    layer before or behind it; ReLU, GELU and their like become `MinMax`; max pooling becomes strides or averages; layer
+    normalisation goes. Dropout, noise and augmentation stay for training. The network given is left as it is. Its
+    class is kept by the ending, the folding before convolutions and Dense layers, and the removal of dropout; where an
+    activation or pooling was replaced the function is another one, which has to be trained (`callbacks.recipe`).
+
+    Args:
+        network: any built Sequential or functional classifier with one input and one output.
+        x: inputs `[n, ...]`, in the units that the network takes; for the accuracies before and after.
+        y: their labels, `[n]` or one-hot `[n, m]`.
+        verbose: print what was changed; `adaptation` returns it.
+
+    Raises:
+        ValueError: for what cannot be adapted, naming every such layer, and the defence that takes the network as it
+            is.
+    """
+    found = adaptation(network, x, y)
+    if verbose:
+        print(found)
+    return found.network
+
+
+def adaptation(network: keras.Model, x: Any = None, y: Any = None) -> Adaptation:
+    """Return the network made certifiable together with the changes; arguments and errors are those of `adapt`."""
+    if not isinstance(network, keras.Model):
+        raise TypeError(f"`network` must be a Keras model. Received: {type(network).__name__}")
+    try:
+        plan = Plan(network)
+        to_logits(plan)
+        substitutes.split_activations(plan)
+        substitutes.fold_normalisations(plan)
+        substitutes.replace_pooling(plan)
+        substitutes.replace_activations(plan)
+        _check_has_rules(plan)
+        adapted = checked_network(plan.build())
+        LipschitzGraph(adapted)
+    except ValueError as error:
+        raise ValueError(f"{error} {SMOOTHING}") from None
+    if x is None:
+        return Adaptation(adapted, tuple(plan.changes))
+    return Adaptation(adapted, tuple(plan.changes), accuracy(network, x, y), accuracy(adapted, x, y))
+
+
+def _check_has_rules(plan: Plan) -> None:
+    """Refuse a plan with layers that no rule is known for, all of them at once.
+
+    Raises:
+        ValueError: naming them.
+    """
+    refused = {}
+    for node in plan.nodes:
+        if not isinstance(node.layer, keras.layers.Layer) or not has_rule(node.layer):
+            refused[node.name] = f"{node.name!r} ({node.kind})"
+    if refused:
+        raise ValueError(
+            f"No certificate is known through {', '.join(refused.values())}, and nothing stands in the place of such a "
+            f"layer."
+        )
+
+
+SMOOTHING = (
+    "`SmoothedNet(network, epsilon=..., sigma=...)` defends a network as it is, whatever its layers, "
+    "at the price of many evaluations for an answer."
+)
+
+
+def accuracy(network: keras.Model, x: Any, y: Any) -> float:
+    """Return the share of inputs whose class is the label; of a single output, class 1 is above one half.
+
+    Raises:
+        ValueError: when labels are missing or do not fit.
+    """
+    if y is None:
+        raise ValueError("`y`: give the labels of `x`, or leave both out.")
+    outputs = np.asarray(network.predict(np.asarray(x, np.float32), verbose=0))
+    labels = np.asarray(y)
+    labels = labels.argmax(-1) if labels.ndim == 2 and labels.shape[1] > 1 else labels.reshape(-1)
+    if len(labels) != len(outputs):
+        raise ValueError(f"`y` must have a label for each of the {len(outputs)} inputs. Received: {len(labels)}")
+    if outputs.shape[-1] > 1:
+        return float((outputs.argmax(-1) == labels).mean())
+    last = trace(network).steps[-1].layer
+    threshold = 0.5 if "sigmoid" in str(getattr(getattr(last, "activation", None), "__name__", "")) else 0.0
+    return float(((outputs[:, 0] > threshold) == (labels == 1)).mean())
