@@ -129,8 +129,8 @@ def figure2(settings: Settings) -> Reproduction:
                 found = model.audit(x, batch_size=1000)
                 # A rejected input that is certified for less than eps still has its place in the curves.
                 right = found["scores"].argmax(axis=-1) == y
-                radius, available = found["certified_radius"], found["availability_radius"]
-                series[name] = case.epsilon, radius.astype(np.float64), right, available
+                radius = np.concatenate([model.deployment_radius(x[i : i + 250]) for i in range(0, len(x), 250)])
+                series[name] = case.epsilon, radius.astype(np.float64), right, found["availability_radius"]
     for name, values in series.items():
         theirs = series.get(name.replace("ours", "authors'")) if ", ours, " in name else None
         known = _at(*theirs) if theirs else {}
@@ -185,7 +185,8 @@ def _draw(series: dict[str, tuple[float, Any, Any, Any]]) -> tuple[bytes | None,
             axes.axvline(epsilon, color=MUTED, lw=0.8, ls=":")
             axes.set(xlabel="radius ε (ℓ₂)", ylabel=what if column == 0 else "", xlim=(0, 3 * epsilon), ylim=(0, 102))
             draw_frame(axes)
-        grid[0, column].legend(frameon=False, fontsize=8, loc="lower left")
+    lines = {line.get_label(): line for axes in grid[0] for line in axes.get_lines() if line.get_label()[0] != "_"}
+    figure.legend(lines.values(), lines.keys(), frameon=False, loc="outside right upper")
     return to_png(figure), curves
 
 

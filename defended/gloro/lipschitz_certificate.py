@@ -78,19 +78,30 @@ class LipschitzCertificate(Certificate):
     def find(self, inputs: Any, logits: Any, epsilon: Any) -> Finding:
         """Judge inputs whose logits are known, as `judge` does."""
         terms = self._terms(inputs, logits)
+        found = self._found(logits, terms, epsilon)
+        return found if self._second is None else self._second.look(found, inputs, terms, epsilon)
+
+    def deployment_radius(self, inputs: Any, epsilon: Any) -> Any:
+        """Return the radius `[batch]` below which a deployment at any epsilon answers an input."""
+        logits = self.logits(inputs, training=False)
+        terms = self._terms(inputs, logits)
+        found = self._found(logits, terms, epsilon)
+        return found.radius() if self._second is None else self._second.everywhere(found, inputs, terms)
+
+    def _found(self, logits: Any, terms: Terms, epsilon: Any) -> Finding:
+        """Return what float32 finds."""
         first, rows, budget, spent, norm, size = terms
 
         @functools.cache
         def radius() -> Any:
             return ops.min(competitor_radii(logits, rows, budget, first), axis=-1)
 
-        found = Finding(
+        return Finding(
             logits,
             radius_slack(logits, rows, epsilon, budget, first),
             radius,
             lasting=lambda level: lasting(radius(), level, spent, norm[:, 0], size),
         )
-        return found if self._second is None else self._second.look(found, inputs, terms, epsilon)
 
     def competitor_radii(self, inputs: Any, epsilon: Any) -> Any:
         return self._competitor_radii(inputs, 1.0)

@@ -13,7 +13,8 @@ from nets import NETWORKS, finalized, near_the_boundary, randomised, sequential,
 from defended import GloroNet, load_model
 from defended.attacks import CertificateDescent, susceptibility
 from defended.gloro import second_look
-from defended.gloro.second_look import SHARE, Float64Evaluation
+from defended.gloro.float64_evaluation import Float64Evaluation
+from defended.gloro.second_look import SHARE
 from defended.layers import MinMax
 
 KNOWN = [
@@ -62,8 +63,8 @@ def test_what_is_answered_holds_in_exact_arithmetic(name):
     first, second = once.audit(x), twice.audit(x)
     assert not (second["rejected"] & ~first["rejected"]).any()
     kept = ~first["rejected"]
-    for output in ("label", "certified_radius"):
-        np.testing.assert_array_equal(second[output][kept], first[output][kept])
+    np.testing.assert_array_equal(second["label"][kept], first["label"][kept])
+    assert (second["certified_radius"] >= first["certified_radius"]).all()
     answered = ~second["rejected"]
     assert (second["certified_radius"][answered] > float(twice.epsilon)).all()
     exact, label = exact_logits(twice.network, x[answered]), second["label"][answered]
@@ -79,6 +80,23 @@ def test_it_answers_as_if_rounding_cost_nothing():
     rejected = [model.verdicts(x).rejected for model in (once, twice, free)]
     assert rejected[0].sum() > rejected[1].sum() + 3
     assert abs(int(rejected[1].sum()) - int(rejected[2].sum())) <= 1
+
+
+def test_radii_say_what_a_deployment_at_another_epsilon_would_answer():
+    _, twice, x = pair("blocks of channels", 6, 30.0, 0.3)
+    epsilon = float(twice.epsilon) / 3
+    twice = finalized(twice.network, epsilon, second_look=True)
+    radius, everywhere = (np.asarray(radii(x)) for radii in (twice.certified_radius, twice.deployment_radius))
+    assert (everywhere >= radius).all()
+    assert (everywhere > radius).any()
+    for factor, radii in ((2.0, radius), (0.7, everywhere), (1.0, everywhere), (2.0, everywhere), (2.6, everywhere)):
+        other = finalized(twice.network, factor * epsilon, second_look=True)
+        answered = ~other.verdicts(x).rejected
+        assert (answered != (radii > factor * epsilon)).sum() <= 1, "a rounding away from the radius"
+        assert answered.any()
+    once = finalized(twice.network, epsilon)
+    np.testing.assert_array_equal(once.deployment_radius(x), once.certified_radius(x))
+    assert np.asarray(twice.deployment_radius(np.full_like(x[:2], np.nan))).tolist() == [0.0, 0.0]
 
 
 def test_an_input_stays_answered_within_its_availability_radius():
