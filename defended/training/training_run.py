@@ -19,6 +19,7 @@ from defended.defended_model import DefendedModel
 from defended.gloro.gloro_net import GloroNet
 from defended.gloro.reparametrise.chain import chain_of
 from defended.gloro.reparametrise.sharpen import sharpen_bounds
+from defended.input_range import InputRange
 from defended.training import callbacks
 from defended.training.bfloat16 import BFloat16Training, bfloat16_or_warning
 from defended.training.optimizers import BiasRateAdam
@@ -52,11 +53,12 @@ def train(
     *,
     extra_callbacks: Sequence[keras.callbacks.Callback] = (),
     verbose: int | str = "auto",
+    started: Callable[[datasets.Dataset], object] = lambda dataset: None,
 ) -> TrainingRun:
     """Train a GloRo Net as `settings` say, in `directory`; an interrupted run continues, a finished one is loaded.
 
     The folder gets `settings.toml`, `history.csv` (a row for each epoch) and, at the end, `model.keras`. An interrupted
-    run continues after its last whole epoch.
+    run continues after its last whole epoch. `started` is called with the data when the training begins.
 
     Raises:
         ValueError: when the folder holds a run with other settings, or the settings do not fit the network or the data.
@@ -64,7 +66,7 @@ def train(
     """
     directory = Path(directory)
     require_same_settings(directory, settings)
-    dataset = datasets.load(settings.data)
+    dataset = datasets.load(settings.data, settings.scale)
     if (directory / MODEL).exists():
         return TrainingRun(keras.models.load_model(directory / MODEL), dataset, directory, was_finished=True)
     keras.utils.set_random_seed(settings.seed)
@@ -87,6 +89,7 @@ def train(
         chain_of(model, "sharpen")  # which refuses a network that is not a chain
     # Everything that can be wrong with the settings has been seen by now, so no folder is claimed for a mistake.
     atomic_write_text(directory / SETTINGS, settings.to_toml())
+    started(dataset)
     history = keras.callbacks.CSVLogger(directory / HISTORY, append=True)
     try:
         model.fit(
@@ -101,6 +104,7 @@ def train(
             BFloat16Training().on_train_end()
         if history.csv_file is not None:  # Keras closes it only after a whole training
             history.csv_file.close()
+    model.training_range = InputRange.of(dataset.x_train)  # augmented images reach `fit` as a stream
     if settings.sharpen:
         sharpen_bounds(model)
     save(model, directory / MODEL)
