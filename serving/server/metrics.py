@@ -73,6 +73,12 @@ class Metrics:
             ("model", "version", "verdict", "reason"),
             registry=self.registry,
         )
+        self.out_of_range = Counter(
+            "defended_out_of_range",
+            "Inputs outside of the range that the model was trained on, by more than epsilon.",
+            ("model", "version"),
+            registry=self.registry,
+        )
         self.batches = Histogram(
             "defended_batch_size",
             "Inputs of each run of a model.",
