@@ -45,16 +45,21 @@ class InputRange:
     @classmethod
     def of(cls, x: Array) -> InputRange | None:
         """Return the range of inputs `[n, ...]`, numbers that are not finite left out; None where there are none."""
-        finite = x
-        if x.size and not (np.isfinite(x.min()) and np.isfinite(x.max())):
-            finite = np.where(np.isfinite(x), x, np.nan)
-        if not x.size or np.isnan(finite).all():
+        if not x.size:
             return None
+        low, high = float(x.min()), float(x.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            known = x[np.isfinite(x)]
+            if not known.size:
+                return None
+            low, high = float(known.min()), float(known.max())
         features = None
         if x.ndim == 2 and x.shape[1] <= MOST_FEATURES:
-            lowest, highest = (np.where(np.isnan(finite).all(axis=0), 0.0, end) for end in _ends(finite))
-            features = tuple(zip(lowest.tolist(), highest.tolist(), strict=True))
-        return cls(float(np.nanmin(finite)), float(np.nanmax(finite)), features)
+            lowest = np.where(np.isfinite(x), x, np.inf).min(axis=0)
+            highest = np.where(np.isfinite(x), x, -np.inf).max(axis=0)
+            pairs = zip(lowest.tolist(), highest.tolist(), strict=True)
+            features = tuple(pair if pair[0] <= pair[1] else (low, high) for pair in pairs)
+        return cls(low, high, features)
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> InputRange:
@@ -159,14 +164,6 @@ class InputRange:
                     if above < factor <= most:
                         return f"{word} {scale}."
         return "Scale them as in training."
-
-
-def _ends(values: Array) -> tuple[Array, Array]:
-    """Return the least and the largest of each column, NaN left out; of a column without numbers, infinities."""
-    return (
-        np.where(np.isnan(values), np.inf, values).min(axis=0),
-        np.where(np.isnan(values), -np.inf, values).max(axis=0),
-    )
 
 
 # By the network, which all defences of it share; None for one that was fitted on what was not looked through.

@@ -76,7 +76,7 @@ class TestRecord:
 
     def test_numbers_that_are_not_finite_are_left_out(self):
         x = np.array([[0, np.nan], [np.inf, np.nan], [2, np.nan]], "float32")
-        assert InputRange.of(x) == InputRange(0.0, 2.0, ((0.0, 2.0), (0.0, 0.0)))
+        assert InputRange.of(x) == InputRange(0.0, 2.0, ((0.0, 2.0), (0.0, 2.0)))  # a feature of which nothing is known
         assert InputRange.of(x[:, 1:]) is None
         assert InputRange.of(x[:0]) is None
 
