@@ -198,7 +198,7 @@ def _dataset(
         return data._replace(class_names=known if len(known) >= data.num_classes else None)
     if len(class_names) < data.num_classes:
         raise ValueError(f"labels are 0 to {data.num_classes - 1}, but there are {len(class_names)} class_names")
-    return data._replace(class_names=in_order(class_names.astype(str)))
+    return data._replace(class_names=in_order(class_names.astype(str).tolist()))
 
 
 def _chosen(parts: list[Array], mask: Array | None, what: str) -> list[Array]:

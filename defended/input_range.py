@@ -177,8 +177,10 @@ def noted(network: Any) -> InputRange | None:
 
 def note(network: Any, range_: InputRange | Sequence[float] | None) -> None:
     """Record the range of the inputs that a network was trained on, in place of an earlier one; None: not known."""
-    known = range_ if range_ is None or isinstance(range_, InputRange) else InputRange(*map(float, range_))
-    _NOTED[network] = known
+    if range_ is not None and not isinstance(range_, InputRange):
+        low, high = range_
+        range_ = InputRange(float(low), float(high))
+    _NOTED[network] = range_
 
 
 def note_training(network: Any, x: Any) -> None:
