@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from defended import input_range
 from defended.gate import Gate
 from defended.jax_steps import VisibleSteps
 from defended.margins import finite_rows
@@ -122,6 +123,7 @@ class Fitting(VisibleSteps, Gate, keras.Model):
             history = super().fit(x, y, **kwargs)
         finally:
             self._end_training()
+        input_range.note_training(self.network, x)
         self.finalize()
         if described is not None and described not in self.training_data:
             self._aside.training_data = (*self.training_data, described)
@@ -150,6 +152,19 @@ class Fitting(VisibleSteps, Gate, keras.Model):
         The digest is `defended.provenance.data_digest(x, y)`. It is recorded when `fit` ends.
         """
         return tuple(self._aside.training_data)
+
+    @property
+    def training_range(self) -> input_range.InputRange | None:
+        """The range of the inputs that the network was trained on, saved with the model; None where it is not recorded.
+
+        `fit` finds it in arrays, and `train` in the data that it loads. After training on `tf.data` or a generator it
+        is not known; assign `(low, high)` where you know it. All defences of one network share it.
+        """
+        return input_range.noted(self.network)
+
+    @training_range.setter
+    def training_range(self, value: input_range.InputRange | Sequence[float] | None) -> None:
+        input_range.note(self.network, value)
 
     def _checked_data(self, x: Any, y: Any = None) -> Any:
         """Return `x` in float32, with labels checked now (arrays) or as they are read (`tf.data`).
@@ -207,7 +222,9 @@ class Fitting(VisibleSteps, Gate, keras.Model):
     def save_assets(self, inner_path: str) -> None:
         """Save the record of training data beside the weights (Keras's hook)."""
         write_training_data(inner_path, self.training_data)
+        input_range.write_range(inner_path, self.network)
 
     def load_assets(self, inner_path: str | None) -> None:
         """Read the record back (Keras's hook)."""
         self._aside.training_data = read_training_data(inner_path)
+        input_range.read_range(inner_path, self.network)

@@ -29,7 +29,7 @@ def run(code: str, **names: object) -> dict[str, object]:
 def few_test_digits(monkeypatch):
     data = defended.datasets.load("digits")
     few = data._replace(x_test=data.x_test[:64], y_test=data.y_test[:64])
-    monkeypatch.setattr(defended.datasets, "load", lambda name: few)
+    monkeypatch.setattr(defended.datasets, "load", lambda name, *scale: few)
 
 
 @pytest.mark.usefixtures("few_test_digits")

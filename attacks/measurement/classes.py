@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from defended.attacks.measurement.tables import csv_text
+from defended.class_names import ClassNames, in_order
 from defended.statistics.intervals import Rate
 from defended.statistics.rates import InputFacts
 from defended.text_table import text_table
@@ -79,7 +79,7 @@ class ByClass(tuple[ClassRates, ...]):
 def by_class(
     facts: InputFacts,
     labels: np.ndarray,
-    names: Sequence[str] | None = None,
+    names: ClassNames | None = None,
     confidence: float = 0.95,
     alpha: float = 0.0,
 ) -> ByClass:
@@ -88,14 +88,14 @@ def by_class(
     Args:
         facts: what is known of the n inputs, attacked ones among them.
         labels: `[n]` whole numbers of at least 0, the true classes.
-        names: what the classes are called, in the order of their numbers; the numbers by default.
+        names: what the classes are called, in the order of their numbers or as a mapping; the numbers by default.
         confidence: that of the intervals.
         alpha: probability that a certificate is wrong.
 
     Raises:
-        ValueError: there are fewer names than classes.
+        ValueError: there are fewer names than classes, or they are not in any order (`class_names.in_order`).
     """
-    numbers = np.unique(labels)
+    numbers, names = np.unique(labels), in_order(names, argument="names")
     if names is not None and len(numbers) and len(names) <= numbers[-1]:
         raise ValueError(f"`names` must name all classes up to {numbers[-1]}. Received: {len(names)} names")
     rows = []

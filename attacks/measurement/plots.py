@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from defended.attacks.core.checks import Array
 from defended.attacks.measurement.records import Records
+from defended.class_names import ClassNames, in_order
 from defended.figure_style import COLOURS, GRID, INK, NORMS, STYLE, draw_bracket, draw_frame
 from defended.statistics.rates import fpr_upper_curve, vra_curve
 
@@ -67,14 +68,14 @@ class Pair(NamedTuple):
     """The norm of the change."""
 
 
-def plot_pairs(x: Any, result: Susceptibility, count: int = 6, class_names: Sequence[str] | None = None) -> Figure:
+def plot_pairs(x: Any, result: Susceptibility, count: int = 6, class_names: ClassNames | None = None) -> Figure:
     """Plot inputs that were answered, the same perturbed and rejected, and the differences (figure 4), smallest first.
 
     Args:
         x: `[n, *input shape]`, the inputs that were measured.
         result: the measurement.
         count: largest number of pairs.
-        class_names: what the classes are called, in the order of their numbers; the numbers by default.
+        class_names: what the classes are called, in the order of their numbers or as a mapping; the numbers by default.
 
     Raises:
         ValueError: when nothing was degraded.
@@ -85,13 +86,14 @@ def plot_pairs(x: Any, result: Susceptibility, count: int = 6, class_names: Sequ
     return draw_pairs(pairs)
 
 
-def degraded_pairs(x: Any, result: Susceptibility, count: int, class_names: Sequence[str] | None = None) -> list[Pair]:
+def degraded_pairs(x: Any, result: Susceptibility, count: int, class_names: ClassNames | None = None) -> list[Pair]:
     """Return the pairs that `plot_pairs` draws: those with the smallest changes, none where nothing was degraded."""
+    names = in_order(class_names)
     records, index = result.records, result.adversarial.index
     order = np.argsort(records.distance[index], kind="stable")[:count]
     perturbed = result.adversarial.inputs[order]
     return [
-        Pair(np.asarray(x[row]), after, name_of(records.predicted[row], class_names), float(records.distance[row]))
+        Pair(np.asarray(x[row]), after, name_of(records.predicted[row], names), float(records.distance[row]))
         for row, after in zip(index[order], perturbed, strict=True)
     ]
 

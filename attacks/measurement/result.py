@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from defended.attacks.measurement.classes import ByClass, by_class
 from defended.attacks.measurement.records import DegradedInputs, Records
 from defended.attacks.measurement.tables import RATES, compare
+from defended.class_names import ClassNames
 from defended.statistics.intervals import Rate
 from defended.statistics.rates import DEFINITIONS, InputFacts, exceeds
 from defended.text_table import text_table
@@ -107,11 +107,12 @@ class Susceptibility:
         """Probability that an input's certificate is wrong: 0 but for a smoothed model."""
         return float(self.sampling["alpha"]) if self.sampling else 0.0
 
-    def by_class(self, names: Sequence[str] | None = None) -> ByClass:
+    def by_class(self, names: ClassNames | None = None) -> ByClass:
         """Return the figures of each class: clean accuracy, rejection rate, VRA and both ends of the FPR.
 
         Args:
-            names: what the classes are called, such as `datasets.load("gtsrb").class_names`; their numbers by default.
+            names: what the classes are called, such as `datasets.load("gtsrb").class_names` or Keras's `class_indices`;
+                their numbers by default.
 
         Raises:
             ValueError: there are fewer names than classes.

@@ -66,6 +66,9 @@ class ServerSettings:
     """Seconds a client may take to send a request and to receive its answer."""
     shutdown_timeout: Positive = 30.0
     """Seconds that accepted requests get when the server is told to stop."""
+    reject_out_of_range: bool = False
+    """Refuse inputs that lie outside of the range of training by more than epsilon; otherwise they are counted and
+    logged."""
     threads: Count = 2
     """Model runs at a time."""
 

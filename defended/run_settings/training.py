@@ -23,6 +23,8 @@ class TrainingSettings(BaseModel):
 
     data: Annotated[str, Placeholder("NAME|FILE.npz")] = "digits"
     """digits (8x8, from scikit-learn), mnist, fashion_mnist, or a file with x_train, y_train, x_test, y_test."""
+    scale: Annotated[str, Placeholder("auto|none|NUMBER")] = "auto"
+    """What the inputs in a file are divided by: auto divides images of whole numbers by 255, and nothing else."""
     net: Literal["2c2f", "4c3f", "6c2f", "dense", "liresnet"] = "2c2f"
     """The network: 2c2f (two convolutions), 4c3f, dense; 6c2f or liresnet for colour images."""
     network: Annotated[str | None, Placeholder("FILE.keras")] = None

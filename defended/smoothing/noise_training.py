@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from defended import input_range
 from defended.arguments import whole_number
 from defended.layers.gaussian_noise_augmentation import GaussianNoiseAugmentation
 from defended.networks.checks import checked_network
@@ -155,7 +156,9 @@ class NoisyTrainer(keras.Model):
             given = callbacks if isinstance(callbacks, list | tuple) else [callbacks] * bool(callbacks)
             callbacks = [_WarmUp(), *given]
         make_variables(self)
-        return super().fit(checked_dataset(x, classes), y, callbacks=callbacks, **kwargs)
+        history = super().fit(checked_dataset(x, classes), y, callbacks=callbacks, **kwargs)
+        input_range.note_training(self.network, x)
+        return history
 
     def _draw(self, x: Any) -> Any:
         return self.augmentation.noise_like(self._repeated(x))

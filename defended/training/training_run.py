@@ -19,6 +19,7 @@ from defended.defended_model import DefendedModel
 from defended.gloro.gloro_net import GloroNet
 from defended.gloro.reparametrise.chain import chain_of, is_chain
 from defended.gloro.reparametrise.sharpen import sharpen_bounds
+from defended.input_range import InputRange
 from defended.training import callbacks
 from defended.training.bfloat16 import BFloat16Training, bfloat16_or_warning
 from defended.training.optimizers import BiasRateAdam
@@ -52,19 +53,22 @@ def train(
     *,
     extra_callbacks: Sequence[keras.callbacks.Callback] = (),
     verbose: int | str = "auto",
+    started: Callable[[datasets.Dataset], object] = lambda dataset: None,
 ) -> TrainingRun:
     """Train a GloRo Net as `settings` say, in `directory`; an interrupted run continues, a finished one is loaded.
 
     The folder gets `settings.toml`, `history.csv` (a row for each epoch) and, at the end, `model.keras`. An interrupted
-    run continues after its last whole epoch.
+    run continues after its last whole epoch. `started` is called with the data when the training begins.
 
     Raises:
         ValueError: when the folder holds a run with other settings, or the settings do not fit the network or the data.
         FileNotFoundError: when the data or the network are not there.
     """
     directory = Path(directory)
-    dataset, said = datasets.load(settings.data), settings.model_fields_set
-    settings = settled(settings, dataset, directory)
+    said = settings.model_fields_set
+    settings = resumed(settings, directory)
+    dataset = datasets.load(settings.data, settings.scale)
+    settings = settings.settled(dataset.x_train.shape[1:])
     require_same_settings(directory, settings)
     if (directory / MODEL).exists():
         return TrainingRun(keras.models.load_model(directory / MODEL), dataset, directory, was_finished=True)
@@ -87,6 +91,7 @@ def train(
     steering = [*_steering(settings, unfinished), *([BFloat16Training()] if bfloat16 else [])]
     # Everything that can be wrong with the settings has been seen by now, so no folder is claimed for a mistake.
     atomic_write_text(directory / SETTINGS, settings.to_toml())
+    started(dataset)
     history = keras.callbacks.CSVLogger(directory / HISTORY, append=True)
     try:
         model.fit(
@@ -101,6 +106,7 @@ def train(
             BFloat16Training().on_train_end()
         if history.csv_file is not None:  # Keras closes it only after a whole training
             history.csv_file.close()
+    model.training_range = InputRange.of(dataset.x_train)  # augmented images reach `fit` as a stream
     if settings.sharpen:
         sharpen_bounds(model)
     save(model, directory / MODEL)
@@ -108,11 +114,11 @@ def train(
     return TrainingRun(model, dataset, directory, was_finished=False)
 
 
-def settled(settings: TrainingSettings, dataset: datasets.Dataset, directory: Path) -> TrainingSettings:
-    """Return the settings with what was left unsaid as the run in the folder has it or, in a new one, as the preset."""
+def resumed(settings: TrainingSettings, directory: Path) -> TrainingSettings:
+    """Return the settings with what was left unsaid as a run that is in the folder has it."""
     path = directory / SETTINGS
     if not path.exists():
-        return settings.settled(dataset.x_train.shape[1:])
+        return settings
     there = tomllib.loads(path.read_text(encoding="utf-8")) | {"preset": "none"}
     unsaid = {name: value for name, value in there.items() if name not in settings.model_fields_set}
     return TrainingSettings(**{**settings.model_dump(exclude_unset=True), **unsaid, "preset": "none"})

@@ -17,7 +17,7 @@ from defended.exceptions import ArtefactError
 from defended.serving.artefacts.allowed_ops import CLASSIFY, check_ops, check_parsing, list_ops
 from defended.serving.artefacts.closing import Closing
 from defended.serving.artefacts.cpp_loader import CppSession
-from defended.serving.artefacts.inputs import require_float32
+from defended.serving.artefacts.inputs import require_array_signature, require_float32
 from defended.serving.artefacts.manifest import MANIFEST, FileRecord, Manifest, files_below, first_fault
 from defended.serving.artefacts.signing import verify_signature
 
@@ -116,6 +116,27 @@ class Artefact(Closing):
         """The shape of one input."""
         return self.manifest.signatures["serving_default"].inputs["image"].shape[1:]
 
+    def predict(
+        self, x: np.ndarray, signature: str = "serving_default", batch_size: int = 256
+    ) -> dict[str, np.ndarray]:
+        """Run a signature on any number of inputs, `batch_size` at a time, as `Client` and `OnnxModel` do.
+
+        Args:
+            x: float32 `[n, *input_shape]`, in the units that the model was trained on.
+            signature: `"serving_default"`, or `"audit"`, which adds radii.
+            batch_size: inputs in one run.
+
+        Returns:
+            The signature's outputs by name, `[n, ...]` each; `manifest.signatures` lists them.
+
+        Raises:
+            TypeError: `x` is not float32.
+            ValueError: `x` has another shape, there is no such signature of arrays, or `batch_size` is not positive.
+        """
+        require_array_signature(signature, self.manifest.signatures, f"{self.path}")
+        whole_number("batch_size", batch_size, 1)
+        return self._session.run_batches(signature, self._checked(x), batch_size)
+
     def __call__(self, x: np.ndarray) -> dict[str, np.ndarray]:
         """Run `serving_default` on one batch.
 
@@ -141,8 +162,7 @@ class Artefact(Closing):
         Raises:
             TypeError, ValueError: as for `serving_default`, or `batch_size` is not positive.
         """
-        whole_number("batch_size", batch_size, 1)
-        return self._session.run_batches("audit", self._checked(x), batch_size)
+        return self.predict(x, "audit", batch_size)
 
     def run(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run any of `manifest.signatures` on one batch, its inputs by name; threads may run at the same time.
@@ -192,7 +212,7 @@ def _read_manifest(directory: Path) -> tuple[Manifest, bytes]:
     except ValidationError as error:
         fault, remedy = first_fault(error), "Export the model again, or fetch the artefact again."
         if fault.startswith("format_version: "):
-            fault = "format_version: this version of defended reads formats 1 and 2"
+            fault = "format_version: this version of defended reads formats 1 to 3"
             remedy = (
                 "Install the version that wrote the artefact or a later one, or export the model again with this one."
             )

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from defended.serving.artefacts.tensor_info import SignatureInfo
+
 
 def require_float32(x: np.ndarray) -> None:
     """Refuse inputs that are not a NumPy array of float32.
@@ -19,6 +21,22 @@ def require_float32(x: np.ndarray) -> None:
             f"`x` must be a NumPy array of float32, scaled as in training. Received: {received}. "
             "Convert it yourself: a silent conversion would take pixels in 0…255 for pixels in 0…1."
         )
+
+
+def require_array_signature(name: str, offered: Mapping[str, SignatureInfo], whose: str) -> SignatureInfo:
+    """Return the signature of this name, which takes one array of numbers.
+
+    Raises:
+        ValueError: there is none, it takes several inputs, or records in place of numbers, as `classify` does.
+    """
+    if name not in offered:
+        raise ValueError(f"{whose} offers no signature {name!r}, but {sorted(offered)}.")
+    inputs = offered[name].inputs
+    if len(inputs) != 1:
+        raise ValueError(f"Signature {name!r} takes several inputs, {sorted(inputs)}; one can be sent.")
+    if next(iter(inputs.values())).dtype == "string":
+        raise ValueError(f"Signature {name!r} takes records, not arrays: ask 'serving_default' or 'audit'.")
+    return offered[name]
 
 
 def run_in_batches(

@@ -7,9 +7,19 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from defended._io import canonical_json
+from defended.input_range import InputRange
 from defended.serving.artefacts.tensor_info import SignatureInfo
 
 MANIFEST = "manifest.json"
@@ -92,6 +102,23 @@ class DataRecord(_Record):
     name: str | None = None
 
 
+class RangeRecord(_Record):
+    """The least and the largest number of all training inputs; `features` has both for each feature, where few."""
+
+    low: Annotated[float, Field(allow_inf_nan=False)]
+    high: Annotated[float, Field(allow_inf_nan=False)]
+    features: tuple[tuple[float, float], ...] | None = None
+
+    def range(self) -> InputRange:
+        """Return the record as an `InputRange`."""
+        return InputRange(self.low, self.high, self.features)
+
+    @model_validator(mode="after")
+    def _a_range(self) -> RangeRecord:
+        self.range()  # which refuses what is none
+        return self
+
+
 class SamplingRecord(_Record):
     """How verdicts are drawn at random, where they are.
 
@@ -115,10 +142,11 @@ class Manifest(_Record):
     can write the artefact can write a new digest. Where that matters, keep the digest elsewhere and give it to `load`,
     or sign the manifest.
 
-    Format 2 added the fields that have a default here; a manifest of format 1 lacks them, and is read without them.
+    Format 2 added the fields that have a default here, and format 3 `training_range`; an earlier manifest lacks them,
+    and is read without them.
     """
 
-    format_version: Literal[1, 2] = 2
+    format_version: Literal[1, 2, 3] = 3
     name: str = Field(pattern=rf"^{NAME.pattern}$")
     version: int = Field(ge=1, le=MAX_VERSION)
     created: AwareDatetime
@@ -140,6 +168,8 @@ class Manifest(_Record):
     susceptibility_assumptions: tuple[str, ...] = ()
     class_names: tuple[str, ...] | None = None
     training_data: tuple[DataRecord, ...] = ()
+    training_range: RangeRecord | None = None
+    """The range of the inputs that the model was trained on; None where it was not recorded."""
     onnx: OnnxRecord | None = None
     warm_up: WarmUpRecord | None = None
     metadata: dict[str, JsonValue] = {}

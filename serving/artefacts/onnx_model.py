@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 METADATA = "defended"
 
+ANSWER = ("label", "rejected", "scores")
+"""The outputs of the default signature, wherever a model runs."""
+REASON = "reason"
+"""One more of them, where the defence says why it rejects: it helps no attacker."""
+
 
 def load_onnx(path: str | os.PathLike[str], *, max_batch: int = 512) -> OnnxModel:
     """Open a file that `export_onnx` wrote.
@@ -59,6 +64,36 @@ class OnnxModel:
     def epsilon(self) -> float:
         """The radius defended, in input units and the norm `metadata["norm"]`."""
         return float(self.metadata["epsilon"])
+
+    def predict(
+        self, x: np.ndarray, signature: str = "serving_default", batch_size: int = 256
+    ) -> dict[str, np.ndarray]:
+        """Judge any number of inputs, `batch_size` at a time, as `Artefact` and `Client` do.
+
+        Args:
+            x: float32 `[n, *input_shape]`, in the units that the model was trained on.
+            signature: `"serving_default"`, or `"audit"`, which adds radii, where the file has them.
+            batch_size: inputs in one run.
+
+        Returns:
+            `label` `[n]` int64, -1 where rejected; `rejected` `[n]` bool; `scores` `[n, m]` float32; `reason` `[n]`
+            int32 where the defence says why it rejects. With `"audit"` also the radii, `epsilon`, and what else the
+            file gives.
+
+        Raises:
+            TypeError: `x` is not float32.
+            ValueError: `x` has another shape, there is no such signature, or the file has no radii.
+        """
+        if signature not in ("serving_default", "audit"):
+            raise ValueError(f"The ONNX file offers no signature {signature!r}, but 'audit' and 'serving_default'.")
+        whole_number("batch_size", batch_size, 1)
+        outputs = self.run(x, batch_size)
+        if signature == "serving_default":
+            return {name: value for name, value in outputs.items() if name in (*ANSWER, REASON)}
+        if "certified_radius" not in outputs:
+            raise ValueError("This file has no radii. Write it with `export_onnx(..., audit=True)`.")
+        radius = outputs["certified_radius"]
+        return {"epsilon": np.full(len(radius), self.epsilon, np.float32), **outputs}
 
     def run(self, x: np.ndarray, batch_size: int = 256) -> dict[str, np.ndarray]:
         """Judge inputs `[n, *input_shape]` float32.

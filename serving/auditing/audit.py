@@ -148,6 +148,8 @@ def _ask(target: Target, x: np.ndarray, model: DefendedModel | None, batch_size:
     answers = told if model is None else compare_with_copy(model, target.subject, x, told, batch_size)
     assumptions: list[str] = []
     known: dict[str, Any] = {}
+    if model is not None and target.subject.training_range is None:  # as in an artefact of an earlier version
+        known["training_range"] = model.training_range
     if answers.radius is not told.radius:
         assumptions.append(
             f"The radii are the Keras model's, since the endpoint reports none; on these {len(x):,} inputs its "

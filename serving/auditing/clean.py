@@ -64,6 +64,7 @@ class CleanFigures:
     advice: Advice | None = field(default=None, repr=False)
     draws: Draws | None = None
     profile: ProfileRecord | None = field(default=None, repr=False)
+    units: str | None = None
     unknown: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
 
@@ -130,6 +131,7 @@ def clean_figures(
         else advise(radius, facts.correct, epsilon, confidence, alpha, available=available),
         draws=draws(answers.samples, subject.cap),
         profile=None if scores is None else _profile(subject, answers, scores, x),
+        units=_units(subject, x),
         unknown=tuple(_unknown(subject, answers, y, data["training_data"])),
         assumptions=tuple(_assumptions(subject)),
     )
@@ -138,12 +140,20 @@ def clean_figures(
 def _data(subject: Subject, x: np.ndarray | None, y: np.ndarray | None, points: int, data_name: str) -> dict[str, Any]:
     """Return the name, number and digest of the data, and whether they are those that the model was trained on."""
     if x is None:
-        return {"name": data_name, "points": points, "sha256": None, "training_data": None}
+        return {"name": data_name, "points": points, "sha256": None, "training_data": None, "range": None}
     recorded = [] if subject.manifest is None else [record.sha256 for record in subject.manifest.training_data]
     digests = possible_digests(x, y)
     own = next(digests)
     known = own in recorded or any(other in recorded for other in digests) if recorded else None
-    return {"name": data_name, "points": points, "sha256": own, "training_data": known}
+    ends = (float(x.min()), float(x.max()))
+    return {"name": data_name, "points": points, "sha256": own, "training_data": known, "range": ends}
+
+
+def _units(subject: Subject, x: np.ndarray | None) -> str | None:
+    """Return in a sentence that the inputs are in other units than the training's, None where nothing shows it."""
+    if x is None or subject.training_range is None or subject.epsilon is None:
+        return None
+    return subject.training_range.complaint(x, subject.epsilon, subject.norm)
 
 
 def _unknown(subject: Subject, answers: Answers, y: np.ndarray | None, trained_on: bool | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from defended.statistics.intervals import Rate
 
 Sense = Literal["proven", "measured", "refuted"]
 Status = Literal["PASS", "WARN", "FAIL"]
+Verdict = Literal["PASS", "WARN", "FAIL", "NOT JUDGED"]
 
 # Figures that a condition may name, and what they are; the first group are shares.
 SHARES = {
@@ -131,6 +133,22 @@ def parse_conditions(table: Mapping[str, Any], where: str = "`conditions`") -> d
     if faults:
         raise ConditionsError(f"{where} cannot be used: {'; '.join(faults)}.")
     return found
+
+
+def suggest(figures: Mapping[str, float | None]) -> str:
+    """Return a table `[conditions]`, as TOML, of limits to begin with: those that rates keep now, in whole percent.
+
+    Args:
+        figures: by name; where none is a rate that leaves room for a limit, the table holds an example.
+    """
+    lines = []
+    for metric, side in (("rejection_rate", "max"), ("vra", "min"), ("fpr_upper", "max")):
+        rate = figures.get(metric)
+        if isinstance(rate, Rate) and rate.total:
+            low, high = rate.interval
+            limit = math.ceil(100 * high) / 100 if side == "max" else math.floor(100 * low) / 100
+            lines += [f"{metric} = {{ {side} = {limit:g} }}"] if 0 < limit < 1 else []
+    return "\n".join(["[conditions]", *(lines or ["rejection_rate = { max = 0.1 }"])])
 
 
 def decide(conditions: Mapping[str, Condition], figures: Mapping[str, float | None]) -> tuple[DecisionRecord, ...]:

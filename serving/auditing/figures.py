@@ -12,7 +12,7 @@ from defended.serving.artefacts.manifest import Manifest
 from defended.serving.auditing.baseline import BaselineComparison, compare_with
 from defended.serving.auditing.black_box import BlackBoxFindings
 from defended.serving.auditing.clean import RATES, CleanFigures
-from defended.serving.auditing.conditions import Condition, Status, decide
+from defended.serving.auditing.conditions import Condition, Verdict, decide, suggest
 from defended.serving.auditing.contradictions import NAMES
 from defended.serving.auditing.record import AuditRecord, DecisionRecord, SubjectRecord
 from defended.serving.auditing.replay import RATES as ATTACK_RATES
@@ -89,12 +89,30 @@ class AuditFigures(CleanFigures):
         return (*self.broken, *contradicting)
 
     @property
-    def verdict(self) -> Status:
-        """FAIL with an alarm or a failed condition, else WARN with a warning, else PASS."""
+    def warnings(self) -> tuple[str, ...]:
+        """What makes the other figures doubtful, in sentences: inputs in other units, and that nothing was answered."""
+        found = [] if self.units is None else [self.units]
+        if self.rejection_rate.total and self.rejection_rate.count == self.rejection_rate.total:
+            why = "" if self.units else " Is epsilon too large for this model?"
+            if self.subject.training_range is None and self.subject.kind != "log":
+                why = " Are they in the units of the training? Its range of inputs is not recorded."
+            found.append(f"Everything was rejected, all {self.rejection_rate.total:,} inputs: nothing was served.{why}")
+        return tuple(found)
+
+    @property
+    def verdict(self) -> Verdict:
+        """FAIL with an alarm or a failed condition, else NOT JUDGED without conditions, else WARN with a warning."""
         statuses = {decision.status for decision in self.decisions}
         if self.alarms or "FAIL" in statuses:
             return "FAIL"
-        return "WARN" if "WARN" in statuses else "PASS"
+        if not statuses:
+            return "NOT JUDGED"
+        return "WARN" if self.warnings or "WARN" in statuses else "PASS"
+
+    @property
+    def suggestion(self) -> str:
+        """Conditions to begin with, as TOML: limits that the figures keep now."""
+        return suggest(self.rates())
 
     def rates(self) -> dict[str, Rate | None]:
         """Return every rate by its name, None for what this audit does not give."""

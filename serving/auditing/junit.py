@@ -16,7 +16,7 @@ _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff
 def to_junit(report: AuditFigures) -> str:
     """Return an audit as JUnit XML: one test for each condition, and one that no certificate was seen broken.
 
-    A warning passes, and says so in its output.
+    A warning passes, and says so in its output; without conditions, a skipped test says that nothing was judged.
     """
     suite = ET.Element(
         "testsuite",
@@ -35,9 +35,16 @@ def to_junit(report: AuditFigures) -> str:
             ET.SubElement(case, "failure", type="condition", message=_text(decision.message)).text = decision.message
         else:
             ET.SubElement(case, "system-out").text = _text(f"{decision.status}: {decision.message}")
-    failures = bool(report.alarms) + sum(decision.status == "FAIL" for decision in report.decisions)
-    for name, count in (("tests", 1 + len(report.decisions)), ("failures", failures), ("errors", 0), ("skipped", 0)):
-        suite.set(name, str(count))
+    if not report.decisions:
+        case = ET.SubElement(suite, "testcase", classname="defended.audit.conditions", time="0", name="not judged")
+        ET.SubElement(
+            case, "skipped", message=f"not judged: no conditions were set. To begin with: {report.suggestion}"
+        )
+    if report.warnings:
+        case = ET.SubElement(suite, "testcase", classname="defended.audit", time="0", name="warnings")
+        ET.SubElement(case, "system-out").text = _text("\n".join(f"WARN: {warning}" for warning in report.warnings))
+    for name, tag in (("tests", "."), ("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        suite.set(name, str(sum(case.find(tag) is not None for case in suite)))
     root = ET.Element("testsuites")
     root.append(suite)
     ET.indent(root)

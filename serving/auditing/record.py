@@ -4,59 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from defended.exceptions import RecordError
-from defended.serving.artefacts.manifest import first_fault
-from defended.statistics.intervals import Rate
+from defended.serving.artefacts.manifest import RangeRecord, first_fault
+from defended.serving.auditing.record_types import STRICT, ByName, Count, Number, RateRecord, Share
 
 SCHEMA_ID = "https://json-schema.org/draft/2020-12/schema"
 SCHEMA_FILE = "audit.schema.json"
 
 Model = TypeVar("Model", bound=BaseModel)
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-
-
-def _by_name(quantiles: Any) -> Any:
-    """Return quantiles with their probabilities as text, the only keys that JSON has."""
-    if not isinstance(quantiles, Mapping):
-        return quantiles
-    return {key if isinstance(key, str) else f"{key:g}": value for key, value in quantiles.items()}
-
-
-ByName = BeforeValidator(_by_name)
-
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class RateRecord(_Record):
-    """A share, its count and total, and the Clopper-Pearson interval."""
-
-    value: Share
-    count: Count
-    total: Count
-    interval: tuple[Share, Share]
-    confidence: Annotated[float, Field(gt=0, lt=1)]
-    doubt: Share = 0.0
-    """The probability that a certificate behind it is wrong, which the interval counts."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_rate(cls, value: Any) -> Any:
-        return value.to_dict() if isinstance(value, Rate) else value
-
-    def rate(self) -> Rate:
-        """Return the record as a `Rate`."""
-        return Rate(self.count, self.total, self.confidence, self.doubt)
+    model_config = STRICT
 
 
 class SubjectRecord(_Record):
@@ -76,6 +40,8 @@ class SubjectRecord(_Record):
     certificate_method: str | None
     certificate_assumptions: list[str]
     sampling: dict[str, JsonValue] | None
+    training_range: RangeRecord | None = None
+    """Least and largest number of the inputs that the model was trained on."""
 
 
 class AuditedData(_Record):
@@ -88,6 +54,8 @@ class AuditedData(_Record):
     points: Count
     sha256: str | None
     training_data: bool | None = None
+    range: tuple[Number, Number] | None = None
+    """The least and the largest number among the inputs; null of a log."""
 
 
 class DecisionRecord(_Record):
@@ -228,11 +196,14 @@ class ProfileRecord(_Record):
 
 
 class AuditRecord(_Record):
-    """The JSON of an audit: `audit.json`; `contradictions` counts answers that contradict themselves, by name."""
+    """The JSON of an audit: `audit.json`; `contradictions` counts answers that contradict themselves, by name.
+
+    Format 2 added the verdict `NOT JUDGED`, of an audit without conditions, and `warnings`.
+    """
 
     format: Literal["defended-audit"] = "defended-audit"
-    format_version: Literal[1] = 1
-    verdict: Literal["PASS", "WARN", "FAIL"]
+    format_version: Literal[1, 2] = 2
+    verdict: Literal["PASS", "WARN", "FAIL", "NOT JUDGED"]
     subject: SubjectRecord
     data: AuditedData
     created: str
@@ -240,6 +211,7 @@ class AuditRecord(_Record):
     rates: dict[str, RateRecord | None]
     conditions: list[DecisionRecord]
     alarms: list[str]
+    warnings: list[str] = []
     contradictions: dict[str, Count] = {}
     unknown: list[str]
     assumptions: list[str]
@@ -255,7 +227,9 @@ class AuditRecord(_Record):
     queries: Count
 
 
-_LATER = {"doubt": 0.0, "contradictions": {}, "training_data": None}
+_LATER: dict[str, JsonValue] = {
+    "doubt": 0.0, "contradictions": {}, "training_data": None, "training_range": None, "range": None, "warnings": [],
+}  # fmt: skip
 
 
 def identity(record: AuditRecord) -> JsonValue:

@@ -48,6 +48,8 @@ class AuditReport(AuditFigures):
         baseline: an earlier audit to compare with.
         contradictions: answers that contradict themselves, by the names of `contradictions.NAMES`.
         profile: what a monitor compares later traffic with.
+        units: what shows that the inputs are in other units than the training's, in a sentence; None where nothing
+            does, or the range of training is not recorded.
         unknown: what this audit cannot tell, in sentences.
         assumptions: what its figures rest on besides the certificate, in sentences.
         queries: inputs sent.

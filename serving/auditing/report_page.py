@@ -74,7 +74,7 @@ def render(report: AuditFigures) -> str:
         kind=_KINDS[subject.kind],
         about=_about(report),
         verdict=_verdict(report),
-        judged=bool(report.decisions or report.alarms),
+        judged=report.verdict != "NOT JUDGED",
         lower=report.best_fpr_lower,
         upper=report.fpr_upper,
         epsilon="–" if subject.epsilon is None else f"{subject.epsilon:.6g}",
@@ -135,6 +135,8 @@ def _verdict(report: AuditFigures) -> str:
         return "A certificate was seen broken." if report.broken else "Answers contradict themselves."
     if not report.decisions:
         return "No conditions were set; nothing that must not happen was seen."
+    if report.warnings and not any(d.status == "FAIL" for d in report.decisions):
+        return "Every limit holds, and the figures are doubtful: see the warning."
     count = {status: sum(d.status == status for d in report.decisions) for status in ("PASS", "WARN", "FAIL")}
     total = len(report.decisions)
     if count["FAIL"]:
@@ -169,7 +171,7 @@ def _cards(report: AuditFigures) -> list[tuple[str, str, str, str]]:
 def _contents(report: AuditFigures) -> list[tuple[str, str]]:
     sections = (
         ("bracket", "What an attacker can force", _bracket(report)),
-        ("conditions", "Conditions", report.decisions),
+        ("conditions", "Conditions", True),
         ("unknown", "What it cannot tell", report.unknown),
         ("figures", "All figures", True),
         ("pairs", "Pictures", report.pairs),
@@ -255,9 +257,13 @@ def _identity(report: AuditFigures) -> list[tuple[str, str]]:
         ]
     if subject.signatures:
         rows.append(("Signatures", ", ".join(subject.signatures)))
+    trained = subject.training_range
+    rows.append(("Inputs in training", "range not recorded" if trained is None else str(trained)))
     digest = "" if report.data["sha256"] is None else f", SHA-256 {report.data['sha256']}"
     digest += ", which the manifest lists as training data" if report.data["training_data"] else ""
     rows.append(("Data", f"{report.data['name'] or 'unnamed'}, {report.data['points']:,} inputs{digest}"))
+    if (ends := report.data["range"]) is not None:
+        rows.append(("Inputs of these data", f"{ends[0]:.4g} to {ends[1]:.4g}"))
     if report.queries:
         rows.append(("Inputs sent", f"{report.queries:,}"))
     rows.append(("Audited", report.created))

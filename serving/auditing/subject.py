@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from defended.input_range import InputRange
+
 if TYPE_CHECKING:
     from defended.defended_model import DefendedModel
     from defended.serving.artefacts.manifest import Manifest
@@ -31,6 +33,7 @@ class Subject:
         signatures: those offered.
         manifest: the artefact's manifest, where it was read.
         sampling: how verdicts are drawn at random, where they are known to be.
+        training_range: range of the inputs that the model was trained on.
     """
 
     kind: str
@@ -44,6 +47,7 @@ class Subject:
     signatures: tuple[str, ...] = ()
     manifest: Manifest | None = None
     sampling: Mapping[str, Any] | None = None
+    training_range: InputRange | None = None
 
     @property
     def alpha(self) -> float:
@@ -67,7 +71,8 @@ def agreed(
 ) -> dict[str, Any]:
     """Return what the sources say: manifest, sampling, epsilon, where it is from, and the norm; raise if they differ.
 
-    How verdicts are drawn at random says the manifest, and the model where there is none.
+    How verdicts are drawn at random, and the range of training inputs, says the manifest, and the model where there is
+    none, or where that does not say the range.
     """
     sources = {"manifest": manifest, "model": model}
     known = [(name, float(of.epsilon), of.norm) for name, of in sources.items() if of is not None]
@@ -82,7 +87,11 @@ def agreed(
     sampling = None if model is None else model.sampling
     if manifest is not None:
         sampling = None if manifest.sampling is None else manifest.sampling.model_dump()
-    return {"manifest": manifest, "sampling": sampling, "epsilon": radius, "epsilon_from": first, "norm": kind}
+    seen = None if model is None else model.training_range
+    if manifest is not None and manifest.training_range is not None:
+        seen = manifest.training_range.range()
+    stated = {"manifest": manifest, "sampling": sampling, "training_range": seen}
+    return {**stated, "epsilon": radius, "epsilon_from": first, "norm": kind}
 
 
 def require_radius(subject: Subject, what: str) -> tuple[float, str]:

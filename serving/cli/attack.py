@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from defended_cli.common import Data, Limit, ModelFile, flag, open_model, option, test_data
+from defended_cli.common import Data, Limit, ModelFile, Scale, flag, open_model, option, test_data, warn_of_units
 from defended_cli.config import Config
 from defended_cli.engine import Address, EngineName, Threads, Workers, opened, start
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def attack(
     model: ModelFile,
     data: Data = "digits",
+    scale: Scale = "auto",
     attack: Annotated[
         Literal[
             "certificate-descent",
@@ -76,8 +77,9 @@ def attack(
     """
     start(engine, threads)
     defended_model = open_model(model)
-    dataset = test_data(data, limit)
+    dataset = test_data(data, limit, scale)
     x, y = dataset.x_test, dataset.y_test
+    warn_of_units(defended_model, x)
 
     from defended._io import atomic_write_text, canonical_json
     from defended.attacks.measurement.susceptibility import susceptibility

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from defended_cli.app import EXIT_ALARM
-from defended_cli.common import TOKEN, Data, Limit, argument, flag, open_model, option, print_rate, test_points
+from defended_cli.common import TOKEN, Data, Limit, Scale, argument, flag, open_model, option, print_rate, test_points
 from defended_cli.config import Config
 from defended_cli.engine import Address, EngineName, Threads, Workers, audited, start
 
@@ -33,6 +33,7 @@ def audit(
         ),
     ],
     data: Data = "digits",
+    scale: Scale = "auto",
     model: Annotated[
         Path | None, option("The exported Keras model: with it, attacked inputs are made and replayed.", "MODEL.keras")
     ] = None,
@@ -106,7 +107,7 @@ def audit(
     known: dict[str, Any] = {"conditions": limits, "baseline": baseline, "confidence": confidence, "name": name}
     of_log = is_request_log(target)
     if not of_log:
-        x, y = test_points(data, limit)
+        x, y = test_points(data, limit, scale)
         known |= {
             "x": x,
             "y": y,
@@ -143,6 +144,8 @@ def show(report: AuditReport, options: dict[str, str]) -> None:
         typer.echo(f"{'queries of black box':22} {report.black_box.queries:,} of {report.black_box.budget:,}")
     for alarm in report.alarms:
         typer.echo(f"ALARM: {alarm}", err=True)
+    for warning in report.warnings:
+        typer.echo(f"WARNING: {warning}", err=True)
     for decision in report.decisions:
         if decision.metric in options and decision.status == "FAIL" and decision.value is not None:
             limit = float(decision.limit.split()[1]) / 100
@@ -151,3 +154,5 @@ def show(report: AuditReport, options: dict[str, str]) -> None:
         elif decision.status != "PASS":
             typer.echo(f"{decision.status}: {decision.metric}: {decision.message}", err=True)
     typer.echo(f"Verdict: {report.verdict}")
+    if report.verdict == "NOT JUDGED":
+        typer.echo(f"No conditions were set. To begin with, in a file for --conditions:\n{report.suggestion}")

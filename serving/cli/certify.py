@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from defended_cli.common import Data, Limit, argument, option, print_rate, test_points
+from defended_cli.common import Data, Limit, Scale, argument, option, print_rate, test_points
 from defended_cli.config import Config
 from defended_cli.engine import Address, EngineName, Threads, Workers, opened, start
 
@@ -16,6 +16,7 @@ def certify(
     model: Annotated[Path, argument("A defended model, or a directory NAME/VERSION.", "MODEL.keras|ARTEFACT")],
     out: Annotated[Path, option("Gets shards/*.parquet and manifest.json.", "DIR")],
     data: Data = "digits",
+    scale: Scale = "auto",
     limit: Limit = 0,
     batch_size: Annotated[int, option("Inputs per run. Another number may change the last digits.", min=1)] = 256,
     shard_size: Annotated[int, option("Inputs per file, a multiple of the batch size.", min=1)] = 2048,
@@ -35,7 +36,7 @@ def certify(
     ```
     """
     start(engine, threads)
-    x, y = test_points(data, limit)
+    x, y = test_points(data, limit, scale)
 
     from defended.serving import cluster
 

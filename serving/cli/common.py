@@ -41,6 +41,7 @@ def flag(names: str, text: str) -> Any:
 
 
 Data: TypeAlias = option_for(TrainingSettings, "data")  # type: ignore[valid-type]
+Scale: TypeAlias = option_for(TrainingSettings, "scale")  # type: ignore[valid-type]
 Limit = Annotated[int, option("Use only this many test points, the first ones; 0 means all.", min=0)]
 ModelFile = Annotated[Path, argument("A defended model, as `defended train` writes it.", "MODEL.keras")]
 
@@ -63,20 +64,35 @@ def open_model(path: Path) -> DefendedModel:
     return model
 
 
-def test_points(data: str, limit: int) -> tuple[np.ndarray, np.ndarray]:
+def test_points(data: str, limit: int, scale: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the first `limit` test inputs and labels of a data set, all of them for 0."""
-    dataset = test_data(data, limit)
+    dataset = test_data(data, limit, scale)
     return dataset.x_test, dataset.y_test
 
 
-def test_data(data: str, limit: int) -> Dataset:
-    """Return a data set with the first `limit` of its test inputs, all of them for 0."""
+def test_data(data: str, limit: int, scale: str) -> Dataset:
+    """Return a data set with the first `limit` of its test inputs, all of them for 0, and say how it was scaled."""
     load_tensorflow()
     from defended import datasets
 
-    dataset = datasets.load(data)
+    dataset = datasets.load(data, scale)
+    say_scaling(dataset)
     end = limit or None
     return dataset._replace(x_test=dataset.x_test[:end], y_test=dataset.y_test[:end])
+
+
+def say_scaling(dataset: Dataset) -> None:
+    """Say on stderr what a data set's numbers were divided by."""
+    if dataset.scaling is not None:
+        typer.echo(f"note: {dataset.name}: {dataset.scaling}.", err=True)
+
+
+def warn_of_units(model: DefendedModel, x: np.ndarray) -> None:
+    """Say on stderr where inputs are in other units than those that the model was trained on."""
+    known = model.training_range
+    said = None if known is None else known.complaint(x, float(model.epsilon), model.norm)
+    if said is not None:
+        typer.echo(f"WARNING: {said}", err=True)
 
 
 def print_rate(name: str, rate: float, interval: Sequence[float], confidence: float) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from defended_cli.common import argument, load_tensorflow, option, test_points
+from defended_cli.common import Scale, argument, load_tensorflow, option, test_points
 from defended_cli.config import Config
 
 
@@ -16,6 +16,7 @@ def diagnose(
     data: Annotated[
         str | None, option("What it classifies, for shares and units: digits, mnist, ..., or a file.", "NAME|FILE.npz")
     ] = None,
+    scale: Scale = "auto",
     epsilon: Annotated[float, option("The l2 radius to defend, in input units.", min=0)] = 0.3,
     limit: Annotated[int, option("Use only this many test points, the first ones; 0 means all.", min=0)] = 500,
     adapted: Annotated[
@@ -42,7 +43,7 @@ def diagnose(
     model = keras.models.load_model(network, compile=False)
     if isinstance(model, DefendedModel):
         raise ValueError(f"{network} is a {type(model).__name__} already: diagnose the network that it defends")
-    x, y = (None, None) if data is None else test_points(data, limit)
+    x, y = (None, None) if data is None else test_points(data, limit, scale)
     typer.echo(adapting.diagnose(model, x, y, epsilon=epsilon))
     if adapted is not None:
         found = adapting.adaptation(model, x, y)

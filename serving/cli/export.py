@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from defended_cli.common import ModelFile, flag, open_model, option, shown_warnings, test_points
+from defended_cli.common import ModelFile, Scale, flag, open_model, option, shown_warnings, test_points
 from defended_cli.config import Config
 
 # What the library takes: by default what can be made, otherwise what was asked for.
@@ -17,12 +17,13 @@ _MODES: dict[bool | None, bool | Literal["require"]] = {None: True, True: "requi
 
 def export(
     model: ModelFile,
-    name: Annotated[str, option("The model's name in the server's routes.")],
+    name: Annotated[str | None, option("The model's name in the server's routes; by default its own.")] = None,
     to: Annotated[Path, option("The folder of all models; the artefact is DIR/NAME/VERSION.", "DIR")] = Path("models"),
     version: Annotated[int, option("A positive number; 0 means the next free one.", min=0)] = 0,
     data: Annotated[
         str | None, option("Compare the graphs on test points of these data, not on noise.", "NAME|FILE.npz")
     ] = None,
+    scale: Scale = "auto",
     limit: Annotated[int, option("Compare on only this many of them, the first ones.", min=1)] = 256,
     onnx: Annotated[
         bool | None,
@@ -57,11 +58,13 @@ def export(
     ```
     """
     figures = None if susceptibility is None else json.loads(susceptibility.read_text(encoding="utf-8"))
-    sample = None if data is None else test_points(data, limit)[0]
+    sample = None if data is None else test_points(data, limit, scale)[0]
     defended_model = open_model(model)
 
     from defended import serving
+    from defended.serving.exporting.arguments import own_name
 
+    name = name or own_name(defended_model)
     version = version or serving.next_version(to, name)
     with shown_warnings(others=False):
         path = serving.export(

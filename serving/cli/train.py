@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from defended_cli.app import EXIT_INTERRUPTED
-from defended_cli.common import load_tensorflow, option, shown_warnings
+from defended_cli.common import load_tensorflow, option, say_scaling, shown_warnings
 from defended_cli.config import Config
 from defended_cli.options import options_from, said
 from defended_settings.training import TrainingSettings
@@ -41,7 +41,7 @@ def train(
 
     try:
         with shown_warnings(others=True):
-            run = run_training(chosen, out)
+            run = run_training(chosen, out, started=say_scaling)
     except KeyboardInterrupt:
         typer.echo(f"Interrupted. The same command continues the run in {out}.", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None

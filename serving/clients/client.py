@@ -19,7 +19,7 @@ import numpy as np
 
 from defended.exceptions import ClientError
 from defended.serving.artefacts.closing import Closing
-from defended.serving.artefacts.inputs import require_float32
+from defended.serving.artefacts.inputs import require_array_signature, require_float32
 from defended.serving.artefacts.tensor_info import SignatureInfo
 from defended.serving.clients.transports import GrpcTransport, RestTransport, Transport
 from defended_settings.addresses import is_loopback
@@ -155,14 +155,7 @@ class Client(Closing):
         self._transport.close()
 
     def _signature(self, name: str) -> SignatureInfo:
-        offered = self.metadata()
-        if name not in offered:
-            raise ValueError(f"{self.url} offers no signature {name!r}, but {sorted(offered)}.")
-        if len(offered[name].inputs) != 1:
-            raise ValueError(
-                f"Signature {name!r} takes several inputs, {sorted(offered[name].inputs)}; one can be sent."
-            )
-        return offered[name]
+        return require_array_signature(name, self.metadata(), self.url)
 
     def _in_order(self, parts: list[np.ndarray], signature: str, info: SignatureInfo) -> list[dict[str, np.ndarray]]:
         def ask(part: np.ndarray) -> dict[str, np.ndarray]:

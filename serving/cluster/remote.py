@@ -19,6 +19,7 @@ from defended.attacks.measurement.chunk_store import ChunkStore
 from defended.attacks.measurement.engine import Job, Settings
 from defended.provenance import data_digest
 from defended.serving.artefacts.artefact import Artefact
+from defended.serving.artefacts.inputs import require_array_signature
 from defended.serving.artefacts.manifest import MANIFEST, Manifest
 from defended.serving.cluster.shards import ParquetStore
 
@@ -46,17 +47,18 @@ class DistributedArtefact(Artefact):
 
     def __call__(self, x: Array) -> dict[str, Array]:
         """Return the outputs of `serving_default`, as `Artefact` does."""
-        names = self.manifest.signatures["serving_default"].outputs
-        return {name: value for name, value in self.audit(x).items() if name in names}
+        return self.predict(x)
 
-    def audit(self, x: Array, batch_size: int = 256) -> dict[str, Array]:
-        """Return the outputs of `audit` for any number of inputs, as `Artefact` does; the last batch is filled up."""
+    def predict(self, x: Array, signature: str = "serving_default", batch_size: int = 256) -> dict[str, Array]:
+        """Return a signature's outputs for any number of inputs, as `Artefact` does; the last batch is filled up."""
+        asked = require_array_signature(signature, self.manifest.signatures, os.fspath(self.path))
         whole_number("batch_size", batch_size, 1)
         settings, size = Settings(None, self.epsilon, batch_size), batch_size * _BATCHES
         # Random verdicts are drawn anew; what was drawn before is not an answer to this call.
         keep = self._keep if self.manifest.sampling is None else None
         store = open_store(self._engine, keep, "audit", self._checked(x), {"batch_size": batch_size})
-        return in_order(self._engine, pieces("audit", x, size), settings, store)
+        found = in_order(self._engine, pieces("audit", x, size), settings, store)
+        return {name: value for name, value in found.items() if signature == "audit" or name in asked.outputs}
 
     def close(self) -> None:
         """Do nothing: whoever opened the engine closes it."""

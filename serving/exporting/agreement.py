@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from defended.class_names import BOTTOM
 from defended.exceptions import AgreementError
 from defended.serving.artefacts.allowed_ops import CLASSIFY
 from defended.serving.artefacts.cpp_loader import CppSession
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 # Two float32 evaluations of one network differ by roundings, some 1e-6 of the largest score. A difference above this is
 # not rounding: reduced precision, other weights, another graph.
 SCORE_DRIFT_BOUND = 1e-4
-BOTTOM = "⊥"
 _SAMPLED_INPUTS = 64
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from defended._io import canonical_json
 from defended.serving.artefacts.manifest import MAX_VERSION, NAME, DataRecord
-from defended.serving.exporting.agreement import BOTTOM
 
 if TYPE_CHECKING:
     from defended.attacks.measurement.result import Susceptibility
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 _SAMPLES, _SAMPLES_WHERE_SAMPLED = 64, 4
 
 
-def check_version(model: DefendedModel, name: str, version: int) -> int:
-    """Return the version as an int, after checking the model's type and its name.
+def check_name(model: DefendedModel, name: str | None) -> str:
+    """Return the name to export a model by: the one given, or its own, cleaned.
 
     Raises:
-        TypeError, ValueError: the model, the name or the version does not fit.
+        TypeError, ValueError: the model is not defended, or the name does not fit.
     """
     from defended.defended_model import DefendedModel
 
@@ -34,11 +34,27 @@ def check_version(model: DefendedModel, name: str, version: int) -> int:
             "`model` must be a defended model, such as `GloroNet(network, epsilon=0.3)`. "
             f"Received: {type(model).__name__}."
         )
+    if name is None:
+        return own_name(model)
     if not isinstance(name, str) or NAME.fullmatch(name) is None:
         raise ValueError(
             "`name` must be 1 to 128 letters, digits, '.', '_' or '-' and begin with a letter or digit, as it becomes "
             f"a folder and a part of the server's routes. Received: {name!r}."
         )
+    return name
+
+
+def own_name(model: DefendedModel) -> str:
+    """Return the model's own name as a folder and a route may have it: runs of other characters become one `-`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", str(model.name)).strip("-._")[:128] or "model"
+
+
+def check_version(version: int) -> int:
+    """Return the version as an int.
+
+    Raises:
+        ValueError: it is not a whole number from 1 to 2^63 - 1.
+    """
     try:
         number = operator.index(version)
     except TypeError:
@@ -65,20 +81,6 @@ def check_sample(model: DefendedModel, sample: np.ndarray | None) -> np.ndarray:
     if not np.isfinite(sample).all():
         raise ValueError("`sample` must be finite. Received values that are not; leave those inputs out.")
     return sample
-
-
-def check_labels(class_names: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
-    """Return the names of the classes, one for each and all different, or None where none are given."""
-    if class_names is None:
-        return None
-    names = tuple(class_names)
-    fits = not isinstance(class_names, str) and all(isinstance(name, str) and name.strip() for name in names)
-    if not fits or len(names) != num_classes or len(set(names)) != num_classes or BOTTOM in names:
-        raise ValueError(
-            f"`class_names` must be {num_classes} different texts, none of them empty or {BOTTOM!r}, which stands for "
-            f"a rejection. Received: {class_names!r}."
-        )
-    return names
 
 
 def check_data(model: DefendedModel, given: Any) -> tuple[DataRecord, ...]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from defended._io import atomic_write_text, sha256_file
 from defended._version import __version__
+from defended.class_names import ClassNames, in_order
 from defended.exceptions import MissingExtraError
 from defended.serving.artefacts.manifest import (
     MANIFEST,
@@ -24,6 +25,7 @@ from defended.serving.artefacts.manifest import (
     DriftRecord,
     FileRecord,
     Manifest,
+    RangeRecord,
     SamplingRecord,
     WarmUpRecord,
     files_below,
@@ -34,8 +36,8 @@ from defended.serving.exporting.agreement import SCORE_DRIFT_BOUND
 from defended.serving.exporting.arguments import (
     check_data,
     check_json,
-    check_labels,
     check_mode,
+    check_name,
     check_sample,
     check_version,
     figures_of,
@@ -54,13 +56,13 @@ if TYPE_CHECKING:
 def export(
     model: DefendedModel,
     directory: str | os.PathLike[str],
-    name: str = "digits",
+    name: str | None = None,
     version: int = 1,
     *,
     sample: np.ndarray | None = None,
     onnx: bool | Literal["require"] = True,
     warm_up: bool | Literal["require"] = True,
-    class_names: Sequence[str] | None = None,
+    class_names: ClassNames | None = None,
     susceptibility: Susceptibility | Mapping[str, Any] | None = None,
     training_data: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -78,8 +80,9 @@ def export(
     score. A smoothed model draws its noise in the graph, from the system's entropy at every run, whatever its `seed`.
 
     The manifest holds what is guaranteed and on which assumptions, the operations, the packages, the training data's
-    digest and the hash of every file; `README.md` is a model card made from it. Beside the artefacts, in `directory`,
-    the files that TensorFlow Serving reads are brought up to date (`write_serving_files`).
+    digest and range (`model.training_range`) and the hash of every file; `README.md` is a model card made from it.
+    Beside the artefacts, in `directory`, the files that TensorFlow Serving reads are brought up to date
+    (`write_serving_files`).
 
     Keras, TensorFlow's C++ loader and onnxruntime judge the sample: their labels must be equal, and their logits must
     not drift further apart than the certificate pays for; where it pays for nothing, four times the largest drift is
@@ -89,7 +92,8 @@ def export(
     Args:
         model: a defended model; its bounds are proven where they are not, and what evaluates is compared with them.
         directory: the folder of all models; made where it is missing.
-        name: the model's name in the server's routes: letters, digits, `.`, `_`, `-`, beginning with a letter or digit.
+        name: the model's name in the server's routes: letters, digits, `.`, `_`, `-`, beginning with a letter or digit;
+            by default `model.name`, with `-` for what is none of these.
         version: a positive integer; TensorFlow Serving serves the largest.
         sample: float32 `[n, *input_shape]`, inputs on which the artefact is compared with the model; by default 64
             random ones in [0, 1], for a smoothed model 4. Give real ones where there are any.
@@ -97,7 +101,8 @@ def export(
             the network can be written so (otherwise the manifest says why not); with `"require"`, it fails instead.
         warm_up: whether it holds warm-up records, of random inputs, for TensorFlow Serving: the same, with the extra
             `serving`.
-        class_names: m different texts; the classes' numbers by default.
+        class_names: m different texts in the order of the classes' numbers, or a mapping between names and numbers,
+            such as Keras's `class_indices`; the numbers by default.
         susceptibility: figures to keep in the manifest, a mapping or the result of `defended.attacks.susceptibility`.
         training_data: SHA-256 of the data that the model was trained on, a mapping (`sha256`, `points`, `name`), or
             several; by default what `fit` recorded.
@@ -117,13 +122,13 @@ def export(
         ForbiddenOpError: the network holds an operation that an artefact may not hold.
         AgreementError, CppLoaderError: an exported graph does not answer as the model does, or does not load.
     """
-    version = check_version(model, name, version)
+    name, version = check_name(model, name), check_version(version)
     given = sample is not None
     sample = check_sample(model, sample)
     onnx_mode, warm_up_mode = check_mode("onnx", onnx), check_mode("warm_up", warm_up)
-    names = check_labels(class_names, model.num_classes)
+    names = in_order(class_names, model.num_classes)
     figures, notes = figures_of(susceptibility), check_json("metadata", dict(metadata or {}))
-    data = check_data(model, training_data)
+    data, seen = check_data(model, training_data), model.training_range
     key = None if signing_key is None else read_signing_key(signing_key)
     labels = names or tuple(map(str, range(model.num_classes)))
     target = Path(directory) / name / str(version)
@@ -157,6 +162,7 @@ def export(
                 susceptibility_assumptions=() if figures is None else susceptibility_assumptions(figures),
                 class_names=names,
                 training_data=data,
+                training_range=None if seen is None else RangeRecord.model_validate(vars(seen)),
                 onnx=built.onnx,
                 warm_up=_warm_up(model, partial, name, warm_up_mode),
                 metadata=notes,

@@ -8,24 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from defended.class_names import BOTTOM
 from defended.serving.artefacts.allowed_ops import CLASSIFY
+from defended.serving.artefacts.onnx_model import ANSWER, REASON
 from defended.serving.artefacts.tf_example import FEATURE
-from defended.serving.exporting.agreement import BOTTOM
 
 if TYPE_CHECKING:
     from defended.defended_model import DefendedModel
 
-_ANSWER = ("label", "rejected", "scores")
 _RADII = ("certified_radius", "availability_radius", "epsilon", "scores_with_bottom")
-
-# This detail helps no attacker, and explains to a client why there is no answer.
-_REASON = "reason"
 
 
 def output_names(model: DefendedModel) -> dict[str, tuple[str, ...]]:
     """Return the outputs of each signature that takes `image`: all for `audit`, those of an answer by default."""
-    reason = (_REASON,) if _REASON in model.details else ()
-    return {"serving_default": _ANSWER + reason, "audit": (*_ANSWER, *_RADII, *model.details)}
+    reason = (REASON,) if REASON in model.details else ()
+    return {"serving_default": ANSWER + reason, "audit": (*ANSWER, *_RADII, *model.details)}
 
 
 def save_graph(model: DefendedModel, directory: Path, labels: Sequence[str]) -> None:

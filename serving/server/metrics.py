@@ -10,6 +10,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from defended.class_names import BOTTOM
 from defended.serving.clients.logged_answers import Arrays
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -21,8 +22,6 @@ REASONS = ("", "not certified", "not finite", "adversarial")
 _LATENCIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _WINDOW = 1000
-
-_BOTTOM = "⊥".encode()
 
 
 @dataclass
@@ -72,6 +71,12 @@ class Metrics:
             "defended_verdicts",
             "Inputs judged: answered, or rejected and why.",
             ("model", "version", "verdict", "reason"),
+            registry=self.registry,
+        )
+        self.out_of_range = Counter(
+            "defended_out_of_range",
+            "Inputs outside of the range that the model was trained on, by more than epsilon.",
+            ("model", "version"),
             registry=self.registry,
         )
         self.batches = Histogram(
@@ -146,7 +151,8 @@ def verdict_reasons(inputs: Arrays, outputs: Arrays) -> np.ndarray | None:
         classes = outputs.get("classes")  # of `classify`: the first column names the answer, or ⊥
         if classes is None or classes.ndim != 2 or classes.dtype != object:
             return None
-        return np.asarray([int(row[0] == _BOTTOM) for row in classes], np.int64)
+        bottom = BOTTOM.encode()
+        return np.asarray([int(row[0] == bottom) for row in classes], np.int64)
     rejected = np.asarray(outputs["rejected"], bool)
     if "reason" in outputs:
         given = np.asarray(outputs["reason"], np.int64)

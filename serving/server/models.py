@@ -17,6 +17,7 @@ from defended.serving.artefacts.tensor_info import SignatureInfo, TensorInfo, wo
 from defended.serving.server.batching import Batcher
 from defended.serving.server.errors import invalid, wrong_shape, wrong_type
 from defended.serving.server.metrics import Metrics
+from defended.serving.server.units import UnitsCheck
 from defended_settings.server import ServerSettings
 
 DEFAULT_SIGNATURE = "serving_default"
@@ -48,6 +49,7 @@ class ModelVersion:
         self.definitions = {signature: definitions[signature] for signature in self.signatures}
         self._settings, self._executor, self._metrics = settings, executor, metrics
         self._batchers: dict[str, Batcher] = {}
+        self._units = UnitsCheck(artefact.manifest, metrics, settings.reject_out_of_range)
         self._holders = 0
         self._retired = False
 
@@ -84,7 +86,7 @@ class ModelVersion:
         return await self._batcher(signature).submit(inputs, rows)
 
     def check_inputs(self, signature: str, inputs: Mapping[str, np.ndarray]) -> None:
-        """Refuse inputs that are not what a signature takes.
+        """Refuse inputs that are not what a signature takes, and look at the units of the others.
 
         Raises:
             ServingError: INVALID_ARGUMENT, in TensorFlow Serving's words where it has any.
@@ -96,6 +98,7 @@ class ModelVersion:
             _check_tensor(name, info, inputs[name])
         if len({len(array) for array in inputs.values()}) > 1:
             raise invalid("Batching input tensors supplied in a given request must have equal 0th-dimension size")
+        self._units.check(inputs)
 
     def _batcher(self, signature: str) -> Batcher:
         if signature not in self._batchers:

@@ -55,6 +55,61 @@ def test_classes_have_names(folder):
     assert datasets.load(folder / "other.npz").class_names is None
 
 
+class TestScale:
+    """What numbers are divided by: images of whole numbers by 255, by default, and nothing else."""
+
+    def load(self, folder, x, scale="auto"):
+        np.savez(folder / "mine.npz", x_train=x, y_train=np.zeros(len(x), int), x_test=x, y_test=np.zeros(len(x), int))
+        data = datasets.load(folder / "mine.npz", scale)
+        assert data.x_train.dtype == data.x_test.dtype == np.float32
+        return data
+
+    @pytest.mark.parametrize("dtype", ["uint8", "int64"])
+    def test_images_of_whole_numbers(self, folder, dtype):
+        x = np.arange(256, dtype=dtype).reshape(4, 8, 8)
+        data = self.load(folder, x)
+        assert (data.x_train.shape, data.x_train.max()) == ((4, 8, 8, 1), 1)
+        assert data.scaling == f"images of {dtype}: divided by 255"
+        for scale, by, said in (("none", 1, "taken as they are"), ("255", 255, "by 255"), (64.0, 64, "by 64")):
+            data = self.load(folder, x, scale)
+            np.testing.assert_array_equal(data.x_train[..., 0], x.astype("float32") / np.float32(by))
+            assert data.scaling.endswith(said)
+
+    def test_tables_are_taken_as_they_are(self, folder):
+        x = np.array([[-3, 200_000], [40, 7]])
+        np.testing.assert_array_equal(self.load(folder, x).x_train, x)
+        assert self.load(folder, x).scaling == "a table of int64: taken as they are"
+        data = self.load(folder, x / 3)
+        np.testing.assert_array_equal(data.x_train, (x / 3).astype("float32"))
+        assert data.scaling is None
+        assert self.load(folder, x.astype("uint8")).x_train.max() > 1
+
+    def test_floats_are_divided_on_request_only(self, folder):
+        x = np.linspace(0, 255, 64).reshape(1, 8, 8, 1)
+        with pytest.raises(ValueError, match=r"floats in \[0, 1\]; the scale `none` takes.*reach from 0 to 255"):
+            self.load(folder, x)
+        assert self.load(folder, x, "none").x_train.max() == 255
+        assert self.load(folder, x, 255).x_train.max() == 1
+        assert self.load(folder, x, 255).scaling == "images of float64: divided by 255"
+        assert self.load(folder, x / 255).scaling is None
+
+    def test_digits_say_it_too(self):
+        assert datasets.load("digits").scaling == "images of shades 0 to 16: divided by 16"
+        assert datasets.load("digits", "none").x_train.max() == 16
+
+    @pytest.mark.parametrize("scale", ["0", "-1", "nan", "inf", "much", None, ""])
+    def test_what_is_no_scale(self, scale):
+        with pytest.raises(ValueError, match='`scale` must be "auto", "none", or a positive number'):
+            datasets.load("digits", scale)
+
+    @pytest.mark.parametrize("scale", ["auto", "none", 2])
+    def test_what_is_not_finite(self, folder, scale):
+        with pytest.raises(ValueError, match="finite"):
+            self.load(folder, np.array([[1.0, np.nan]]), scale)
+        with pytest.raises(ValueError, match="finite"):
+            self.load(folder, np.array([[1.0, 1e300]]), scale)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

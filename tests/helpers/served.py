@@ -22,8 +22,10 @@ def tiny_model(seed=3, epsilon=0.02):
     return model
 
 
-def export_tiny(folder, name="tiny", version=1, seed=3):
-    return export(tiny_model(seed), folder, name, version, onnx=False, warm_up=False, serving_files=False)
+def export_tiny(folder, name="tiny", version=1, seed=3, training_range=None):
+    model = tiny_model(seed)
+    model.training_range = training_range
+    return export(model, folder, name, version, onnx=False, warm_up=False, serving_files=False)
 
 
 def images(n, seed=0):

@@ -111,6 +111,10 @@ def test_every_class_by_hand(line):
     assert [row.name for row in result.by_class()] == ["0", "1"]
     with pytest.raises(ValueError, match=r"all classes up to 1\. Received: 1 names"):
         result.by_class(["left"])
+    named = result.by_class({"right": 1, "left": 0})
+    assert [row.name for row in named] == ["left", "right"]
+    with pytest.raises(ValueError, match=r"`names` must .* a set has no order"):
+        result.by_class({"left", "right"})
     with pytest.raises(ValueError, match="`rate` must be one of"):
         classes.sorted("radius")
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -24,6 +25,7 @@ from defended.serving.artefacts.allowed_ops import check_ops, list_ops
 from defended.serving.artefacts.cpp_loader import CppSession
 from defended.serving.artefacts.manifest import Manifest
 from defended.serving.exporting.agreement import require_agreement, require_rejection
+from defended.serving.exporting.arguments import check_name, own_name
 
 GRAPHS = sys.modules["defended.serving.exporting.graphs"]
 
@@ -258,7 +260,7 @@ class TestTampering:
     @pytest.mark.parametrize(
         ("changes", "named"),
         [
-            ({"format_version": 3}, "format_version: this version of defended reads formats 1 and 2"),
+            ({"format_version": 4}, "format_version: this version of defended reads formats 1 to 3"),
             ({"epsilon": -1.0}, "epsilon"),
             ({"norm": "l1"}, "norm"),
             ({"surprise": 1}, "surprise"),
@@ -295,7 +297,7 @@ class TestTampering:
 
 
 class TestBadArguments:
-    @pytest.mark.parametrize("name", ["", ".hidden", "a/b", "a\\b", "..", "a b", "é", "-x", "x" * 129, "x\n", None, 3])
+    @pytest.mark.parametrize("name", ["", ".hidden", "a/b", "a\\b", "..", "a b", "é", "-x", "x" * 129, "x\n", 3])
     def test_names(self, model, tmp_path, name):
         with pytest.raises(ValueError, match="`name`"):
             export(model, tmp_path, name)
@@ -358,7 +360,7 @@ class TestExport:
     def test_finalizes_and_exports_without_samples(self, tmp_path):
         model = make_model()
         assert not model.is_final
-        path = export(model, tmp_path / "new" / "folder", version=np.int64(3), onnx=False)
+        path = export(model, tmp_path / "new" / "folder", "digits", version=np.int64(3), onnx=False)
         assert path == tmp_path / "new" / "folder" / "digits" / "3"
         assert model.is_final
         with load(path) as artefact:
@@ -376,7 +378,7 @@ class TestExport:
 
         monkeypatch.setattr(GRAPHS, "require_rejection", slow)
         with pytest.raises(FileExistsError, match=r"appeared during the export.*version 2"):
-            export(model, tmp_path, onnx=False)
+            export(model, tmp_path, "digits", onnx=False)
         assert [path.name for path in target.iterdir()] == ["theirs"]
         assert [path.name for path in target.parent.iterdir()] == ["1"]
 
@@ -414,7 +416,8 @@ class TestExport:
             "from defended.serving import export\n"
             "def die(*arguments): os.kill(os.getpid(), signal.SIGKILL)\n"
             "sys.modules['defended.serving.exporting.graphs'].require_rejection = die\n"
-            "export(keras.models.load_model(sys.argv[1] + '/model.keras'), sys.argv[1], version=2, onnx=False)\n"
+            "model = keras.models.load_model(sys.argv[1] + '/model.keras')\n"
+            "export(model, sys.argv[1], 'digits', version=2, onnx=False)\n"
         )
         run = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, check=False)
         assert run.returncode == -9, run.stderr
@@ -424,10 +427,19 @@ class TestExport:
         assert (kept.parent / names[0] / "content" / "saved_model.pb").exists()
         assert not (kept.parent / names[0] / "content" / "manifest.json").exists()
 
-        path = export(model, tmp_path, version=2, onnx=False)
+        path = export(model, tmp_path, "digits", version=2, onnx=False)
         assert sorted(path.name for path in kept.parent.iterdir()) == ["1", "2"]
         assert (kept / "theirs").read_text() == "theirs"
         load(path).close()
+
+
+@pytest.mark.parametrize(
+    ("own", "exported"),
+    [("gloro_net_3", "gloro_net_3"), ("Ampeln & Schilder/2", "Ampeln-Schilder-2"), ("__", "model"), ("交通", "model")],
+)
+def test_the_default_name_is_the_models_own_as_a_folder_may_be_called(model, own, exported):
+    assert check_name(model, None) == model.name
+    assert own_name(SimpleNamespace(name=own)) == check_name(model, exported) == exported
 
 
 class TestAgreement:

@@ -124,7 +124,7 @@ def test_settings_come_from_the_file_and_flags_win(run, tmp_path, monkeypatch):
 
     seen = []
 
-    def stop(settings, directory):
+    def stop(settings, directory, **more):
         seen.append((settings, directory))
         raise ValueError("enough")
 
@@ -145,7 +145,7 @@ def test_the_defaults_of_the_command_are_the_librarys(run, monkeypatch, tmp_path
     from defended.training import training_run
 
     seen = []
-    monkeypatch.setattr(training_run, "train", lambda settings, directory: seen.append(settings) or exit_with())
+    monkeypatch.setattr(training_run, "train", lambda settings, directory, **more: seen.append(settings) or exit_with())
     assert run("train", "--out", tmp_path / "x").exit_code == 2
     assert seen == [training_run.TrainingSettings()]
 

@@ -208,6 +208,65 @@ def test_data_of_another_shape(exported, tmp_path):
     assert "[batch, 8, 8, 1]" in result.stderr
 
 
+@pytest.fixture(scope="module")
+def pixels(tmp_path_factory):
+    """The digits as bytes, in classes that a linear net tells apart after two epochs or never."""
+    digits, folder = datasets.load("digits", "none"), tmp_path_factory.mktemp("pixels")
+    arrays = {name: np.rint(255 / 16 * getattr(digits, name)).astype("uint8") for name in ("x_train", "x_test")}
+    np.savez(folder / "pixels.npz", **arrays, y_train=digits.y_train, y_test=digits.y_test)
+    return folder / "pixels.npz"
+
+
+class TestUnits:
+    def test_what_was_divided_is_said_and_the_artefact_knows_the_range(self, pixels, tmp_path):
+        words = ["--data", pixels, "--scale", "none", "--epsilon", 20, "--net", "dense", "--epochs", 1]
+        trained = run("train", *words, "--no-doubling", "--loss", "crossentropy", "--out", tmp_path / "run")
+        assert trained.exit_code == 0, trained.output
+        assert "note: pixels: images of uint8: taken as they are." in trained.stderr
+        model = tmp_path / "run" / "model.keras"
+        options = ["--to", tmp_path / "models", "--no-onnx", "--no-warm-up"]
+        assert run("export", model, *options).exit_code == 0
+        (artefact,) = (tmp_path / "models").glob("gloro_net*/1")  # by default the model's own name
+        record = json.loads((artefact / "manifest.json").read_text())["training_range"]
+        assert (record["low"], record["high"]) == (0, 255)
+        assert "| range of training inputs | 0 to 255 |" in (artefact / "README.md").read_text()
+
+        audit = ["audit", artefact, "--data", pixels, "--out", tmp_path / "audit", "--max-rejection-rate", 1]
+        divided = run(*audit)
+        assert divided.exit_code == 0, divided.output
+        assert "note: pixels: images of uint8: divided by 255." in divided.stderr
+        assert "they reach 0 to 1, the model was trained on 0 to 255. Multiply them by 255." in divided.stderr
+        assert "WARNING: Everything was rejected, all 360 inputs" in divided.stderr
+        assert "Verdict: WARN" in divided.stdout
+        as_trained = run(*audit, "--scale", "none")
+        assert "WARNING" not in as_trained.stderr
+        attacked = run("attack", model, "--data", pixels, "--limit", 12, "--steps", 1, "--out", tmp_path / "f.json")
+        assert "Multiply them by 255" in attacked.stderr
+
+    def test_tables_go_the_whole_path_as_they_are(self, tmp_path):
+        rng = np.random.default_rng(0)
+        y = np.arange(400) % 2
+        x = rng.normal(size=(400, 5)) + 4 * y[:, None]
+        parts = {"x_train": x[:300], "y_train": y[:300], "x_test": x[300:], "y_test": y[300:]}
+        np.savez(tmp_path / "table.npz", **parts)
+        words = ["--data", tmp_path / "table.npz", "--net", "dense", "--epsilon", 0.3, "--epochs", 3]
+        trained = run("train", *words, "--out", tmp_path / "run")
+        assert trained.exit_code == 0, trained.output
+        assert "note" not in trained.stderr
+        model = tmp_path / "run" / "model.keras"
+        options = ["--to", tmp_path, "--name", "table", "--no-onnx", "--no-warm-up"]
+        assert run("export", model, *options, "--data", tmp_path / "table.npz").exit_code == 0
+        audited = run("audit", tmp_path / "table" / "1", "--data", tmp_path / "table.npz", "--out", tmp_path / "audit")
+        assert audited.exit_code == 0
+        assert audited.stderr == ""
+        assert "Verdict: NOT JUDGED" in audited.stdout
+        limits = audited.stdout.partition("[conditions]")[2].partition("Report:")[0]
+        (tmp_path / "limits.toml").write_text(f"[conditions]{limits}")
+        again = [*("audit", tmp_path / "table" / "1", "--data", tmp_path / "table.npz", "--out", tmp_path / "audit")]
+        judged = run(*again, "--conditions", tmp_path / "limits.toml")
+        assert "Verdict: PASS" in judged.stdout  # limits that are suggested are kept by the figures they come from
+
+
 def test_the_demo_goes_the_whole_path_and_a_second_run_exports_the_next_version(tmp_path, monkeypatch):
     from rich.console import Console
 
@@ -215,7 +274,7 @@ def test_the_demo_goes_the_whole_path_and_a_second_run_exports_the_next_version(
 
     digits = datasets.load("digits")
     few = digits._replace(x_test=digits.x_test[:64], y_test=digits.y_test[:64])
-    monkeypatch.setattr(datasets, "load", lambda name: few)
+    monkeypatch.setattr(datasets, "load", lambda name, *scale: few)
     monkeypatch.setattr(demo, "CertificateDescent", lambda steps, seed: CertificateDescent(steps=5, seed=seed))
     with (tmp_path / "console.txt").open("w") as file:
         console = Console(file=file, width=100)

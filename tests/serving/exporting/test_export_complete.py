@@ -24,11 +24,13 @@ from defended.provenance import data_digest
 from defended.serving import (
     AgreementError,
     ArtefactError,
+    Client,
     EditedFileWarning,
     ForbiddenOpError,
     SignatureError,
     audit,
     export,
+    export_onnx,
     generate_key,
     load,
     load_onnx,
@@ -45,6 +47,7 @@ from defended.serving.exporting import drift
 from defended.serving.exporting.model_card import model_card
 from defended.serving.exporting.onnx_export import convert
 from defended.serving.exporting.warm_up import WARM_UP
+from defended.serving.server import running
 
 CLASSES = ("round", 'square "2"', "Δ|*")
 
@@ -112,6 +115,30 @@ class TestEvaluators:
         found = load_onnx(exported / "assets.extra" / "model.onnx").run(x)
         np.testing.assert_array_equal(found["label"], expected.label)
         assert set(found) == {"label", "rejected", "scores"}
+
+    def test_whatever_runs_it_is_asked_alike(self, model, exported, tmp_path):
+        """The same call, the same names, dtypes and shapes from an artefact, an ONNX file and a server."""
+        x, onnx = inputs(70, seed=2), load_onnx(export_onnx(model, tmp_path / "whole.onnx", audit=True))
+        with (
+            load(exported) as artefact,
+            running(exported.parents[1]) as server,
+            Client(server.rest_url, model="tiny") as client,
+        ):
+            for signature in ("serving_default", "audit"):
+                found = [served.predict(x, signature=signature) for served in (artefact, onnx, client)]
+                described = [{k: (v.dtype, v.shape) for k, v in outputs.items()} for outputs in found]
+                assert described[0] == described[1] == described[2]
+                assert all(np.array_equal(outputs["label"], found[0]["label"]) for outputs in found)
+            for served in (artefact, client, onnx):
+                with pytest.raises(TypeError, match="float32"):
+                    served.predict(x.astype("float64"))
+                for signature in ("nothing", "classify"):
+                    with pytest.raises(ValueError, match=r"[Ss]ignature"):
+                        served.predict(x, signature)
+        default = load_onnx(exported / "assets.extra" / "model.onnx")
+        assert set(default.predict(x)) == {"label", "rejected", "scores"}
+        with pytest.raises(ValueError, match="no radii"):
+            default.predict(x, "audit")
 
     def test_the_manifest_says_what_was_compared(self, model, exported, manifest):
         x = inputs(40)
@@ -318,6 +345,11 @@ class TestClassify:
             export(model, tmp_path, class_names=names)
         assert not list(tmp_path.iterdir())
 
+    def test_a_mapping_of_names_is_taken_by_number(self, model, tmp_path):
+        options = {"onnx": False, "warm_up": False, "serving_files": False}
+        path = export(model, tmp_path, "tiny", class_names={"cat": 2, "dog": 0, "emu": 1}, **options)
+        assert verify(path).class_names == ("dog", "emu", "cat")
+
 
 class TestWarmUp:
     def test_the_records_are_requests_that_the_graph_answers(self, exported, manifest):
@@ -347,7 +379,7 @@ class TestWarmUp:
         with pytest.raises(ImportError, match=r"keras-defended\[serving\]"):
             export(model, tmp_path, warm_up="require", onnx=False)
         assert not list(tmp_path.iterdir())
-        manifest = verify(export(model, tmp_path))
+        manifest = verify(export(model, tmp_path, "digits"))
         assert "keras-defended[serving]" in manifest.warm_up.omitted
         assert "tf2onnx" in manifest.onnx.omitted
         assert manifest.check.drift.evaluators == ("keras", "tensorflow")
@@ -613,7 +645,7 @@ class TestFullDisk:
 
         monkeypatch.setattr(module, "write_serving_files", fail)
         with pytest.raises(OSError, match=r"digits/1 is whole.*No space left.*write_serving_files"):
-            export(model, tmp_path, onnx=False, warm_up=False)
+            export(model, tmp_path, "digits", onnx=False, warm_up=False)
         verify(tmp_path / "digits" / "1")
 
 
