@@ -19,7 +19,7 @@ MOST_FEATURES = 256
 _FILE = "training_range.json"
 _ROUNDING = 1e-6  # relative: a perturbation of size epsilon leaves the range by no more, up to rounding
 _FEW = 10  # inputs, of which nothing is said that only many can show
-_NARROW = 0.1
+_NARROW, _NARROW_FEATURE = 0.1, 0.01  # shares of the range; one feature may have long tails
 _SCALES = ((128.0, 256.0, 255), (32768.0, 65536.0, 65535))
 
 
@@ -110,7 +110,8 @@ class InputRange:
     def complaint(self, x: Array, epsilon: float, norm: str | None) -> str | None:
         """Return in a sentence that inputs `[n, ...]` are in other units than the training's; None where they are not.
 
-        They are if one lies `outside`, or if ten or more fill less than a tenth of the range.
+        They are if one lies `outside`, or if ten or more fill less than a tenth of the range; of features, less than a
+        hundredth of their own, by the median.
         """
         found, given = self.outside(x, epsilon, norm), InputRange.of(x)
         if given is None:
@@ -122,7 +123,7 @@ class InputRange:
                 f"{count} outside of the range of training by more than epsilon: inputs reach "
                 f"{self._farthest(x[found])}, {trained}. {self._remedy(given)}"
             )
-        if len(x) >= _FEW and self._filled(given) <= _NARROW:
+        if len(x) >= _FEW and self._filled(given) <= (_NARROW_FEATURE if self.features else _NARROW):
             return f"The inputs fill little of the range of training: they reach {given}, {trained}. " + self._remedy(
                 given
             )

@@ -82,9 +82,9 @@ def test_data(data: str, limit: int, scale: str) -> Dataset:
 
 
 def say_scaling(dataset: Dataset) -> None:
-    """Say on stderr what a data set's numbers were divided by."""
+    """Say what a data set's numbers were divided by; on stdout, since an error is the only line on stderr."""
     if dataset.scaling is not None:
-        typer.echo(f"note: {dataset.name}: {dataset.scaling}.", err=True)
+        typer.echo(f"Data of {dataset.name}: {dataset.scaling}.")
 
 
 def warn_of_units(model: DefendedModel, x: np.ndarray) -> None:

@@ -49,7 +49,7 @@ class ModelVersion:
         self.definitions = {signature: definitions[signature] for signature in self.signatures}
         self._settings, self._executor, self._metrics = settings, executor, metrics
         self._batchers: dict[str, Batcher] = {}
-        self._units = UnitsCheck(artefact.manifest, metrics, settings.reject_out_of_range)
+        self._units = UnitsCheck(name, version, artefact.manifest, metrics, settings.reject_out_of_range)
         self._holders = 0
         self._retired = False
 

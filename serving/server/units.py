@@ -28,7 +28,8 @@ class UnitsCheck:
     and a client that is told why can mend its units.
     """
 
-    def __init__(self, manifest: Manifest, metrics: Metrics, refuses: bool) -> None:
+    def __init__(self, name: str, version: int, manifest: Manifest, metrics: Metrics, refuses: bool) -> None:
+        self._name, self._version = name, version
         self._manifest, self._metrics, self._refuses = manifest, metrics, refuses
         self._range = None if manifest.training_range is None else manifest.training_range.range()
         self._shape = manifest.signatures["serving_default"].inputs["image"].shape[1:]
@@ -49,15 +50,15 @@ class UnitsCheck:
         found = self._range.outside(x, manifest.epsilon, manifest.norm)
         if not found.any():
             return
-        self._metrics.out_of_range.labels(manifest.name, str(manifest.version)).inc(int(found.sum()))
+        self._metrics.out_of_range.labels(self._name, str(self._version)).inc(int(found.sum()))
         self._unsaid += int(found.sum())
         now = time.monotonic()
         if not self._refuses and now < self._next_line:
             return
         said = self._range.complaint(x, manifest.epsilon, manifest.norm)
         if now >= self._next_line:
-            _LOG.warning("%s, version %d: %s (%d since the last such line)", manifest.name, manifest.version, said,
-                         self._unsaid)  # fmt: skip
+            since = f"{self._unsaid} since the last such line"
+            _LOG.warning("%s, version %d: %s (%s)", self._name, self._version, said, since)
             self._next_line, self._unsaid = now + _SECONDS, 0
         if self._refuses:
             raise invalid(f"{said} The server refuses such requests.")

@@ -136,6 +136,12 @@ class TestWords:
         assert InputRange(0.0, 255.0).complaint(images[:5], 0.3, "l2") is None  # five may be dark images
         assert PIXELS.complaint(images, 0.3, "l2") is None
 
+    def test_few_values_of_features_with_long_tails_are_no_finding(self):
+        rng = np.random.default_rng(0)
+        seen, few = InputRange.of(rng.lognormal(0, 2, (5_000, 20))), rng.lognormal(0, 2, (20, 20))
+        assert seen.complaint(few, 0.1, "l2") is None
+        assert "fill little" in seen.complaint(few / few.max() * seen.high / 255, 0.1, "l2")
+
     def test_a_feature_is_named(self):
         seen = InputRange.of(np.array([[20, 0], [60, 100_000]], "float32"))
         said = seen.complaint(np.array([[30, 5], [9_125, 5]], "float32"), 0.5, "l2")

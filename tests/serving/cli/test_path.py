@@ -222,7 +222,7 @@ class TestUnits:
         words = ["--data", pixels, "--scale", "none", "--epsilon", 20, "--net", "dense", "--epochs", 1]
         trained = run("train", *words, "--no-doubling", "--loss", "crossentropy", "--out", tmp_path / "run")
         assert trained.exit_code == 0, trained.output
-        assert "note: pixels: images of uint8: taken as they are." in trained.stderr
+        assert "Data of pixels: images of uint8: taken as they are." in trained.stdout
         model = tmp_path / "run" / "model.keras"
         options = ["--to", tmp_path / "models", "--no-onnx", "--no-warm-up"]
         assert run("export", model, *options).exit_code == 0
@@ -234,7 +234,7 @@ class TestUnits:
         audit = ["audit", artefact, "--data", pixels, "--out", tmp_path / "audit", "--max-rejection-rate", 1]
         divided = run(*audit)
         assert divided.exit_code == 0, divided.output
-        assert "note: pixels: images of uint8: divided by 255." in divided.stderr
+        assert "Data of pixels: images of uint8: divided by 255." in divided.stdout
         assert "they reach 0 to 1, the model was trained on 0 to 255. Multiply them by 255." in divided.stderr
         assert "WARNING: Everything was rejected, all 360 inputs" in divided.stderr
         assert "Verdict: WARN" in divided.stdout
@@ -252,7 +252,7 @@ class TestUnits:
         words = ["--data", tmp_path / "table.npz", "--net", "dense", "--epsilon", 0.3, "--epochs", 3]
         trained = run("train", *words, "--out", tmp_path / "run")
         assert trained.exit_code == 0, trained.output
-        assert "note" not in trained.stderr
+        assert "Data of" not in trained.stdout
         model = tmp_path / "run" / "model.keras"
         options = ["--to", tmp_path, "--name", "table", "--no-onnx", "--no-warm-up"]
         assert run("export", model, *options, "--data", tmp_path / "table.npz").exit_code == 0
