@@ -11,12 +11,14 @@ import numpy as np
 from keras import ops
 
 from defended import input_range
+from defended import standardisation as scaling
 from defended.gate import Gate
 from defended.jax_steps import VisibleSteps
 from defended.margins import finite_rows
 from defended.networks.inputs import float32_array
 from defended.provenance import describe_data, read_training_data, write_training_data
 from defended.rejection_head import RejectionHead
+from defended.standardisation import Standardisation
 from defended.training.optimizers import make_variables
 
 
@@ -166,6 +168,19 @@ class Fitting(VisibleSteps, Gate, keras.Model):
     def training_range(self, value: input_range.InputRange | Sequence[float] | None) -> None:
         input_range.note(self.network, value)
 
+    @property
+    def standardisation(self) -> Standardisation | None:
+        """How features are standardised before they reach the network, saved with the model; None where they are not.
+
+        The model itself takes standardised inputs: `model.verdicts(model.standardisation(x))`. `train` sets it for
+        tabular data; the commands apply it, and exports write it down.
+        """
+        return scaling.noted(self.network)
+
+    @standardisation.setter
+    def standardisation(self, value: Standardisation | None) -> None:
+        scaling.note(self.network, value)
+
     def _checked_data(self, x: Any, y: Any = None) -> Any:
         """Return `x` in float32, with labels checked now (arrays) or as they are read (`tf.data`).
 
@@ -223,8 +238,10 @@ class Fitting(VisibleSteps, Gate, keras.Model):
         """Save the record of training data beside the weights (Keras's hook)."""
         write_training_data(inner_path, self.training_data)
         input_range.write_range(inner_path, self.network)
+        scaling.write(inner_path, self.network)
 
     def load_assets(self, inner_path: str | None) -> None:
         """Read the record back (Keras's hook)."""
         self._aside.training_data = read_training_data(inner_path)
         input_range.read_range(inner_path, self.network)
+        scaling.read(inner_path, self.network)

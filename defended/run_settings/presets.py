@@ -19,6 +19,7 @@ PRESETS: Mapping[Kind, Mapping[str, Any]] = {
     # Rows of measurements, brought to a common scale first.
     "tabular": {
         "net": "dense", "epsilon": 0.1, "epochs": 100, "batch_size": 32, "learning_rate": 3e-3, "sharpen": True,
+        "standardise": True,
     },
 }  # fmt: skip
 """Settings of `TrainingSettings`, by kind of data; what is not named has that class's default."""

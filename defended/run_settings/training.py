@@ -66,6 +66,8 @@ class TrainingSettings(BaseModel):
     the mirror, too (signs); or move and mirror them."""
     validation_split: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Share of the training data that chooses the best epoch of radius doubling."""
+    standardise: bool = False
+    """Bring the features of tabular data to mean 0 and deviation 1 first; the model keeps how."""
     preset: Literal["auto", "small-images", "colour-images", "tabular", "none"] = "auto"
     """Where nothing else is said, what is known to train well on such data; auto: by the data's shape."""
     seed: NaturalNumber = 0

@@ -20,6 +20,7 @@ from defended.gloro.gloro_net import GloroNet
 from defended.gloro.reparametrise.chain import chain_of, is_chain
 from defended.gloro.reparametrise.sharpen import sharpen_bounds
 from defended.input_range import InputRange
+from defended.standardisation import Standardisation
 from defended.training import callbacks
 from defended.training.bfloat16 import BFloat16Training, bfloat16_or_warning
 from defended.training.optimizers import BiasRateAdam
@@ -71,12 +72,16 @@ def train(
     settings = settings.settled(dataset.x_train.shape[1:])
     require_same_settings(directory, settings)
     if (directory / MODEL).exists():
-        return TrainingRun(keras.models.load_model(directory / MODEL), dataset, directory, was_finished=True)
+        finished = keras.models.load_model(directory / MODEL)
+        return TrainingRun(finished, standardised(dataset, finished), directory, was_finished=True)
     keras.utils.set_random_seed(settings.seed)
     network = build_network(settings, dataset)
     model = GloroNet(network, epsilon=settings.epsilon, second_look=settings.second_look)
     settings = _fitting(settings, model, said)
     trained_on, held_out = dataset.split(settings.validation_split)
+    if settings.standardise:
+        model.standardisation = Standardisation.of(dataset.x_train[trained_on])
+        dataset = standardised(dataset, model)
     steps = settings.epochs * math.ceil(len(trained_on) / settings.batch_size)
     model.compile(
         optimizer=BiasRateAdam(_learning_rate(settings, steps), settings.bias_rate),
@@ -112,6 +117,14 @@ def train(
     save(model, directory / MODEL)
     shutil.rmtree(unfinished, ignore_errors=True)
     return TrainingRun(model, dataset, directory, was_finished=False)
+
+
+def standardised(dataset: datasets.Dataset, model: DefendedModel) -> datasets.Dataset:
+    """Return the data as the model takes them."""
+    scaled = model.standardisation
+    if scaled is None:
+        return dataset
+    return dataset._replace(x_train=scaled(dataset.x_train), x_test=scaled(dataset.x_test))
 
 
 def resumed(settings: TrainingSettings, directory: Path) -> TrainingSettings:

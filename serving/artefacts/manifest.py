@@ -21,6 +21,7 @@ from pydantic import (
 from defended._io import canonical_json
 from defended.input_range import InputRange
 from defended.serving.artefacts.tensor_info import SignatureInfo
+from defended.standardisation import Standardisation
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.json.sig"
@@ -119,6 +120,17 @@ class RangeRecord(_Record):
         return self
 
 
+class StandardisationRecord(_Record):
+    """How raw features become the inputs that the model takes: `(x - means) / deviations`, feature by feature."""
+
+    means: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
+    deviations: tuple[Positive, ...]
+
+    def standardisation(self) -> Standardisation:
+        """Return the record as a `Standardisation`."""
+        return Standardisation(self.means, self.deviations)
+
+
 class SamplingRecord(_Record):
     """How verdicts are drawn at random, where they are.
 
@@ -142,8 +154,8 @@ class Manifest(_Record):
     can write the artefact can write a new digest. Where that matters, keep the digest elsewhere and give it to `load`,
     or sign the manifest.
 
-    Format 2 added the fields that have a default here, and format 3 `training_range`; an earlier manifest lacks them,
-    and is read without them.
+    Format 2 added the fields that have a default here, and format 3 `training_range` and `standardisation`; an earlier
+    manifest lacks them, and is read without them.
     """
 
     format_version: Literal[1, 2, 3] = 3
@@ -170,6 +182,8 @@ class Manifest(_Record):
     training_data: tuple[DataRecord, ...] = ()
     training_range: RangeRecord | None = None
     """The range of the inputs that the model was trained on; None where it was not recorded."""
+    standardisation: StandardisationRecord | None = None
+    """How raw features are standardised before they are sent; None where inputs are taken as they are."""
     onnx: OnnxRecord | None = None
     warm_up: WarmUpRecord | None = None
     metadata: dict[str, JsonValue] = {}

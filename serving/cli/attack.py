@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from defended_cli.common import Data, Limit, ModelFile, Scale, flag, open_model, option, test_data, warn_of_units
+from defended_cli.common import Data, Limit, ModelFile, Scale, flag, load_test_data, open_model, option, warn_of_units
 from defended_cli.config import Config
 from defended_cli.engine import Address, EngineName, Threads, Workers, opened, start
 
@@ -77,7 +77,7 @@ def attack(
     """
     start(engine, threads)
     defended_model = open_model(model)
-    dataset = test_data(data, limit, scale)
+    dataset = load_test_data(data, limit, scale, defended_model.standardisation)
     x, y = dataset.x_test, dataset.y_test
     warn_of_units(defended_model, x)
 

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from defended_cli.app import EXIT_ALARM
-from defended_cli.common import TOKEN, Data, Limit, Scale, argument, flag, open_model, option, print_rate, test_points
+from defended_cli.common import (
+    TOKEN,
+    Data,
+    Limit,
+    Scale,
+    argument,
+    flag,
+    load_points,
+    open_model,
+    option,
+    print_rate,
+    standardisation_of,
+)
 from defended_cli.config import Config
 from defended_cli.engine import Address, EngineName, Threads, Workers, audited, start
 
@@ -107,7 +119,8 @@ def audit(
     known: dict[str, Any] = {"conditions": limits, "baseline": baseline, "confidence": confidence, "name": name}
     of_log = is_request_log(target)
     if not of_log:
-        x, y = test_points(data, limit, scale)
+        local = next((place for place in (model, artefact, target) if place is not None and Path(place).exists()), None)
+        x, y = load_points(data, limit, scale, None if local is None else standardisation_of(local))
         known |= {
             "x": x,
             "y": y,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from defended_cli.common import Data, Limit, Scale, argument, option, print_rate, test_points
+from defended_cli.common import Data, Limit, Scale, argument, load_points, option, print_rate, standardisation_of
 from defended_cli.config import Config
 from defended_cli.engine import Address, EngineName, Threads, Workers, opened, start
 
@@ -36,7 +36,7 @@ def certify(
     ```
     """
     start(engine, threads)
-    x, y = test_points(data, limit, scale)
+    x, y = load_points(data, limit, scale, standardisation_of(model))
 
     from defended.serving import cluster
 

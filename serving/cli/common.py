@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from defended.datasets import Dataset
     from defended.defended_model import DefendedModel
+    from defended.standardisation import Standardisation
 
 TOKEN = "DEFENDED_TOKEN"  # noqa: S105  (the name of the variable that holds a server's token)
 
@@ -64,20 +65,39 @@ def open_model(path: Path) -> DefendedModel:
     return model
 
 
-def test_points(data: str, limit: int, scale: str) -> tuple[np.ndarray, np.ndarray]:
+def standardisation_of(place: Path | str) -> Standardisation | None:
+    """Return how inputs are standardised before the model in a file or the artefact in a folder takes them."""
+    load_tensorflow()
+    if not Path(place).is_dir():
+        return open_model(Path(place)).standardisation
+    from defended import serving
+
+    stated = serving.verify(place).standardisation
+    return None if stated is None else stated.standardisation()
+
+
+def load_points(
+    data: str, limit: int, scale: str, standardisation: Standardisation | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the first `limit` test inputs and labels of a data set, all of them for 0."""
-    dataset = test_data(data, limit, scale)
+    dataset = load_test_data(data, limit, scale, standardisation)
     return dataset.x_test, dataset.y_test
 
 
-def test_data(data: str, limit: int, scale: str) -> Dataset:
-    """Return a data set with the first `limit` of its test inputs, all of them for 0, and say how it was scaled."""
+def load_test_data(data: str, limit: int, scale: str, standardisation: Standardisation | None = None) -> Dataset:
+    """Return a data set with the first `limit` of its test inputs, all of them for 0, and say how it was scaled.
+
+    Features are standardised where a model asks for it.
+    """
     load_tensorflow()
     from defended import datasets
 
     dataset = datasets.load(data, scale)
     say_scaling(dataset)
     end = limit or None
+    if standardisation is not None:
+        typer.echo(f"Data of {dataset.name}: features are standardised as in the model's training.")
+        dataset = dataset._replace(x_test=standardisation(dataset.x_test))
     return dataset._replace(x_test=dataset.x_test[:end], y_test=dataset.y_test[:end])
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from defended_cli.common import Scale, argument, load_tensorflow, option, test_points
+from defended_cli.common import Scale, argument, load_points, load_tensorflow, option
 from defended_cli.config import Config
 
 
@@ -43,7 +43,7 @@ def diagnose(
     model = keras.models.load_model(network, compile=False)
     if isinstance(model, DefendedModel):
         raise ValueError(f"{network} is a {type(model).__name__} already: diagnose the network that it defends")
-    x, y = (None, None) if data is None else test_points(data, limit, scale)
+    x, y = (None, None) if data is None else load_points(data, limit, scale)
     typer.echo(adapting.diagnose(model, x, y, epsilon=epsilon))
     if adapted is not None:
         found = adapting.adaptation(model, x, y)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from defended_cli.common import ModelFile, Scale, flag, open_model, option, shown_warnings, test_points
+from defended_cli.common import ModelFile, Scale, flag, load_points, open_model, option, shown_warnings
 from defended_cli.config import Config
 
 # What the library takes: by default what can be made, otherwise what was asked for.
@@ -58,8 +58,8 @@ def export(
     ```
     """
     figures = None if susceptibility is None else json.loads(susceptibility.read_text(encoding="utf-8"))
-    sample = None if data is None else test_points(data, limit, scale)[0]
     defended_model = open_model(model)
+    sample = None if data is None else load_points(data, limit, scale, defended_model.standardisation)[0]
 
     from defended import serving
     from defended.serving.exporting.arguments import own_name

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from defended._io import atomic_write_text, sha256_file
+from defended._io import atomic_write_text, canonical_json, sha256_file
 from defended._version import __version__
 from defended.class_names import ClassNames, in_order
 from defended.exceptions import MissingExtraError
@@ -27,6 +27,7 @@ from defended.serving.artefacts.manifest import (
     Manifest,
     RangeRecord,
     SamplingRecord,
+    StandardisationRecord,
     WarmUpRecord,
     files_below,
     versions_below,
@@ -46,7 +47,8 @@ from defended.serving.exporting.deployment_files import write_serving_files
 from defended.serving.exporting.graphs import build_graphs, reason
 from defended.serving.exporting.model_card import MODEL_CARD, model_card, susceptibility_assumptions
 from defended.serving.exporting.staging import staged
-from defended.serving.exporting.warm_up import BATCH_SIZES, WARM_UP, write_warm_up
+from defended.serving.exporting.warm_up import BATCH_SIZES, EXTRA, WARM_UP, write_warm_up
+from defended.standardisation import FILE as STANDARDISATION
 
 if TYPE_CHECKING:
     from defended.attacks.measurement.result import Susceptibility
@@ -163,6 +165,7 @@ def export(
                 class_names=names,
                 training_data=data,
                 training_range=None if seen is None else RangeRecord.model_validate(vars(seen)),
+                standardisation=_standardisation(model, partial),
                 onnx=built.onnx,
                 warm_up=_warm_up(model, partial, name, warm_up_mode),
                 metadata=notes,
@@ -195,6 +198,17 @@ def export(
 def next_version(directory: str | os.PathLike[str], name: str) -> int:
     """Return one more than the largest version of a model below `directory`, or 1 where there is none."""
     return 1 + max(versions_below(Path(directory) / name), default=0)
+
+
+def _standardisation(model: DefendedModel, directory: Path) -> StandardisationRecord | None:
+    """Write how raw features become inputs, for clients in any language, and return the record of it."""
+    found = model.standardisation
+    if found is None:
+        return None
+    path = directory / EXTRA / STANDARDISATION
+    path.parent.mkdir(exist_ok=True)
+    atomic_write_text(path, canonical_json(found.to_json()))
+    return StandardisationRecord(means=found.means, deviations=found.deviations)
 
 
 def _warm_up(model: DefendedModel, directory: Path, name: str, mode: bool | str) -> WarmUpRecord | None:
