@@ -157,6 +157,8 @@ class _OfArtefact:
         self._artefact, self._batch_size = artefact, batch_size
 
     def predict(self, x: np.ndarray, signature: str = DEFAULT) -> Mapping[str, np.ndarray]:
+        if signature == AUDIT:
+            return self._artefact.audit(x, self._batch_size)
         return self._artefact.predict(x, signature, self._batch_size)
 
 
