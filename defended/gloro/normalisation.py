@@ -21,6 +21,7 @@ from defended.gloro.operators import (
     without_overflow,
 )
 from defended.gloro.rules import LipschitzRule, exact_rule, lipschitz_rule
+from defended.networks.checks import check_normalises_channels
 from defended.networks.tracing import Shape
 from defended.numerics.matrix_norms import bound_norm
 
@@ -28,7 +29,7 @@ from defended.numerics.matrix_norms import bound_norm
 @lipschitz_rule(layers.BatchNormalization)
 def _batch_normalization(layer: Any, shape: Shape) -> LipschitzRule:
     """Return the rule at inference, with the statistics of training: `x -> s * x + t`, for each channel."""
-    _check_normalises_channels(layer, shape)
+    check_normalises_channels(layer, shape)
     scale = normalisation_scale(layer)
     return linear_rule(
         ChannelScale(scale, shape),
@@ -36,14 +37,6 @@ def _batch_normalization(layer: Any, shape: Shape) -> LipschitzRule:
         rounding.NORMALISATION,
         scale=lambda: max(1.0, float(scale.magnitude().max())),  # which enlarges a mean that was flushed to zero
     )
-
-
-def _check_normalises_channels(layer: Any, shape: Shape) -> None:
-    if layer.axis not in (-1, len(shape)):
-        raise ValueError(
-            f"Layer {layer.name!r} (BatchNormalization) normalises axis {layer.axis}; only the last one, the channels, "
-            f"is supported. Build it with axis=-1."
-        )
 
 
 def normalisation_scale(layer: layers.BatchNormalization) -> Kernel:
@@ -94,7 +87,7 @@ def fold_normalisation(
     # Of a convolution over three axes the operator's channels are unrolled places; a separable one takes two steps.
     if operator.output_shape[-1] != shape[-1] or type(rule) is not LipschitzRule:
         return None
-    _check_normalises_channels(layer, shape)
+    check_normalises_channels(layer, shape)
     scaled = copy.copy(operator)
     scaled.kernel = operator.kernel.scaled(normalisation_scale(layer))
     largest = normalisation_scale(layer).magnitude

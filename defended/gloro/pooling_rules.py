@@ -13,7 +13,7 @@ from keras import layers
 from defended.gloro import rounding
 from defended.gloro.operators import in_float64
 from defended.gloro.rules import LipschitzRule, exact_rule, lipschitz_rule
-from defended.networks.checks import check_channels_last
+from defended.networks.checks import check_channels_last, check_is_adapted, check_keeps_shape
 from defended.networks.layer_kinds import GLOBAL_AVERAGING, GLOBAL_MAXIMA, WINDOW_AVERAGING, WINDOW_MAXIMA
 from defended.networks.tracing import Shape
 from defended.numerics.matrix_norms import average_pooling_norm, bound_norm, max_pooling_overlap
@@ -94,16 +94,7 @@ def _center_crop(layer: Any, shape: Shape) -> LipschitzRule:
 
 @lipschitz_rule(layers.Rescaling)
 def _rescaling(layer: Any, shape: Shape) -> LipschitzRule:
-    parts = [np.shape(layer.scale), np.shape(layer.offset), (1, *shape)]
-    try:
-        fits = np.broadcast_shapes(*parts) == (1, *shape)
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"Layer {layer.name!r} (Rescaling) has a scale of shape {parts[0]} and an offset of shape {parts[1]}, "
-            f"which do not go with inputs of shape {shape}. Give numbers, or one of each for every channel."
-        )
+    check_keeps_shape(layer, shape)
 
     # Both are rounded to float32, then there are a product and a sum; a compiler may merge them with what follows.
     def scale() -> float:
@@ -118,7 +109,7 @@ def _rescaling(layer: Any, shape: Shape) -> LipschitzRule:
 @lipschitz_rule(layers.Normalization)
 def _normalization(layer: Any, shape: Shape) -> LipschitzRule:
     def deviation() -> Any:
-        _check_is_adapted(layer)
+        check_is_adapted(layer)
         return np.maximum(np.sqrt(in_float64(layer.variance)), keras.backend.epsilon())
 
     def factor() -> float:
@@ -131,19 +122,6 @@ def _normalization(layer: Any, shape: Shape) -> LipschitzRule:
     # A root, its inverse, the mean's difference and a product, each within a few units of roundoff. `absolute` covers
     # a mean that is flushed to zero before it is multiplied: gamma(16) * 2^-60 > 2^40 * 2^-126.
     return exact_rule(factor, offset=offset, roundings=16, absolute=2.0**-60)
-
-
-def _check_is_adapted(layer: Any) -> None:
-    """Refuse statistics that were assigned as weights and are not those that the layer computes with.
-
-    Raises:
-        ValueError: naming the remedy.
-    """
-    if layer.input_mean is not None:
-        return
-    pairs = ((layer.mean, layer.adapt_mean), (layer.variance, layer.adapt_variance))
-    if any(not np.array_equal(in_float64(now).ravel(), in_float64(weights).ravel()) for now, weights in pairs):
-        raise ValueError("its weights were assigned, and it does not use them yet: call its `finalize_state()`.")
 
 
 def _reasonable(factors: Any, what: str, largest: float) -> float:

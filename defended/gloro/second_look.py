@@ -7,9 +7,10 @@ found is answered if the float64 margins are large enough.
 What float64 may err by is taken from what was proven of float32. Every term of a bound in `gloro.rounding` has one of
 three as a factor: an earlier error, `gamma_n`, or the smallest normal number. In float64 the unit roundoff is 2^-29 of
 float32's and the smallest normal number 2^-896 of it, and here an inner product is added up whole, of at most
-`LONGEST = 2^19` terms: at most 2^12 times as many as the roundings that were counted for it in blocks (it is 361 times
-at most, by going through all numbers of channels and taps). So each factor, and with it each error, is at most
-2^12 * 2^-29 = 2^-17 of what it is for float32. `SHARE` is twice that.
+`float64.LONGEST = 2^19` terms: at most 2^12 times as many as the roundings that were counted for it in blocks (it is
+361 times at most, by going through all numbers of channels and taps). So each factor, and with it each error, is at
+most 2^12 * 2^-29 = 2^-17 of what it is for float32. `SHARE` is twice that. Exponentials, too, are taken to keep in
+float64 as many units of roundoff as in float32.
 
 Radii that are asked for, as in audits, are looked at where they decide about 2 epsilon, too: a deployment at twice the
 radius would look there, and availability rests on it.
@@ -28,7 +29,7 @@ import keras
 
 from defended.certificate import Finding
 from defended.gloro.certificate import lasting
-from defended.gloro.float64_evaluation import Float64Evaluation
+from defended.gloro.float64 import Float64Evaluation
 from defended.margins import Budget, Leader
 from defended.networks.tracing import Step
 from defended.numerics.float32 import FLOAT_MAX, SMALLEST_NORMAL

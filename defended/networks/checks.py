@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers
+from keras import layers, ops
 
 
 def checked_radius(epsilon: Any) -> float:
@@ -101,6 +101,43 @@ def check_channels_last(layer: layers.Layer) -> None:
             f"Layer {layer.name!r} ({type(layer).__name__}) uses data_format={layer.data_format!r}. "
             f"Only 'channels_last' is supported: rebuild the network with it."
         )
+
+
+def check_normalises_channels(layer: layers.BatchNormalization, shape: tuple[int, ...]) -> None:
+    """Raise `ValueError`, naming the layer, where it normalises another axis than the last one."""
+    if layer.axis not in (-1, len(shape)):
+        raise ValueError(
+            f"Layer {layer.name!r} (BatchNormalization) normalises axis {layer.axis}; only the last one, the channels, "
+            f"is supported. Build it with axis=-1."
+        )
+
+
+def check_keeps_shape(layer: layers.Rescaling, shape: tuple[int, ...]) -> None:
+    """Raise `ValueError`, naming the layer, where scale and offset would enlarge inputs of a shape."""
+    parts = [np.shape(layer.scale), np.shape(layer.offset), (1, *shape)]
+    try:
+        fits = np.broadcast_shapes(*parts) == (1, *shape)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"Layer {layer.name!r} (Rescaling) has a scale of shape {parts[0]} and an offset of shape {parts[1]}, "
+            f"which do not go with inputs of shape {shape}. Give numbers, or one of each for every channel."
+        )
+
+
+def check_is_adapted(layer: layers.Normalization) -> None:
+    """Refuse statistics that were assigned as weights and are not those that the layer computes with.
+
+    Raises:
+        ValueError: naming the remedy.
+    """
+    if layer.input_mean is not None:
+        return
+    pairs = ((layer.mean, layer.adapt_mean), (layer.variance, layer.adapt_variance))
+    used, weights = ([np.ravel(ops.convert_to_numpy(pair[side])) for pair in pairs] for side in (0, 1))
+    if not all(np.array_equal(one, other) for one, other in zip(used, weights, strict=True)):
+        raise ValueError("its weights were assigned, and it does not use them yet: call its `finalize_state()`.")
 
 
 def _refuse_probabilities(model: Any) -> None:

@@ -48,6 +48,15 @@ def windows(inputs: Array, size: Sequence[int], strides: Sequence[int], padding:
     return np.stack([read_by_tap(filled, tap, counts, strides) for tap in np.ndindex(*size)])
 
 
+def entries_of_windows(shape: Sequence[int], size: Sequence[int], strides: Sequence[int], padding: str) -> Array:
+    """Return the numbers of the entries that windows hold, `[taps, *places, channels]`, -1 beyond the map.
+
+    Entries of maps `[*sides, channels]` are counted row by row, from 0.
+    """
+    numbers = 1.0 + np.arange(np.prod(shape)).reshape(1, *shape)
+    return windows(numbers, size, strides, padding)[:, 0].astype(int) - 1
+
+
 def with_padding(
     inputs: Array,
     size: Sequence[int],

@@ -66,10 +66,18 @@ def _append(steps: list[Step], network: Any, source: int) -> int:
                 shapes = tuple(tuple(source.shape[1:]) for source in sources)
                 _check_does_not_broadcast(operation, shapes)
                 steps.append(Step(operation, inputs, len(steps) + 1, shapes, tuple(tensor.shape[1:])))
+                _build_activation(operation, steps[-1].shape)
                 known[id(tensor)] = len(steps)
         return known[id(tensor)]
 
     return visit(network.outputs[0])
+
+
+def _build_activation(layer: Any, shape: Shape) -> None:
+    """Build a layer that is another one's activation, as its first call would: convolutions of Keras do not before."""
+    activation = getattr(layer, "activation", None)
+    if isinstance(activation, layers.Layer) and not activation.built:
+        activation.build((None, *shape))
 
 
 def _check_is_graph(network: Any) -> None:

@@ -190,6 +190,10 @@ class DualCertificate(Certificate):
         for index, node in enumerate(self.graph.nodes):
             if node.map is None:
                 continue
+            try:
+                node.map.check()
+            except ValueError as error:
+                raise ValueError(f"Layer {node.layer!r} cannot be bounded: {error}") from None
             sums[index] = ops.convert_to_numpy(node.map.row_sums()).astype(np.float64)
             if not np.all(np.isfinite(sums[index])) or not np.all(np.isfinite(np.asarray(node.map.largest_bias()))):
                 raise ValueError(

@@ -11,9 +11,12 @@ from keras import ops
 
 from defended.networks.checks import check_plain_weights
 from defended.networks.tracing import Step, trace
-from defended.polytope.affine_maps import AffineMap, ConvMap, ReshapeMap
+from defended.polytope.affine_maps import AffineMap, ReshapeMap
+from defended.polytope.element_maps import ScaleMap
+from defended.polytope.kernel_maps import ConvMap
 from defended.polytope.layer_rules import pieces_of
-from defended.polytope.reductions import Shape
+from defended.polytope.pieces import Bend, Pieces
+from defended.polytope.reductions import Shape, as_map
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class PolytopeGraph:
 
     def __init__(self, network: keras.Model):
         self.nodes: list[Node] = []
-        self._maps: dict[tuple[int, tuple[Shape, ...]], list[AffineMap | None]] = {}
+        self._maps: dict[tuple[int, tuple[Shape, ...]], Pieces] = {}
         steps, returned = trace(network)
         self._layers = [step.layer for step in steps]
         nodes = {0: self._append("input", (), tuple(network.inputs[0].shape[1:]))}
@@ -100,16 +103,15 @@ class PolytopeGraph:
         """Return the nodes from a value down to the input where following single patches pays, and None elsewhere.
 
         An output entry of a convolution depends on a patch of the value below, of that below it, and so on. Where all
-        nodes down to the input are convolutions, ReLUs and maps that leave a value as it is, and patches stay smaller
-        than half of each map, the coefficients of a patch are all there is.
+        nodes down to the input are convolutions, ReLUs, factors of channels and maps that leave a value as it is, and
+        patches stay smaller than half of each map, the coefficients of a patch are all there is.
         """
         chain, size, at = [], (1, 1), index
-        if len(self.nodes[index].shape) != 3:
+        if len(as_map(self.nodes[index].shape)) != 3:
             return None
         while self.nodes[at].kind != "input":
             node = self.nodes[at]
-            unchanged = isinstance(node.map, ReshapeMap) and node.map.input_shape == node.map.output_shape
-            if len(node.sources) != 1 or not (node.kind == "relu" or unchanged or type(node.map) is ConvMap):
+            if len(node.sources) != 1 or not (node.kind == "relu" or _works_on_patches(node.map)):
                 return None
             if isinstance(node.map, ConvMap):
                 steps = zip(size, node.map.strides, node.map.kernel_size, strict=True)
@@ -131,6 +133,10 @@ class PolytopeGraph:
         self.nodes.append(Node(kind, sources, shape, affine, layer, depth, moved, exact))
         return len(self.nodes) - 1
 
+    def _append_map(self, affine: AffineMap | None, source: int, layer: str) -> int:
+        """Append an affine map of a value, where there is one."""
+        return source if affine is None else self._append("affine", (source,), affine.output_shape, affine, layer)
+
     def _append_relu(self, source: int, layer: str) -> int:
         """Append the ReLU of a value, behind an exact map where that is the input or itself a ReLU."""
         node = self.nodes[source]
@@ -146,8 +152,20 @@ class PolytopeGraph:
         for piece in self._maps[key]:
             if piece is None:
                 sources = (self._append_relu(sources[0], layer.name),)
+            elif isinstance(piece, Bend):
+                kept = self._append_map(piece.kept, sources[0], layer.name)
+                bent = self._append_relu(self._append_map(piece.argument, sources[0], layer.name), layer.name)
+                bent = self._append_map(piece.back, bent, layer.name)
+                sources = (self._append("add", (kept, bent), piece.shape, layer=layer.name),)
             else:
-                sources = (self._append("affine", sources[:1], piece.output_shape, piece, layer.name),)
+                sources = (self._append_map(piece, sources[0], layer.name),)
         if len(sources) > 1:
             return self._append("add", sources, step.shape, layer=layer.name)
         return sources[0]
+
+
+def _works_on_patches(affine: AffineMap | None) -> bool:
+    """Return whether an entry of the map's output depends on a patch of its input, in the same way at all places."""
+    if isinstance(affine, ReshapeMap):
+        return as_map(affine.input_shape) == as_map(affine.output_shape)
+    return isinstance(affine, ConvMap) or (isinstance(affine, ScaleMap) and affine.is_by_channel)

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from defended.polytope.affine_maps import ConvMap, identity
+from defended.polytope.affine_maps import identity
 from defended.polytope.chain import Chain
+from defended.polytope.element_maps import ScaleMap
 from defended.polytope.graph import Node, PolytopeGraph
-from defended.polytope.reductions import Shape, dual_norm, product, total
+from defended.polytope.kernel_maps import ConvMap
+from defended.polytope.reductions import Shape, as_map, dual_norm, product, total
 
 
 class _Level:
@@ -22,7 +24,7 @@ class _Level:
     """
 
     def __init__(self, node: Node, positions: tuple[int, int], size: Any, step: Any, offset: Any):
-        height, width, self.channels = node.shape
+        height, width, self.channels = as_map(node.shape)
         self.size = int(size[0]), int(size[1])
         self._area = height * width
         axes = []
@@ -49,7 +51,7 @@ class _Level:
 
 
 class Patches:
-    """The entries of one value, a convolution or what a map leaves as it is, carried back to the input.
+    """The entries of one value, a convolution, its multiple or what a map leaves as it is, carried back to the input.
 
     Args:
         graph: the network.
@@ -62,7 +64,8 @@ class Patches:
         self._nodes = [(index, graph.nodes[index]) for index in chain]
         target = self._nodes[0][1]
         self._shape = target.shape
-        positions = (target.shape[0], target.shape[1])
+        rows, columns, _ = as_map(target.shape)
+        positions = rows, columns
         size, step, offset = np.ones(2, int), np.ones(2, int), np.zeros(2, int)
         self._levels: dict[int, _Level] = {}
         for (index, node), (_, above) in zip(self._nodes[1:], self._nodes[:-1], strict=True):
@@ -86,6 +89,8 @@ class Patches:
         """Return what lines take from each entry, and the dual norm of what reaches the input: `[batch, *shape]`."""
         first, filters = self._nodes[0][1].map, self._shape[-1]
         single = ops.reshape(identity(filters), (1, 1, filters, filters))
+        if isinstance(first, ScaleMap):
+            single = single * ops.reshape(first.factor, (-1,))
         # One row of coefficients for each filter, the same at all positions: [1, 1, filters, h, w, channels].
         coefficients = ops.transpose(first.kernel if isinstance(first, ConvMap) else single, (3, 0, 1, 2))[None, None]
         spent: list[Any] = []
@@ -101,6 +106,8 @@ class Patches:
                 flat = ops.reshape(coefficients, (-1, *level.size, level.channels))
                 below = node.map.transposed_patches(flat)
                 coefficients = ops.reshape(below, (-1, level.positions, filters, *below.shape[1:]))
+            elif isinstance(node.map, ScaleMap):
+                coefficients = coefficients * ops.reshape(node.map.factor, (-1,))
         norm = dual_norm(coefficients, tuple(coefficients.shape[3:]), self.norm)
         taken = sum(spent, ops.zeros_like(norm))
         return ops.reshape(taken, (-1, *self._shape)), ops.reshape(norm, (-1, *self._shape))

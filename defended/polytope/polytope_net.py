@@ -35,9 +35,10 @@ class PolytopeNet(TrainingBatch, DefendedModel):
     advance but that sums cannot overflow (`finalize`).
 
     Args:
-        network: a built Sequential or functional model with logits out, of Dense, Conv2D, ReLU, Flatten, Reshape,
-            AveragePooling2D, GlobalAveragePooling2D and Add layers; or, together with `outputs`, the input tensor of
-            the functional API.
+        network: a built Sequential or functional model with logits out, of the layers that
+            `defended.polytope.known_layers()` names: linear ones, ReLUs with any slope below 0, and maxima; or,
+            together with `outputs`, the input tensor of the functional API. BatchNormalization counts with its moving
+            statistics, in training too, where they stay as they are.
         outputs: the output tensor, where `network` is the input tensor.
         epsilon: radius defended at run time, in input units; positive.
         norm: `"linf"` or `"l2"`.

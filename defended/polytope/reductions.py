@@ -14,6 +14,11 @@ TERMS = 64
 as many."""
 
 
+def as_map(shape: Shape) -> Shape:
+    """Return the shape of a map `(height, width, channels)`; of a series `(length, channels)`, with a width of 1."""
+    return (shape[0], 1, shape[1]) if len(shape) == 2 else shape
+
+
 def block_of(terms: int) -> int:
     """Return the length of the blocks of an inner product: all of it, or its root, so that roundings are few."""
     return terms if terms <= 2 * TERMS else math.isqrt(terms - 1) + 1

@@ -17,9 +17,9 @@ from keras import ops
 
 from defended.gloro.graph import LipschitzGraph
 from defended.gloro.layer_comparison import UNBUDGETED, compare_keras_layers
-from defended.networks.exact_windows import convolution, transposed_convolution
 from defended.numerics.float32 import gamma
-from defended.polytope.affine_maps import AffineMap, ConvMap, DenseMap, GlobalPoolMap, PoolMap
+from defended.polytope.affine_maps import AffineMap
+from defended.polytope.exact_maps import exact_form
 from defended.polytope.graph import PolytopeGraph
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -54,12 +54,11 @@ def check_evaluation(subject: Subject, thorough: bool = True) -> None:
         ValueError: naming the layer, and how it was evaluated.
     """
     rng, layered = np.random.default_rng(0), LipschitzGraph(subject.network)
-    pools = {step.layer.name: step.layer for step in layered.all_steps}
     seen: set[int] = set()
     for node in subject.graph.nodes:
         if node.map is not None and id(node.map) not in seen:
             seen.add(id(node.map))
-            _check_map(node.map, node.layer, pools.get(node.layer), rng)
+            _check_map(node.map, node.layer, rng)
     shape = tuple(subject.network.input_shape[1:])
     rows = int(np.clip(_ENTRIES // max(node.size for node in subject.graph.nodes), 2, _ROWS))
     x = np.concatenate([rng.uniform(0, 1, (rows, *shape)), rng.normal(0, 3, (rows, *shape))]).astype("float32")
@@ -108,23 +107,23 @@ def _check_logits(subject: Subject, exact: Array, x: Array) -> None:
         )
 
 
-def _check_map(affine: AffineMap, layer: str, of_layer: Any, rng: np.random.Generator) -> None:
+def _check_map(affine: AffineMap, layer: str, rng: np.random.Generator) -> None:
     """Check every way in which a map is used, at random values."""
-    weights = _weights(affine, of_layer)
-    if weights is None:
+    exact_map = exact_form(affine)
+    if exact_map is None:
         return
     terms = max(affine.largest, 1) + 64
     values = rng.normal(size=(3, *affine.input_shape)).astype("float32")
     rows = rng.normal(size=(3, *affine.output_shape)).astype("float32")
-    own = getattr(getattr(affine, "layer", None), "bias", None)
-    bias = np.zeros(1) if own is None else ops.convert_to_numpy(own).astype(np.float64)
-    plain, magnitudes, squares, transposed = weights
-    wanted = {
-        "forward": (affine.forward, values, plain(values) + bias, magnitudes(np.abs(values)) + np.abs(bias)),
-        "with magnitudes of weights": (affine.magnitudes, np.abs(values), magnitudes(np.abs(values)), None),
-        "with squares of weights": (affine.squares, np.abs(values), squares(np.abs(values)), None),
-        "transposed": (affine.transposed, rows, *transposed(rows)),
-    }
+    sizes, bias = np.abs(values), exact_map.bias
+    wanted: dict[str, tuple[Any, Array, Array, Array | None]] = {
+        "forward": (
+            affine.forward, values, exact_map.plain(values) + bias, exact_map.magnitudes(sizes) + exact_map.offsets
+        ),
+        "with magnitudes of weights": (affine.magnitudes, sizes, exact_map.magnitudes(sizes), None),
+        "with squares of weights": (affine.squares, sizes, exact_map.squares(sizes), None),
+        "transposed": (affine.transposed, rows, *exact_map.transposed(rows)),
+    }  # fmt: skip
     for how, (function, given, exact, size) in wanted.items():
         allowed = gamma(2 * terms) * (np.abs(exact) if size is None else size) + 2.0**-110
         for part in (slice(0, 3), slice(0, 1)):
@@ -135,49 +134,6 @@ def _check_map(affine: AffineMap, layer: str, of_layer: Any, rng: np.random.Gene
                     f"Layer {layer!r} is not what was bounded: its map, evaluated {how}, is "
                     f"{np.nanmax(np.abs(found - exact[part])):.3g} from the exact one. {_REMEDY}"
                 )
-
-
-def _weights(affine: AffineMap, layer: Any) -> Any:
-    """Return the exact map, with magnitudes, with squares, and its transpose together with that of the magnitudes."""
-    if isinstance(affine, DenseMap):
-        kernel = ops.convert_to_numpy(affine.layer.kernel).astype(np.float64)
-        return (
-            lambda v: v.astype(np.float64) @ kernel, lambda v: v.astype(np.float64) @ np.abs(kernel),
-            lambda v: v.astype(np.float64) @ kernel**2,
-            lambda r: (r.astype(np.float64) @ kernel.T, np.abs(r).astype(np.float64) @ np.abs(kernel).T),
-        )  # fmt: skip
-    if isinstance(affine, GlobalPoolMap):
-        height, width, _ = affine.input_shape
-        share = 1.0 / (height * width)
-
-        def pooled(power: int) -> Any:
-            return lambda v: (v.astype(np.float64).sum(axis=(1, 2)) * share**power).reshape(
-                len(v), *affine.output_shape
-            )
-
-        def spread(r: Array) -> tuple[Array, Array]:
-            middle = r.astype(np.float64).reshape(len(r), 1, 1, -1) * share * np.ones((1, height, width, 1))
-            return middle, np.abs(middle)
-
-        return pooled(1), pooled(1), pooled(2), spread
-    if not isinstance(affine, ConvMap | PoolMap):
-        return None
-    if isinstance(affine, ConvMap):
-        kernel, scale = ops.convert_to_numpy(affine.kernel).astype(np.float64), np.ones(1)
-    else:
-        kernel = np.ones((*layer.pool_size, 1, 1)) * np.eye(affine.input_shape[-1])
-        scale = 1.0 / convolution(np.ones((1, *affine.input_shape)), kernel, layer.strides, layer.padding)
-    geometry = layer.strides, layer.padding
-
-    def forward(weights: Array, factor: Array) -> Any:
-        return lambda v: convolution(v.astype(np.float64), weights, *geometry) * factor
-
-    def transposed(r: Array) -> tuple[Array, Array]:
-        parts = ((r.astype(np.float64) * scale, kernel), (np.abs(r).astype(np.float64) * scale, np.abs(kernel)))
-        values = [transposed_convolution(rows, weights, *geometry, affine.input_shape) for rows, weights in parts]
-        return values[0], values[1]
-
-    return forward(kernel, scale), forward(np.abs(kernel), scale), forward(kernel**2, scale**2), transposed
 
 
 _REMEDY = (

@@ -12,17 +12,19 @@ from nets import NETWORKS, finalized, near_the_boundary, randomised, sequential,
 
 from defended import GloroNet, load_model
 from defended.attacks import CertificateDescent, susceptibility
-from defended.gloro import second_look
-from defended.gloro.float64_evaluation import Float64Evaluation
+from defended.gloro import float64
+from defended.gloro.float64 import Float64Evaluation
 from defended.gloro.second_look import SHARE
 from defended.layers import MinMax
+from defended.networks.exact import exact_layer
+from defended.networks.tracing import trace
 
 KNOWN = [
     "linear", "dense", "blocks", "blocks in the head", "blocks of channels", "no dense head", "liresnet",
-    "normalisation folded", "normalisation", "branches", "nested",
+    "normalisation folded", "normalisation", "branches", "nested", "pooling",
 ]  # fmt: skip
 N = 300
-REFUSED = {"conv": "conv2d", "dilation": "dense", "pooling": "average_pooling2d", "places": "dense"}
+REFUSED = {"conv": "conv2d", "dilation": "dense", "places": "dense"}
 
 
 @functools.cache
@@ -183,9 +185,85 @@ class TestRefused:
     def test_a_float64_evaluation_of_another_function(self, monkeypatch):
         """The comparison at the proof sees it: here, a bias that is forgotten."""
         network = randomised(NETWORKS["dense"](), np.random.default_rng(2))
-        monkeypatch.setattr(second_look, "_finished", lambda layer, value: value)
+        monkeypatch.setattr(float64, "_finished", lambda layer, value: value)
         with pytest.raises(ValueError, match="evaluated in float64, is another function"):
             GloroNet(network, epsilon=0.1, second_look=True).finalize()
+
+
+IMAGE, SERIES, VOLUME, VECTOR = (6, 5, 3), (9, 2), (4, 3, 4, 2), (5,)
+SLOPES = keras.initializers.RandomUniform(-2, 2, seed=1)
+ORDINARY = {
+    "rescaling": (IMAGE, lambda: layers.Rescaling(1 / 127.5, -0.3)),
+    "normalization": (IMAGE, lambda: layers.Normalization(mean=[1, 2, 3], variance=[4, 1, 0.2])),
+    "inverted": (IMAGE, lambda: layers.Normalization(mean=[1, 2, 3], variance=[4, 1, 0.2], invert=True)),
+    "conv 1D": (SERIES, lambda: layers.Conv1D(3, 3, strides=2, padding="same", activation="elu")),
+    "causal": (SERIES, lambda: layers.Conv1D(3, 3, padding="causal", dilation_rate=2)),
+    "conv 3D": (VOLUME, lambda: layers.Conv3D(2, 2, strides=(2, 1, 2), padding="same", activation=layers.ELU(1.5))),
+    "dilated": (IMAGE, lambda: layers.Conv2D(2, 2, dilation_rate=(1, 2), padding="same", activation="leaky_relu")),
+    "depthwise": (IMAGE, lambda: layers.DepthwiseConv2D(3, 2, "same", depth_multiplier=2, activation="relu")),
+    "depthwise 1D": (SERIES, lambda: layers.DepthwiseConv1D(3)),
+    "separable": (IMAGE, lambda: layers.SeparableConv2D(4, 2, depth_multiplier=2, activation=layers.PReLU(SLOPES))),
+    "separable 1D": (SERIES, lambda: layers.SeparableConv1D(4, 3, dilation_rate=2)),
+    "average": (IMAGE, lambda: layers.AveragePooling2D((3, 2), (2, 1), "same")),
+    "average 3D": (VOLUME, lambda: layers.AveragePooling3D(2)),
+    "maximum": (IMAGE, lambda: layers.MaxPooling2D((3, 2), (2, 1), "same")),
+    "maximum 1D": (SERIES, lambda: layers.MaxPooling1D(2)),
+    "global average": (VOLUME, lambda: layers.GlobalAveragePooling3D()),
+    "global maximum": (SERIES, lambda: layers.GlobalMaxPooling1D()),
+    "up": (IMAGE, lambda: layers.UpSampling2D((2, 3))),
+    "up 1D": (SERIES, lambda: layers.UpSampling1D(2)),
+    "up 3D": (VOLUME, lambda: layers.UpSampling3D(2)),
+    "repeated": (VECTOR, lambda: layers.RepeatVector(3)),
+    "padding": (VOLUME, lambda: layers.ZeroPadding3D(1)),
+    "cropping": (IMAGE, lambda: layers.Cropping2D(((1, 0), (0, 1)))),
+    "permuted": (IMAGE, lambda: layers.Permute((3, 1, 2))),
+    "elu": (VECTOR, lambda: layers.ELU(1.3)),
+    "elu as an activation": (VECTOR, lambda: layers.Activation("elu")),
+    "prelu": (IMAGE, lambda: layers.PReLU(SLOPES, shared_axes=[1, 2])),
+    "leaky": (VECTOR, lambda: layers.LeakyReLU(0.3)),
+}
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_ordinary_layers_round_to_float64_only(name):
+    """Behind a layer that makes numbers which are not float32: what rounds to float32 inside is off by 1e-8."""
+    shape, make = ORDINARY[name]
+    rng = np.random.default_rng(len(name))
+    first = layers.Rescaling(1 / 3, 0.7)
+    network = sequential(shape, first, make(), layers.Flatten(), layers.Dense(3))
+    for variable in network.trainable_variables:
+        variable.assign(rng.normal(size=variable.shape))
+    steps, returned = trace(network)
+    x = rng.normal(size=(4, *shape)).astype("float32")
+    values = {0: x.astype("float64")}
+    for step in steps:
+        values[step.output] = exact_layer(step.layer, [values[slot] for slot in step.inputs]).value
+    found = np.asarray(Float64Evaluation(steps)(x))
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, values[returned], rtol=1e-12, atol=1e-12)
+
+
+def test_an_ordinary_network_looks_twice_in_all_graphs(tmp_path):
+    from defended.serving import export, load
+    from defended.serving.artefacts.onnx_model import load_onnx
+
+    keras.utils.set_random_seed(1)
+    network = sequential(
+        (6, 6, 3), layers.Rescaling(1 / 3), layers.SeparableConv2D(6, 2, activation=layers.ELU()),
+        layers.MaxPooling2D(2, 1), layers.DepthwiseConv2D(2), layers.PReLU(SLOPES), layers.AveragePooling2D(2),
+        layers.Flatten(), layers.Dense(3),
+    )  # fmt: skip
+    once, twice = finalized(network), finalized(network, second_look=True)
+    x = near_the_boundary(once, 200, np.random.default_rng(0), 3000.0)
+    radii = np.asarray(once.certified_radius(x))
+    once.epsilon = twice.epsilon = float(np.quantile(radii[radii > 0], 0.3))
+    expected = twice.verdicts(x)
+    assert expected.rejected.sum() < once.verdicts(x).rejected.sum()
+    path = export(twice, tmp_path, sample=x[:32], warm_up=False, serving_files=False)
+    with load(path) as artefact:
+        np.testing.assert_array_equal(artefact.audit(x)["label"], expected.label)
+        onnx = load_onnx(path / artefact.manifest.onnx.file).run(x)
+    np.testing.assert_array_equal(onnx["label"], expected.label)
 
 
 def test_the_exported_graphs_look_twice(tmp_path):

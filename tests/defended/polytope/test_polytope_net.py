@@ -205,9 +205,10 @@ class TestRefused:
         ("body", "message"),
         [
             ([layers.Dense(4, activation="tanh")], "activation 'tanh'.*relu"),
-            ([layers.Dense(4), layers.LeakyReLU()], "LeakyReLU.*GloroNet"),
+            ([layers.Dense(4), layers.ELU()], "ELU.*GloroNet"),
             ([layers.Dense(4), layers.ReLU(max_value=6.0)], "not a plain ReLU.*max_value"),
-            ([layers.Dense(4), layers.BatchNormalization()], "BatchNormalization.*Fold"),
+            ([layers.Dense(4), layers.LayerNormalization()], "LayerNormalization.*Replace it by known layers"),
+            ([layers.Dense(4), layers.ReLU(threshold=0.5)], "not a plain ReLU.*threshold"),
             ([layers.Dense(4), layers.Activation("sigmoid")], "sigmoid"),
         ],
     )
@@ -218,7 +219,12 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("body", "message"),
         [
-            ([layers.MaxPooling2D()], "MaxPooling2D.*AveragePooling2D"),
+            ([layers.UpSampling2D(2, interpolation="bilinear")], "interpolation='bilinear'.*'nearest'"),
+            ([layers.CenterCrop(5, 4)], "more than moving entries.*Resize"),
+            ([layers.BatchNormalization(axis=1)], "normalises axis 1.*axis=-1"),
+            ([layers.Rescaling(2.0), layers.MaxPooling2D(data_format="channels_first")], "channels_last"),
+            ([layers.DepthwiseConv2D(2, dilation_rate=2)], "DepthwiseConv2D.*dilation_rate"),
+            ([layers.Conv2D(2, 2, activation="elu")], "activation 'elu'.*leaky_relu"),
             ([layers.Conv2D(2, 2, dilation_rate=2)], "dilation_rate"),
             ([layers.Conv2D(2, 2, groups=2)], "groups=2"),
             ([layers.Dense(2)], "Flatten"),
