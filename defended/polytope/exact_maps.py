@@ -69,16 +69,16 @@ def _convolution(affine: ConvMap) -> ExactMap:
 
 
 def _pooling(affine: PoolMap) -> ExactMap:
-    size, *geometry = affine.geometry
+    size, strides, padding = affine.geometry
     kernel = np.ones((*size, 1, 1)) * np.eye(affine.input_shape[-1])
-    counts = convolution(np.ones((1, *affine.input_shape)), kernel, *geometry)
+    counts = convolution(np.ones((1, *affine.input_shape)), kernel, strides, padding)
 
     def forward(power: int) -> Callable[[Array], Array]:
-        return lambda values: convolution(values.astype(np.float64), kernel, *geometry) / counts**power
+        return lambda values: convolution(values.astype(np.float64), kernel, strides, padding) / counts**power
 
     def transposed(rows: Array) -> tuple[Array, Array]:
         both = (part.astype(np.float64) / counts for part in (rows, np.abs(rows)))
-        first, second = (transposed_convolution(part, kernel, *geometry, affine.input_shape) for part in both)
+        first, second = (transposed_convolution(part, kernel, strides, padding, affine.input_shape) for part in both)
         return first, second
 
     return ExactMap(forward(1), forward(1), forward(2), transposed)

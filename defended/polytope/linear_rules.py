@@ -133,8 +133,8 @@ def _windows(layer: Any, shape: Shape, output_shape: Shape, steps: Sequence[Wind
     def maps(shape: Shape, _: Shape) -> list[AffineMap]:
         made: list[AffineMap] = []
         for windows in steps:
-            *taps, _, filters = (int(size) for size in windows.kernel().shape)
-            rows, columns = axes_of(taps, shape[:2], windows.strides, windows.padding)
+            height, width, _channels, filters = (int(size) for size in windows.kernel().shape)
+            rows, columns = axes_of((height, width), shape[:2], windows.strides, windows.padding)
             made.append(ConvMap(windows, shape, (rows.outputs, columns.outputs, filters)))
             shape = made[-1].output_shape
         return made

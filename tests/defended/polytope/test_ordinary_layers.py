@@ -269,10 +269,10 @@ def test_maxima_of_any_number_of_entries(entries, taps, outputs, random):
 
 
 def ordinary():
-    """As users write: bytes rescaled, normalisation, two kinds of convolutions, pooling, bends."""
+    """As users write: numbers rescaled, normalisation, two kinds of convolutions, pooling, a bend."""
     network = polytopes.sequential(
-        (6, 6, 1), layers.Rescaling(1 / 255), layers.Conv2D(2, 3), layers.BatchNormalization(), layers.ReLU(),
-        layers.MaxPooling2D(2), layers.SeparableConv2D(3, 2), layers.LeakyReLU(), layers.Flatten(), layers.Dense(3),
+        (6, 1), layers.Rescaling(1 / 255), layers.Conv1D(2, 2), layers.BatchNormalization(), layers.LeakyReLU(),
+        layers.MaxPooling1D(2), layers.SeparableConv1D(2, 2), layers.Flatten(), layers.Dense(3),
     )  # fmt: skip
     network.layers[2].moving_variance.assign([0.5, 2.0])
     network.layers[2].moving_mean.assign([0.1, -0.2])
@@ -284,7 +284,7 @@ def test_an_ordinary_network_answers_alike_everywhere(tmp_path):
     from defended.serving.artefacts.onnx_model import load_onnx
 
     keras.utils.set_random_seed(2)
-    network, x = ordinary(), RNG.integers(0, 256, (24, 6, 6, 1)).astype("float32")
+    network, x = ordinary(), RNG.integers(0, 256, (24, 6, 1)).astype("float32")
     network.layers[-1].bias.assign(-np.mean(network(x), axis=0))
     model = PolytopeNet(network, epsilon=4.0, radius_steps=1, slope="wong-kolter")
     expected, scores = model.verdicts(x), np.asarray(model(x))
@@ -305,7 +305,7 @@ def test_an_ordinary_network_answers_alike_everywhere(tmp_path):
 
 def test_ordinary_layers_are_trained(eagerly):
     network = ordinary()
-    x = RNG.uniform(0, 255, (2, 6, 6, 1)).astype("float32")
+    x = RNG.uniform(0, 255, (2, 6, 1)).astype("float32")
     for bounds in ("interval", "projected"):
         model = PolytopeNet(network, epsilon=0.1, training_bounds=bounds, slope="wong-kolter", projections=5)
         with tf.GradientTape() as tape:
