@@ -38,7 +38,8 @@ class PolytopeNet(TrainingBatch, DefendedModel):
         network: a built Sequential or functional model with logits out, of Dense, Conv2D, ReLU, Flatten, Reshape,
             AveragePooling2D, GlobalAveragePooling2D and Add layers; or, together with `outputs`, the input tensor of
             the functional API.
-        outputs: the output tensor, where `network` is the input tensor.
+        outputs: the output tensor, where `network` is the input tensor; after a model, this is the place of epsilon:
+            `PolytopeNet(network, 0.3)`.
         epsilon: radius defended at run time, in input units; positive.
         norm: `"linf"` or `"l2"`.
         slope: of the line below a ReLU whose sign is open: `"wong-kolter"`, the paper's u / (u - l), or `"adaptive"`:
@@ -70,9 +71,9 @@ class PolytopeNet(TrainingBatch, DefendedModel):
     def __init__(
         self,
         network: keras.Model | keras.KerasTensor,
-        outputs: keras.KerasTensor | None = None,
+        outputs: keras.KerasTensor | float | None = None,
+        epsilon: float | None = None,
         *,
-        epsilon: float,
         norm: str = "linf",
         slope: str = "adaptive",
         training_bounds: str = "dual",
