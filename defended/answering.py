@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from defended.certificate import Array, Finding, available_radius, finite_radius
 from defended.gate import Gate
 from defended.margins import predicted_class
-from defended.networks.inputs import float32_array, float32_tensor, whole_batch_size
+from defended.networks.inputs import dataset_inputs, float32_array, float32_tensor, is_dataset, whole_batch_size
 from defended.rejection_head import RejectionHead
 from defended.tracing import in_stateless_scope, is_at_hand
 
@@ -28,6 +28,15 @@ class Verdicts(NamedTuple):
     """`[n]` bool."""
     radius: Array
     """`[n]` float32, certified radius in the model's norm; 0 where nothing is certified."""
+
+    def __repr__(self) -> str:
+        n, answered = len(self.label), self.radius[~self.rejected]
+        said = f"{n} inputs: {len(answered)} answered"
+        if n:
+            said += f" ({len(answered) / n:.1%}), {n - len(answered)} rejected"
+        if len(answered):
+            said += f"; radii of answers {answered.min():.4g} to {answered.max():.4g}, median {np.median(answered):.4g}"
+        return f"<Verdicts on {said}>"
 
 
 _OUTPUTS = (
@@ -130,7 +139,7 @@ class Answering(Gate, keras.Model):
         else is given: eagerly, thirty small operations take ten times as long as the network. `made` returns a function
         that does the same by a graph that there is already.
         """
-        inputs = self._pass_gate(float32_tensor(inputs))
+        inputs = self._pass_gate(float32_tensor(self._without_dataset(inputs)))
         if not is_at_hand(inputs) or in_stateless_scope():
             return function(inputs, *others)
         with self._entered():
@@ -152,12 +161,17 @@ class Answering(Gate, keras.Model):
 
     def _checked_inputs(self, x: Any) -> Array:
         """Return `x` as an array `[n, *input shape]`, or raise `ValueError`."""
+        x = self._without_dataset(x)
         x = ops.convert_to_numpy(x) if ops.is_tensor(x) else x
         # Converted by batches: of a file that is mapped into memory, only one batch is ever loaded.
         x = x if isinstance(x, np.ndarray) else float32_array(x)
         float32_array(x[:0])
         self._check_shape("`x`", x.shape)
         return x
+
+    def _without_dataset(self, x: Any) -> Any:
+        """Return the inputs of a `tf.data.Dataset` as an array; anything else as it is."""
+        return dataset_inputs(x, tuple(self.network.input_shape[1:])) if is_dataset(x) else x
 
     def _check_shape(self, what: str, shape: Any) -> None:
         expected = tuple(self.network.input_shape[1:])
@@ -170,7 +184,8 @@ class Answering(Gate, keras.Model):
         """Judge inputs `[n, ...]`, in batches, and return NumPy arrays.
 
         Args:
-            x: `[n, *input shape]`.
+            x: `[n, *input shape]`; or a `tf.data.Dataset` of inputs, or of `(inputs, labels)`, batched or not, which is
+                read as a whole, once.
             batch_size: inputs judged at a time, at most as many as a certificate that limits its memory evaluates at
                 a time; by default that number, or 256.
 

@@ -18,7 +18,8 @@ from defended.certificate import Array, Certificate
 from defended.claims import ClaimsInFiles
 from defended.fitting import Fitting
 from defended.hooked_certificate import HookedCertificate
-from defended.networks.checks import checked_network, checked_radius, require_float32_policy
+from defended.keras_face import KerasFace
+from defended.networks.checks import checked_network, checked_radius, network_and_radius, require_float32_policy
 from defended.networks.inputs import float32_tensor
 from defended.rejection_head import RejectionHead
 from defended.settings import ProvenConstants, Settings
@@ -32,7 +33,7 @@ _SETTLED = frozenset(
 )  # fmt: skip
 
 
-class DefendedModel(Fitting, Answering, ClaimsInFiles):
+class DefendedModel(Fitting, Answering, ClaimsInFiles, KerasFace):
     """A classifier that answers only what it can prove (Algorithm 2.1 of Leino et al. 2022).
 
     `model(x)` is `[batch, m + 1]`: the network's logits and, last, the score of ⊥, `top score - certified slack`.
@@ -53,7 +54,7 @@ class DefendedModel(Fitting, Answering, ClaimsInFiles):
     Args:
         network: a built Keras model with one float32 input and logits `[batch, m]` as its output; or, together with
             `outputs`, the input tensor of the functional API.
-        outputs: the output tensor, where `network` is the input tensor.
+        outputs: the output tensor, where `network` is the input tensor; after a model, the place of epsilon.
         epsilon: radius defended at run time, in input units; positive.
         norm: `"l2"` or `"linf"`.
 
@@ -73,18 +74,20 @@ class DefendedModel(Fitting, Answering, ClaimsInFiles):
     def __init__(
         self,
         network: keras.Model | keras.KerasTensor,
-        outputs: keras.KerasTensor | None = None,
+        outputs: keras.KerasTensor | float | None = None,
+        epsilon: float | Settings | None = None,
         *,
-        epsilon: float | Settings,
         norm: str,
         name: str | None = None,
         **kwargs: Any,
     ):
         super().__init__(name=name, dtype=require_float32_policy(kwargs.pop("dtype", None)), autocast=False, **kwargs)
-        self.network = checked_network(network if outputs is None else keras.Model(network, outputs))
+        network, epsilon = network_and_radius(network, outputs, epsilon)
+        self.network = checked_network(network)
         self.norm = self._certified_norm = norm
         self.num_classes = int(self.network.outputs[0].shape[-1])
         self.head = RejectionHead(name="rejection_head")
+        self.head.build((None, self.num_classes))
         # A plain namespace: Keras would track a list of metrics, and save it with the weights.
         self._aside = SimpleNamespace(
             monitors=[], training_data=(), radii=None, certified=None, claims=None, settings=None, fitting=False,
@@ -254,21 +257,6 @@ class DefendedModel(Fitting, Answering, ClaimsInFiles):
         )
 
     # Keras.
-
-    @property
-    def input_shape(self) -> Any:
-        return self.network.input_shape
-
-    def export(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse: what Keras would write is not checked, and does not say what it guarantees.
-
-        Raises:
-            RuntimeError: always; it names the export that there is.
-        """
-        raise RuntimeError(
-            "`model.export` would write a graph without a manifest, unchecked. Use `defended.serving.export(model, "
-            "directory, name, version)` for a SavedModel with ONNX, or `defended.serving.export_onnx(model, path)`."
-        )
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -19,6 +20,7 @@ from defended.networks.inputs import float32_array
 from defended.provenance import describe_data, read_training_data, write_training_data
 from defended.rejection_head import RejectionHead
 from defended.standardisation import Standardisation
+from defended.training.fit_arguments import arguments_of_fit
 from defended.training.optimizers import make_variables
 
 
@@ -61,7 +63,7 @@ class Fitting(VisibleSteps, Gate, keras.Model):
     def compile(
         self,
         optimizer: str | keras.optimizers.Optimizer = "adam",
-        loss: str | keras.losses.Loss | Callable[..., Any] = "crossentropy",
+        loss: str | keras.losses.Loss | Callable[..., Any] | None = "crossentropy",
         metrics: Sequence[Any] | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -71,19 +73,37 @@ class Fitting(VisibleSteps, Gate, keras.Model):
             optimizer: as in Keras.
             loss: `"crossentropy"`, `"trades_kl.1.5"`, `"trades_ce.1"`, `"emma"`, `"certified_crossentropy"`, or a Keras
                 loss over m + 1 scores.
-            metrics: `"clean_accuracy"`, `"vra"`, `"rejection_rate"`, `"false_positive_bound"`, or Keras metrics.
-            **kwargs: further arguments of `keras.Model.compile`.
+            metrics: `"clean_accuracy"`, `"vra"`, `"rejection_rate"`, `"false_positive_bound"`; or Keras metrics and
+                functions, which get the m logits without ⊥ (those with a method `attach(model)`: all scores).
+            **kwargs: further arguments of `keras.Model.compile`; `weighted_metrics` as `metrics`.
+
+        Raises:
+            ValueError: for losses and metrics that read scores as probabilities, naming what to pass instead.
         """
         from defended.training.losses import resolve_loss
         from defended.training.metrics import resolve_metrics
 
+        kwargs["weighted_metrics"] = resolve_metrics(kwargs.get("weighted_metrics"), self)
         super().compile(
             optimizer=optimizer, loss=resolve_loss(loss, self), metrics=resolve_metrics(metrics, self), **kwargs
         )
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        self.compile(**keras.saving.deserialize_keras_object(config))
+        """Compile as it was when it was saved, without loss and metrics where one of them is refused by now."""
+        given = keras.saving.deserialize_keras_object(config)
+        try:
+            self.compile(**given)
+        except ValueError as error:
+            logging.getLogger("defended").warning("%s: compile it anew. %s", self.name, error)
+            self.compile(given["optimizer"], loss=None)
         make_variables(self)
+
+    def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Return the loss of a batch; Keras's own losses get a column for ⊥ beside rows of m probabilities."""
+        kerass = all(type(loss).__module__.startswith("keras.") for loss in keras.tree.flatten(self.loss))
+        if kerass and tuple(getattr(y, "shape", ())[1:]) == (self.num_classes,):
+            y = ops.pad(y, ((0, 0), (0, 1)))
+        return super().compute_loss(x, y, y_pred, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate as `keras.Model`, by proven bounds; as validation of `fit`, by estimates that are refined first."""
@@ -104,13 +124,14 @@ class Fitting(VisibleSteps, Gate, keras.Model):
         with self._estimating() if self._aside.fitting else nullcontext():
             return super().test_step(*arguments)
 
-    def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train as `keras.Model`; afterwards the bounds are proven (`finalize`), and the scales of training are 1.
 
         Raises:
             ValueError: when integer labels lie outside [0, m).
-            TypeError: when inputs do not hold real numbers.
+            TypeError: when inputs do not hold real numbers, or labels no numbers.
         """
+        kwargs = arguments_of_fit(*args, **kwargs)
         x = self._checked_data(x, y)
         validation = kwargs.get("validation_data")
         if isinstance(validation, tuple | list) and len(validation) >= 2:
@@ -186,8 +207,9 @@ class Fitting(VisibleSteps, Gate, keras.Model):
 
         In other data, bad labels give NaN.
         """
-        from defended.training.labels import check_labels, checked_dataset
+        from defended.training.labels import check_labels, checked_dataset, refuse_containers
 
+        refuse_containers(x=x, y=y)
         if isinstance(y, list | np.ndarray):
             check_labels(np.asarray(y), self.num_classes)
         if isinstance(x, list | np.ndarray) or ops.is_tensor(x):

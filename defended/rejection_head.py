@@ -39,5 +39,8 @@ class RejectionHead(keras.layers.Layer):
         bottom = bottom_score(ops.max(logits, axis=-1), slack)
         return ops.concatenate([logits, bottom[:, None]], axis=-1)
 
-    def compute_output_shape(self, logits_shape: Any, slack_shape: Any = None, valid_shape: Any = None) -> Any:
-        return (*logits_shape[:-1], logits_shape[-1] + 1)
+    def build(self, input_shape: Any) -> None:
+        """Note the shape of the logits, `[batch, m]`, for `summary`; there are no weights."""
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return (*input_shape[:-1], input_shape[-1] + 1)

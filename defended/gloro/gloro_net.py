@@ -44,7 +44,8 @@ class GloroNet(DefendedModel):
     Args:
         network: a built Sequential or functional model that returns logits; or, together with `outputs`, the input
             tensor of the functional API.
-        outputs: the output tensor, where `network` is the input tensor.
+        outputs: the output tensor, where `network` is the input tensor; after a model, this is the place of epsilon:
+            `GloroNet(network, 0.3)`.
         epsilon: the l2 radius defended at run time, in input units; positive.
         rounding: whether the certificate pays for rounding. False certifies real arithmetic only, and says so among its
             assumptions: for deep and wide networks, whose worst case may exceed the radius itself.
@@ -75,9 +76,9 @@ class GloroNet(DefendedModel):
     def __init__(
         self,
         network: keras.Model | keras.KerasTensor,
-        outputs: keras.KerasTensor | None = None,
+        outputs: keras.KerasTensor | float | None = None,
+        epsilon: float | None = None,
         *,
-        epsilon: float,
         rounding: bool = True,
         second_look: bool = False,
         name: str | None = None,

@@ -38,8 +38,10 @@ def checked_network(model: Any) -> keras.Model:
     """
     if not isinstance(model, keras.Model):
         raise TypeError(
-            f"`network` must be a Keras model, or the input tensor followed by the output tensor of the functional "
-            f"API. Received: {type(model).__name__}"
+            _LEGACY
+            if _is_legacy(model)
+            else f"`network` must be a Keras model, or the input tensor followed by the output tensor of the "
+            f"functional API. Received: {type(model).__name__}"
         )
     if hasattr(model, "certified_radius"):
         raise ValueError(f"`network` is already defended ({model.name!r}). Pass the undefended one: `model.network`.")
@@ -53,6 +55,7 @@ def checked_network(model: Any) -> keras.Model:
             f"`network` must have one input and one output. Received: {len(model.inputs)} inputs and "
             f"{len(model.outputs)} outputs. Defend a model with a single head: keras.Model(inputs, logits)."
         )
+    model = _without_containers(model)
     dtype = str(model.inputs[0].dtype)
     if dtype != "float32":
         raise ValueError(
@@ -79,6 +82,24 @@ def checked_network(model: Any) -> keras.Model:
                 f"Build the network under the dtype policy 'float32'."
             )
     return model
+
+
+def network_and_radius(network: Any, outputs: Any, epsilon: Any) -> tuple[Any, Any]:
+    """Return the network and the radius from `(network, epsilon)`, `(network, None, epsilon)` or `(inputs, outputs,
+    epsilon)`; the radius is yet to be checked.
+
+    Raises:
+        TypeError: when there is no radius, or two; or a tensor of legacy Keras.
+    """
+    if _is_legacy(network) or _is_legacy(outputs):
+        raise TypeError(_LEGACY)
+    if isinstance(outputs, int | float | np.number):
+        if epsilon is not None:
+            raise TypeError(f"`epsilon` is given twice: {outputs!r} after the network, and epsilon={epsilon!r}.")
+        outputs, epsilon = None, outputs
+    if epsilon is None:
+        raise TypeError("`epsilon`, the radius to defend, is missing: pass epsilon=0.3, in units of the input.")
+    return network if outputs is None else keras.Model(network, outputs), epsilon
 
 
 def check_plain_weights(layer: layers.Layer) -> None:
@@ -138,6 +159,31 @@ def check_is_adapted(layer: layers.Normalization) -> None:
     used, weights = ([np.ravel(ops.convert_to_numpy(pair[side])) for pair in pairs] for side in (0, 1))
     if not all(np.array_equal(one, other) for one, other in zip(used, weights, strict=True)):
         raise ValueError("its weights were assigned, and it does not use them yet: call its `finalize_state()`.")
+
+
+_LEGACY = (
+    "`network` was made by legacy Keras (`tf_keras`, or `tf.keras` under TF_USE_LEGACY_KERAS=1), and is no model of "
+    "Keras 3. Save it there with `network.save('net.h5')`, and defend `keras.models.load_model('net.h5', "
+    "compile=False)`; where that fails, rebuild it from `keras.layers`, then `new.set_weights(old.get_weights())`."
+)
+
+
+def _is_legacy(thing: Any) -> bool:
+    kinds = [kind.__module__.split(".") for kind in type(thing).__mro__]
+    return any(path[0] == "tf_keras" or path[:3] == ["tensorflow", "python", "keras"] for path in kinds)
+
+
+def _without_containers(model: Any) -> Any:
+    """Return the model itself, or the same layers from tensor to tensor where one is in a list, tuple or dict."""
+    graph = getattr(model, "_functional", None) or model  # a Sequential holds one
+    if not any(isinstance(getattr(graph, end, None), list | tuple | dict) for end in ("input", "output")):
+        return model
+    if type(model).call is not type(keras.Model(model.inputs, model.outputs)).call:
+        raise ValueError(
+            f"`network` {model.name!r} takes or returns a list, tuple or dict, and overrides `call`: which tensor "
+            f"holds the logits cannot be seen. Defend a model from tensor to tensor: keras.Model(inputs, logits)."
+        )
+    return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
 
 
 def _refuse_probabilities(model: Any) -> None:

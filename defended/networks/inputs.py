@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,11 @@ def float32_array(x: ArrayLike, name: str = "x") -> Array:
     """
     if ops.is_tensor(x):
         x = ops.convert_to_numpy(x)
+    if is_dataset(x) or isinstance(x, Mapping):
+        raise TypeError(
+            f"`{name}` must be an array of real numbers. Received: {type(x).__name__}. Take the array out of a dict; "
+            f"give a `tf.data.Dataset` to `predict`, `evaluate` or `verdicts`, or one batch of it."
+        )
     try:
         array = np.asarray(x)
     except ValueError as error:
@@ -49,6 +55,42 @@ def float32_tensor(x: Any, name: str = "inputs") -> Any:
     if not dtype.removeprefix("torch.").startswith(_REAL):
         raise _not_real(name, dtype)
     return ops.cast(x, "float32")
+
+
+def is_dataset(x: Any) -> bool:
+    """Return whether `x` is a `tf.data.Dataset`."""
+    return hasattr(x, "element_spec") and hasattr(x, "as_numpy_iterator")
+
+
+def dataset_inputs(dataset: Any, shape: tuple[int, ...]) -> Array:
+    """Return the inputs of a `tf.data.Dataset`, `[n, *shape]` float32, in the order of one pass over it.
+
+    Its elements are inputs, or tuples that begin with them; batched or not.
+
+    Raises:
+        TypeError: when they are dicts, or do not hold real numbers.
+        ValueError: when they have another shape, or the data set has no end.
+    """
+    spec = dataset.element_spec
+    first = spec[0] if isinstance(spec, tuple) else spec
+    if not hasattr(first, "shape") or not hasattr(first, "dtype"):
+        raise TypeError(
+            f"A data set must hold inputs, or tuples that begin with them: map it so, as `dataset.map(lambda element: "
+            f"element['image'])`. Received: elements {spec}"
+        )
+    if int(dataset.cardinality()) == -1:
+        raise ValueError("The data set repeats without end. Leave `repeat` out, or take a part: `dataset.take(count)`.")
+    parts = []
+    for element in dataset.as_numpy_iterator():
+        part = float32_array(element[0] if isinstance(spec, tuple) else element, "dataset")
+        part = part[None] if part.shape == shape else part
+        if part.shape[1:] != shape:
+            raise ValueError(
+                f"Inputs of the data set must have shape {shape}, or [n, {', '.join(map(str, shape))}] in batches. "
+                f"Received: shape {part.shape}"
+            )
+        parts.append(part)
+    return np.concatenate([np.zeros((0, *shape), np.float32), *parts])
 
 
 def whole_batch_size(batch_size: Any) -> int:

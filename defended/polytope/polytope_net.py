@@ -39,7 +39,8 @@ class PolytopeNet(TrainingBatch, DefendedModel):
             `defended.polytope.known_layers()` names: linear ones, ReLUs with any slope below 0, and maxima; or,
             together with `outputs`, the input tensor of the functional API. BatchNormalization counts with its moving
             statistics, in training too, where they stay as they are.
-        outputs: the output tensor, where `network` is the input tensor.
+        outputs: the output tensor, where `network` is the input tensor; after a model, this is the place of epsilon:
+            `PolytopeNet(network, 0.3)`.
         epsilon: radius defended at run time, in input units; positive.
         norm: `"linf"` or `"l2"`.
         slope: of the line below a ReLU whose sign is open: `"wong-kolter"`, the paper's u / (u - l), or `"adaptive"`:
@@ -71,9 +72,9 @@ class PolytopeNet(TrainingBatch, DefendedModel):
     def __init__(
         self,
         network: keras.Model | keras.KerasTensor,
-        outputs: keras.KerasTensor | None = None,
+        outputs: keras.KerasTensor | float | None = None,
+        epsilon: float | None = None,
         *,
-        epsilon: float,
         norm: str = "linf",
         slope: str = "adaptive",
         training_bounds: str = "dual",

@@ -14,11 +14,14 @@ from defended import input_range
 from defended.arguments import whole_number
 from defended.layers.gaussian_noise_augmentation import GaussianNoiseAugmentation
 from defended.networks.checks import checked_network
+from defended.networks.inputs import float32_array, float32_tensor
 from defended.smoothing.consistency import Consistency
 from defended.smoothing.smooth_adv import SmoothAdv
-from defended.training.labels import check_labels, checked_dataset, soft_labels
+from defended.training.fit_arguments import arguments_of_fit
+from defended.training.labels import check_labels, checked_dataset, refuse_containers, soft_labels
 from defended.training.losses import crossentropy
 from defended.training.optimizers import make_variables
+from defended.training.over_probabilities import refuse_probability_loss
 
 # Replicas of a distribution strategy are traced in threads; each has its own value.
 _EVALUATING: ContextVar[bool] = ContextVar("evaluating", default=False)
@@ -95,9 +98,10 @@ class NoisyTrainer(keras.Model):
         `inputs` are `[batch, ...]`, or a pair of inputs and noise `[batch * draws, ...]` that was drawn before.
         """
         if training:
-            inputs, noise = inputs if isinstance(inputs, tuple | list) else (inputs, self._draw(inputs))
-            logits = self.network(self._repeated(inputs) + noise, training=True)
+            inputs, noise = inputs if isinstance(inputs, tuple | list) else (inputs, self._draw(float32_tensor(inputs)))
+            logits = self.network(self._repeated(float32_tensor(inputs)) + noise, training=True)
             return logits if self.draws == 1 else ops.reshape(logits, (-1, self.draws, logits.shape[-1]))
+        inputs = float32_tensor(inputs)
         if _EVALUATING.get():
             inputs = inputs + self.augmentation.noise_like(inputs)
         return self.network(inputs, training=False)
@@ -107,7 +111,9 @@ class NoisyTrainer(keras.Model):
     ) -> None:
         """Compile as Keras does; cross-entropies given by name take logits, and labels of either kind."""
         names = ("crossentropy", "sparse_categorical_crossentropy", "categorical_crossentropy")
-        super().compile(optimizer, crossentropy_from_logits if loss in names else loss, **kwargs)
+        loss = crossentropy_from_logits if isinstance(loss, str) and loss in names else loss
+        refuse_probability_loss(loss)
+        super().compile(optimizer, loss, **kwargs)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -130,6 +136,7 @@ class NoisyTrainer(keras.Model):
         if self.adversary is None:
             return super().train_step(*arguments)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(arguments[0])
+        x = float32_tensor(x)
         noise = self._draw(x)
         targets = soft_labels(y, self.network.output_shape[-1])
         attacked = self.adversary.perturb(self.network, x, targets, noise, ops.convert_to_tensor(self.attack_scale))
@@ -143,15 +150,20 @@ class NoisyTrainer(keras.Model):
         finally:
             _EVALUATING.reset(token)
 
-    def fit(self, x: Any = None, y: Any = None, callbacks: Any = None, **kwargs: Any) -> Any:
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Fit as `keras.Model.fit` does.
 
         Raises:
             ValueError: when integer labels lie outside [0, m).
         """
+        kwargs = arguments_of_fit(*args, **kwargs)
+        callbacks = kwargs.pop("callbacks", None)
         classes = self.network.output_shape[-1]
+        refuse_containers(x=x, y=y)
         if isinstance(y, list | np.ndarray):
             check_labels(np.asarray(y), classes)
+        if isinstance(x, list | np.ndarray):
+            x = float32_array(x)
         if self.adversary is not None:
             given = callbacks if isinstance(callbacks, list | tuple) else [callbacks] * bool(callbacks)
             callbacks = [_WarmUp(), *given]

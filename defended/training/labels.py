@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -13,8 +14,12 @@ def check_labels(y: np.ndarray[Any, Any], num_classes: int) -> None:
     """Refuse labels that belong to no class.
 
     Raises:
+        TypeError: for labels that are not numbers.
         ValueError: for class numbers outside [0, m) or rows that are not m wide.
     """
+    _check_type(y.dtype.name)
+    if y.ndim not in (1, 2):
+        raise ValueError(f"Labels must have shape [n], [n, 1] or [n, {num_classes}]. Received: shape {y.shape}")
     if y.ndim == 2 and y.shape[-1] not in (1, num_classes):
         raise ValueError(
             f"Labels must be class numbers or rows of {num_classes} probabilities. Received: shape {y.shape}. "
@@ -39,6 +44,14 @@ def checked_dataset(data: Any, num_classes: int) -> Any:
 
     if not (isinstance(data, tf.data.Dataset) and isinstance(data.element_spec, tuple) and len(data.element_spec) > 1):
         return data
+    spec = data.element_spec[1]
+    refuse_containers(y=spec)
+    _check_type(spec.dtype.name)
+    if spec.shape.rank is None:
+        raise ValueError(
+            f"The labels of the data set have no known shape. State it at its end: `dataset.map(lambda x, y: (x, "
+            f"tf.ensure_shape(y, [None])))` for class numbers, [None, {num_classes}] for rows of probabilities."
+        )
     message = f"Labels must be class numbers in [0, {num_classes}). Number the classes from 0. Received:"
 
     def check(x: Any, y: Any, *weight: Any) -> tuple[Any, ...]:
@@ -49,6 +62,28 @@ def checked_dataset(data: Any, num_classes: int) -> Any:
         return (x, y, *weight)
 
     return data.map(check)
+
+
+def refuse_containers(**given: Any) -> None:
+    """Refuse inputs or labels that come in a dict: a defended network has one input and one output.
+
+    Raises:
+        TypeError: naming the argument and the keys.
+    """
+    for name, value in given.items():
+        if isinstance(value, Mapping):
+            raise TypeError(
+                f"`{name}` must be one array or tensor: a defended network has one input and one output. Received: a "
+                f"dict with the keys {list(value)}. Pass the one that is meant; in a data set, take it by `map`."
+            )
+
+
+def _check_type(name: str) -> None:
+    if not name.startswith(("float", "int", "uint", "bool", "bfloat")):
+        raise TypeError(
+            f"Labels must be class numbers or rows of probabilities. Received: dtype {name}. Number named classes "
+            f"first: `names, y = np.unique(labels, return_inverse=True)`; `names[label]` is then the name of an answer."
+        )
 
 
 def is_dense(y_true: Any) -> bool:

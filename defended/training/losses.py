@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -10,6 +11,7 @@ from keras import ops
 
 from defended.arguments import number_in, number_not_negative, one_of
 from defended.training.labels import soft_labels, sparse_labels
+from defended.training.over_probabilities import refuse_probability_loss
 
 _PACKAGE = "defended"
 
@@ -162,10 +164,19 @@ def resolve_loss(loss: Any, model: keras.Model) -> Any:
 
     The shorthands are `"crossentropy"`, `"trades_kl"`, `"trades_ce"`, `"emma"` and `"certified_crossentropy"`, each
     with an optional `"sparse_"` before it and, for TRADES, a weight after it (`"trades_kl.1.5"`). Keras's own
-    cross-entropy names mean ours: theirs expect probabilities. Other names and objects are left to Keras.
+    cross-entropy names mean ours: theirs expect probabilities. Other names and objects are left to Keras. Lists and
+    dicts are looked through.
+
+    Raises:
+        ValueError: for a loss over probabilities, such as `keras.losses.SparseCategoricalCrossentropy()`.
     """
+    if isinstance(loss, list | tuple):
+        return [resolve_loss(part, model) for part in loss]
+    if isinstance(loss, Mapping):
+        return {name: resolve_loss(part, model) for name, part in loss.items()}
     if isinstance(loss, str):
         loss = _from_name(loss)
+    refuse_probability_loss(loss)
     if hasattr(loss, "attach"):
         loss.attach(model)
     return loss

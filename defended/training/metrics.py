@@ -16,6 +16,8 @@ from keras import ops
 from defended.arguments import positive_number
 from defended.statistics.rates import DEFINITIONS, InputFacts
 from defended.training.labels import sparse_labels
+from defended.training.logit_metric import over_logits
+from defended.training.over_probabilities import refuse_probability_metric
 
 _PACKAGE = "defended"
 
@@ -26,6 +28,8 @@ class _Rate(keras.metrics.Mean):
     rate: str
     """Which one, of `defended.statistics.rates`."""
     default_name: str
+    _direction = "up"
+    """Which way is better, for `EarlyStopping` and `ModelCheckpoint` (Keras's own attribute)."""
 
     def __init__(self, radius_scale: float = 1.0, name: str | None = None, **kwargs: Any):
         scale = positive_number("radius_scale", radius_scale)
@@ -90,6 +94,7 @@ class RejectionRate(_Rate):
     """Share of inputs that are not certified at `radius_scale * epsilon`."""
 
     rate = default_name = "rejection_rate"
+    _direction = "down"
 
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
@@ -102,6 +107,7 @@ class FalsePositiveBound(_Rate):
     """
 
     rate, default_name = "fpr_upper", "false_positive_bound"
+    _direction = "down"
 
     def _facts(self, y_true: Any, y_pred: Any) -> InputFacts:
         return replace(super()._facts(y_true, y_pred), safe=self.certified(y_pred, 2 * self.radius_scale))
@@ -124,7 +130,13 @@ _BY_NAME: dict[str, Any] = {
 
 
 def resolve_metrics(metrics: Any, model: keras.Model) -> Any:
-    """Return metrics from their names, attached to the model; other names and objects are left to Keras."""
+    """Return metrics from their names, attached to the model; other names, functions and objects get logits.
+
+    What has a method `attach(model)` is given it, and all m + 1 scores.
+
+    Raises:
+        ValueError: for metrics over probabilities, and names that Keras does not know.
+    """
     if metrics is None:
         return None
     if isinstance(metrics, dict):
@@ -132,8 +144,12 @@ def resolve_metrics(metrics: Any, model: keras.Model) -> Any:
     if isinstance(metrics, list | tuple):
         return [resolve_metrics(value, model) for value in metrics]
     metric = _BY_NAME[metrics]() if isinstance(metrics, str) and metrics in _BY_NAME else metrics
-    if hasattr(metric, "attach"):
-        metric.attach(model)
+    if metric is None:
+        return None
+    if isinstance(metric, type) or not hasattr(metric, "attach"):
+        refuse_probability_metric(metric)
+        return over_logits(metric)
+    metric.attach(model)
     return metric
 
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
+from defended.networks.inputs import float32_tensor
+
 
 class _Batch(NamedTuple):
     inputs: Any = None
@@ -65,7 +67,7 @@ class TrainingBatch:
                 "Bounds for the true class need the inputs, which are known while `fit` or `evaluate` computes a loss. "
                 "Use the loss there, or `model.margin_lower_bounds(x)` elsewhere."
             )
-        return ops.convert_to_tensor(inputs)
+        return float32_tensor(inputs)
 
     def _batch_radius(self) -> Any:
         """Return the radius for which the batch is bounded: in training steps, the training radius."""

@@ -55,6 +55,12 @@ class AuditReport(AuditFigures):
         queries: inputs sent.
     """
 
+    def __repr__(self) -> str:
+        rates = {"rejected": self.rejection_rate, "VRA": self.vra, "FPR at most": self.fpr_upper}
+        said = ", ".join(f"{name} {float(rate):.1%}" for name, rate in rates.items() if rate is not None)
+        radius = "" if self.subject.epsilon is None else f" at eps={self.subject.epsilon:g}"
+        return f"<AuditReport of {self.subject.name!r} on {self.data['points']} inputs{radius}: {said}>"
+
     def to_junit(self) -> str:
         """Return the conditions as JUnit XML."""
         return to_junit(self)

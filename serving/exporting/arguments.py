@@ -64,6 +64,22 @@ def check_version(version: int) -> int:
     return number
 
 
+def check_backend() -> None:
+    """Refuse to export under a Keras backend other than TensorFlow.
+
+    Raises:
+        RuntimeError: saying how to export a model that was trained elsewhere.
+    """
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            f"An export is made of TensorFlow's graphs, and Keras runs on {keras.backend.backend()!r}. Save the model "
+            f"here, `model.save('model.keras')`, and export it in a process with KERAS_BACKEND=tensorflow: "
+            f"`defended.load_model('model.keras')`, or `defended export`."
+        )
+
+
 def check_sample(model: DefendedModel, sample: np.ndarray | None) -> np.ndarray:
     """Return the inputs on which a graph is compared with the model: those given, checked, or random ones in [0, 1]."""
     shape = tuple(model.input_shape[1:])

@@ -35,6 +35,7 @@ from defended.serving.artefacts.manifest import (
 from defended.serving.artefacts.signing import read_signing_key, signature_of
 from defended.serving.exporting.agreement import SCORE_DRIFT_BOUND
 from defended.serving.exporting.arguments import (
+    check_backend,
     check_data,
     check_json,
     check_mode,
@@ -124,6 +125,7 @@ def export(
         ForbiddenOpError: the network holds an operation that an artefact may not hold.
         AgreementError, CppLoaderError: an exported graph does not answer as the model does, or does not load.
     """
+    check_backend()
     name, version = check_name(model, name), check_version(version)
     given = sample is not None
     sample = check_sample(model, sample)

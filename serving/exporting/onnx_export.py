@@ -21,7 +21,7 @@ from defended._version import __version__
 from defended.exceptions import AgreementError
 from defended.serving.artefacts.onnx_model import OnnxModel
 from defended.serving.exporting.agreement import SCORE_DRIFT_BOUND, check_rejection, require_agreement
-from defended.serving.exporting.arguments import check_sample
+from defended.serving.exporting.arguments import check_backend, check_sample
 from defended.serving.exporting.drift import fold, keras_outputs, measure_drift
 from defended.serving.exporting.onnx_conversion import to_onnx, with_outputs
 from defended.serving.exporting.saved_model import output_names
@@ -68,6 +68,7 @@ def export_onnx(
 
     if not isinstance(model, DefendedModel):
         raise TypeError(f"`model` must be a defended model. Received: {type(model).__name__}.")
+    check_backend()
     target = Path(path)
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, "exists and is never overwritten: choose another name", str(target))
