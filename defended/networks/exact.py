@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import layers
 
 from defended.layers.invertible_downsampling import InvertibleDownsampling
 from defended.layers.liresnet_block import LiResNetBlock
-from defended.layers.minmax import MinMax
+from defended.networks import exact_activations
+from defended.networks.exact_activations import activated
+from defended.networks.exact_value import FEW, FLUSHED, Exact, Rule, added_up, float64
 from defended.networks.exact_windows import Array, convolution, windows
 from defended.networks.layer_kinds import (
     GLOBAL_AVERAGING,
@@ -27,20 +29,6 @@ from defended.networks.layer_kinds import (
     WINDOW_AVERAGING,
     WINDOW_MAXIMA,
 )
-from defended.numerics.float32 import SMALLEST_NORMAL, gamma
-
-_FLUSHED = 2.0**-100  # gamma of it, for any number of terms, outweighs the smallest normal number
-_FEW = 64  # more operations than any activation or normalisation takes for an entry
-
-
-class Exact(NamedTuple):
-    """A layer's output, and by how much a float32 evaluation at the same float32 input may differ, entry by entry."""
-
-    value: Array
-    tolerance: Array | float = 0.0
-
-
-Rule = Callable[[Any, list[Array]], Exact]
 
 
 def exact_layer(layer: layers.Layer, inputs: Sequence[Array]) -> Exact | None:
@@ -49,25 +37,17 @@ def exact_layer(layer: layers.Layer, inputs: Sequence[Array]) -> Exact | None:
     return None if rule is None else rule(layer, list(inputs))
 
 
-def _float64(variable: Any) -> Array:
-    return np.asarray(ops.convert_to_numpy(variable), np.float64)
-
-
-def _added_up(value: Array, magnitudes: Array, terms: int) -> Exact:
-    return Exact(value, gamma(terms + 16) * magnitudes + SMALLEST_NORMAL * (4 * terms + _FEW) * (1 + np.abs(value)))
-
-
 # Linear maps.
 
 
 def _dense(layer: Any, inputs: list[Array]) -> Exact:
-    kernel = _float64(layer.kernel)
+    kernel = float64(layer.kernel)
     return _with_bias(layer, inputs[0] @ kernel, np.abs(inputs[0]) @ np.abs(kernel), len(kernel))
 
 
 def _convolution(layer: Any, inputs: list[Array]) -> Exact:
     geometry = layer.strides, layer.padding, layer.dilation_rate, layer.groups
-    kernel = _float64(layer.kernel)
+    kernel = float64(layer.kernel)
     value, magnitudes = (
         convolution(part, weights, *geometry)
         for part, weights in ((inputs[0], kernel), (np.abs(inputs[0]), np.abs(kernel)))
@@ -81,17 +61,17 @@ def _depthwise(layer: Any, inputs: list[Array]) -> Exact:
 
 
 def _separable(layer: Any, inputs: list[Array]) -> Exact:
-    pointwise = _float64(layer.pointwise_kernel)
+    pointwise = float64(layer.pointwise_kernel)
     pointwise = pointwise.reshape(pointwise.shape[-2:])
     value, magnitudes, taps = _by_channels(layer, layer.depthwise_kernel, inputs[0])
     # What is flushed to zero on the way is multiplied by the second kernel.
-    magnitudes = (magnitudes + _FLUSHED * (1 + taps)) @ np.abs(pointwise)
+    magnitudes = (magnitudes + FLUSHED * (1 + taps)) @ np.abs(pointwise)
     return _with_bias(layer, value @ pointwise, magnitudes, taps + len(pointwise))
 
 
 def _by_channels(layer: Any, variable: Any, inputs: Array) -> tuple[Array, Array, int]:
     """Return a convolution of each channel with kernels of its own, the same of magnitudes, and its number of taps."""
-    kernel = _float64(variable)
+    kernel = float64(variable)
     *taps, channels, multiple = kernel.shape
     kernel = kernel.reshape(*taps, 1, channels * multiple)
     geometry = layer.strides, layer.padding, layer.dilation_rate, channels
@@ -102,28 +82,28 @@ def _by_channels(layer: Any, variable: Any, inputs: Array) -> tuple[Array, Array
 
 
 def _liresnet_block(layer: Any, inputs: list[Array]) -> Exact:
-    branch = layer.residual_scale * _float64(layer.branch_kernel)
+    branch = layer.residual_scale * float64(layer.branch_kernel)
     if layer.affine is not None:
-        branch = branch * _float64(layer.affine)
+        branch = branch * float64(layer.affine)
     identity = np.zeros_like(branch)
     identity[branch.shape[0] // 2, branch.shape[1] // 2] = np.eye(branch.shape[2])
     value = convolution(inputs[0], branch + identity, (1, 1), "same")
     # The kernel is a product of three: two of them may be flushed to zero before the third would bring them back.
-    factors = np.maximum(np.abs(_float64(layer.branch_kernel)), 1.0) * max(abs(layer.residual_scale), 1.0)
+    factors = np.maximum(np.abs(float64(layer.branch_kernel)), 1.0) * max(abs(layer.residual_scale), 1.0)
     if layer.affine is not None:
-        factors = factors * np.maximum(np.abs(_float64(layer.affine)), 1.0)
-    kernel = np.abs(branch) + identity + _FLUSHED * factors
+        factors = factors * np.maximum(np.abs(float64(layer.affine)), 1.0)
+    kernel = np.abs(branch) + identity + FLUSHED * factors
     magnitudes = convolution(np.abs(inputs[0]), kernel, (1, 1), "same")
     return _with_bias(layer, value, magnitudes, math.prod(branch.shape[:3]) + 8)
 
 
 def _with_bias(layer: Any, value: Array, magnitudes: Array, terms: int) -> Exact:
     if layer.bias is not None:
-        bias = _float64(layer.bias)
+        bias = float64(layer.bias)
         value, magnitudes = value + bias, magnitudes + np.abs(bias)
-    added = _added_up(value, magnitudes, terms)
+    added = added_up(value, magnitudes, terms)
     activation = getattr(layer, "activation", None)
-    return added if activation is None else _activated(activation, added)
+    return added if activation is None else activated(activation, added)
 
 
 def _average_pooling(layer: Any, inputs: list[Array]) -> Exact:
@@ -131,7 +111,7 @@ def _average_pooling(layer: Any, inputs: list[Array]) -> Exact:
         windows(part, layer.pool_size, layer.strides, layer.padding).sum(axis=0)
         for part in (inputs[0], np.abs(inputs[0]), np.ones((1, *inputs[0].shape[1:])))
     )
-    return _added_up(total / count, magnitudes / count, math.prod(layer.pool_size))
+    return added_up(total / count, magnitudes / count, math.prod(layer.pool_size))
 
 
 def _max_pooling(layer: Any, inputs: list[Array]) -> Exact:
@@ -141,7 +121,7 @@ def _max_pooling(layer: Any, inputs: list[Array]) -> Exact:
 def _global_average_pooling(layer: Any, inputs: list[Array]) -> Exact:
     places, keep = tuple(range(1, inputs[0].ndim - 1)), bool(layer.keepdims)
     value, magnitudes = (part.mean(axis=places, keepdims=keep) for part in (inputs[0], np.abs(inputs[0])))
-    return _added_up(value, magnitudes, math.prod(inputs[0].shape[1:-1]))
+    return added_up(value, magnitudes, math.prod(inputs[0].shape[1:-1]))
 
 
 def _global_max_pooling(layer: Any, inputs: list[Array]) -> Exact:
@@ -150,114 +130,31 @@ def _global_max_pooling(layer: Any, inputs: list[Array]) -> Exact:
 
 def _rescaling(layer: Any, inputs: list[Array]) -> Exact:
     scale, offset = (np.asarray(part, np.float64) for part in (layer.scale, layer.offset))
-    magnitudes = np.abs(inputs[0]) * (np.abs(scale) + _FLUSHED) + np.abs(offset)
-    return _added_up(inputs[0] * scale + offset, magnitudes, 8)
+    magnitudes = np.abs(inputs[0]) * (np.abs(scale) + FLUSHED) + np.abs(offset)
+    return added_up(inputs[0] * scale + offset, magnitudes, 8)
 
 
 def _standardisation(layer: Any, inputs: list[Array]) -> Exact:
-    mean = _float64(layer.mean)
-    deviation = np.maximum(np.sqrt(_float64(layer.variance)), keras.backend.epsilon())
+    mean = float64(layer.mean)
+    deviation = np.maximum(np.sqrt(float64(layer.variance)), keras.backend.epsilon())
     if layer.invert:
-        value, magnitudes = mean + inputs[0] * deviation, np.abs(mean) + np.abs(inputs[0]) * (deviation + _FLUSHED)
+        value, magnitudes = mean + inputs[0] * deviation, np.abs(mean) + np.abs(inputs[0]) * (deviation + FLUSHED)
     else:
         value, magnitudes = (inputs[0] - mean) / deviation, (np.abs(inputs[0]) + np.abs(mean)) / deviation
-    return _added_up(value, magnitudes, 16)
+    return added_up(value, magnitudes, 16)
 
 
 def _normalisation(layer: Any, inputs: list[Array]) -> Exact:
-    inverse = 1 / np.sqrt(_float64(layer.moving_variance) + layer.epsilon)
-    scale = inverse * _float64(layer.gamma) if layer.scale else inverse
-    shift = -_float64(layer.moving_mean) * scale
+    inverse = 1 / np.sqrt(float64(layer.moving_variance) + layer.epsilon)
+    scale = inverse * float64(layer.gamma) if layer.scale else inverse
+    shift = -float64(layer.moving_mean) * scale
     # A factor may be flushed to zero, before it is multiplied or after.
-    size = np.maximum(np.abs(scale), _FLUSHED * np.maximum(inverse, 1.0))
+    size = np.maximum(np.abs(scale), FLUSHED * np.maximum(inverse, 1.0))
     value = inputs[0] * scale + shift
-    magnitudes = np.abs(inputs[0]) * size + np.maximum(np.abs(shift), np.abs(_float64(layer.moving_mean)) * size)
+    magnitudes = np.abs(inputs[0]) * size + np.maximum(np.abs(shift), np.abs(float64(layer.moving_mean)) * size)
     if layer.center:
-        value, magnitudes = value + _float64(layer.beta), magnitudes + np.abs(_float64(layer.beta))
-    return _added_up(value, magnitudes, _FEW)
-
-
-# Activations.
-
-
-def _sloped(slope: float) -> Callable[[Array], Array]:
-    return lambda z: np.where(z >= 0, z, slope * z)
-
-
-def _sigmoid(z: Array) -> Array:
-    return 0.5 * (1 + np.tanh(z / 2))
-
-
-_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "linear": lambda z: z,
-    "relu": lambda z: np.maximum(z, 0),
-    "relu6": lambda z: np.clip(z, 0, 6),
-    "hard_tanh": lambda z: np.clip(z, -1, 1),
-    "leaky_relu": _sloped(0.2),
-    "soft_shrink": lambda z: z - np.clip(z, -0.5, 0.5),
-    "softsign": lambda z: z / (1 + np.abs(z)),
-    "elu": lambda z: np.where(z >= 0, z, np.expm1(np.minimum(z, 0))),
-    "tanh": np.tanh,
-    "softplus": lambda z: np.logaddexp(z, 0),
-    "sigmoid": _sigmoid,
-    "hard_sigmoid": lambda z: np.clip(z + 3, 0, 6) / 6,
-}
-
-_ASSUMED = frozenset({"elu", "tanh", "softplus", "sigmoid"})
-"""Functions that are assumed to keep a few units of roundoff relative to 1 + |z|."""
-
-
-def _activated(activation: Any, argument: Exact) -> Exact:
-    """Return an activation of an argument that float32 computed within a tolerance."""
-    if isinstance(activation, keras.layers.Layer):
-        rule = _RULES.get(type(activation))
-        made = rule(activation, [argument.value]) if rule is not None else None
-        slopes = [getattr(activation, name, None) for name in ("negative_slope", "alpha")]
-        steepest = max([1.0, *(float(np.abs(_float64(slope)).max()) for slope in slopes if slope is not None)])
-    else:
-        function = _ACTIVATIONS.get(getattr(activation, "__name__", ""))
-        assumed = getattr(activation, "__name__", "") in _ASSUMED
-        made = None if function is None else _elementwise(function, argument.value, assumed)
-        steepest = 1.0
-    if made is None:
-        raise KeyError(activation)
-    return Exact(made.value, made.tolerance + steepest * argument.tolerance)
-
-
-def _elementwise(function: Callable[[Array], Array], z: Array, assumed: bool = False) -> Exact:
-    """Return a function of each entry; where its accuracy is `assumed`, with the tolerance that is assumed."""
-    value = function(z)
-    # At 0, too, exp(z) - 1 is off by a unit of roundoff of 1.
-    scale = 1.0 + np.abs(z) if assumed else np.abs(value) + np.minimum(np.abs(z), 1.0)
-    return Exact(value, gamma(_FEW) * scale + _FEW * SMALLEST_NORMAL)
-
-
-def _activation(layer: Any, inputs: list[Array]) -> Exact:
-    return _activated(layer.activation, Exact(inputs[0])) if layer.activation is not None else Exact(inputs[0])
-
-
-def _relu(layer: Any, inputs: list[Array]) -> Exact:
-    def function(z: Array) -> Array:
-        z = _sloped(float(layer.negative_slope or 0.0))(z)
-        return z if layer.max_value is None else np.minimum(z, float(layer.max_value))
-
-    return _elementwise(function, inputs[0])
-
-
-def _elu(layer: Any, inputs: list[Array]) -> Exact:
-    alpha = float(layer.alpha)
-    found = _elementwise(lambda z: np.where(z >= 0, z, alpha * np.expm1(np.minimum(z, 0))), inputs[0], assumed=True)
-    return Exact(found.value, found.tolerance * max(1.0, abs(alpha)))
-
-
-def _prelu(layer: Any, inputs: list[Array]) -> Exact:
-    alpha, above, below = _float64(layer.alpha), np.maximum(inputs[0], 0), np.minimum(inputs[0], 0)
-    return _added_up(above + alpha * below, above - (np.abs(alpha) + _FLUSHED) * below, 8)
-
-
-def _minmax(layer: Any, inputs: list[Array]) -> Exact:
-    pairs = inputs[0].reshape(*inputs[0].shape[:-1], -1, 2)
-    return Exact(np.sort(pairs, axis=-1).reshape(inputs[0].shape))
+        value, magnitudes = value + float64(layer.beta), magnitudes + np.abs(float64(layer.beta))
+    return added_up(value, magnitudes, FEW)
 
 
 # What moves entries, and what joins values.
@@ -302,7 +199,7 @@ def _up_sampling(layer: Any, inputs: list[Array]) -> Exact:
 def _sum(signs: Callable[[int], list[float]]) -> Rule:
     def rule(layer: Any, inputs: list[Array]) -> Exact:
         parts = [sign * part for sign, part in zip(signs(len(inputs)), inputs, strict=True)]
-        return _added_up(sum(parts), sum(map(np.abs, parts)), len(parts) + 4)  # type: ignore[arg-type]
+        return added_up(sum(parts), sum(map(np.abs, parts)), len(parts) + 4)  # type: ignore[arg-type]
 
     return rule
 
@@ -324,14 +221,9 @@ _RULES: dict[type, Rule] = {
     **dict.fromkeys(WINDOW_MAXIMA, _max_pooling),
     **dict.fromkeys(GLOBAL_AVERAGING, _global_average_pooling),
     **dict.fromkeys(GLOBAL_MAXIMA, _global_max_pooling),
-    MinMax: _minmax,
     InvertibleDownsampling: _space_to_depth,
-    layers.ReLU: _relu,
-    layers.LeakyReLU: lambda layer, inputs: _elementwise(_sloped(float(layer.negative_slope)), inputs[0]),
-    layers.ELU: _elu,
-    layers.PReLU: _prelu,
-    layers.Activation: _activation,
     **dict.fromkeys(INERT, _same),
+    **exact_activations.RULES,
     layers.Flatten: lambda layer, inputs: Exact(inputs[0].reshape(len(inputs[0]), -1)),
     layers.Reshape: lambda layer, inputs: Exact(inputs[0].reshape(len(inputs[0]), *layer.target_shape)),
     layers.Permute: lambda layer, inputs: Exact(inputs[0].transpose(0, *layer.dims)),
