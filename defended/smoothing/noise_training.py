@@ -16,6 +16,7 @@ from defended.layers.gaussian_noise_augmentation import GaussianNoiseAugmentatio
 from defended.networks.checks import checked_network
 from defended.smoothing.consistency import Consistency
 from defended.smoothing.smooth_adv import SmoothAdv
+from defended.smoothing.tokens import refuse_tokens
 from defended.training.labels import check_labels, checked_dataset, soft_labels
 from defended.training.losses import crossentropy
 from defended.training.optimizers import make_variables
@@ -66,6 +67,7 @@ class NoisyTrainer(keras.Model):
         **kwargs: Any,
     ):
         super().__init__(name=name, **kwargs)
+        refuse_tokens(network)
         self.network = checked_network(network)
         self.augmentation = GaussianNoiseAugmentation(sigma, name="noise")
         self.draws = draws = whole_number("draws", draws, 1, floats=True)
