@@ -54,7 +54,7 @@ def nets() -> dict[str, tuple[Path, dict[str, Any]]]:
         found[name] = RESULTS / "kw" / f"{stem}.keras", {**facts, "command": "python benchmarks/kw.py train"}
     smoothed = [(data, "2C2F", sigma) for data in ("mnist", "fashion_mnist") for sigma in (0.25, 0.5)]
     for data, network, sigma in (*smoothed, ("cifar10", "ResNet-20", 0.25)):
-        settings = {"epsilon": 0.25, "sigma": sigma}
+        settings = {"epsilon": 0.25, "sigma": sigma, "mode": "fixed"}
         command = "python benchmarks/smoothed_nets.py"
         facts = {"kind": "SmoothedNet", "data": data, "network": network, "settings": settings, "command": command}
         short = network.split("-")[0].lower()

@@ -64,6 +64,7 @@ BENCHMARKS = {
     ),
     "smoothing": Benchmark("smoothing", quick="--rounds 1 --samples 1000", peers=("torch",)),
     "smoothing_gate": Benchmark("smoothing", f"{GATE} 100", f"{GATE} 1", data=True),
+    "smoothing_cost": Benchmark("smoothing_cost", quick="--epochs 1"),
     "kw_speed": Benchmark("kw_speed", quick="--points 8 --rounds 1", data=True, reference=True, peers=("torch",)),
     "export": Benchmark("export", quick="--points 100", data=True),
     "serving": Benchmark("serving", quick="--rounds 1 --seconds 1"),

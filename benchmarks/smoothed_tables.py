@@ -67,7 +67,7 @@ def measure(name: str, data_name: str, sigma: float, arguments: argparse.Namespa
     figures = {**settings, **accuracies(network, sigma, data), "eps": {}}
     start = time.perf_counter()
     for epsilon in RADII[sigma]:
-        model = SmoothedNet(network, epsilon, sigma, samples=arguments.samples, alpha=ALPHA)
+        model = SmoothedNet(network, epsilon, sigma, samples=arguments.samples, alpha=ALPHA, mode="fixed")
         result = susceptibility(model, x, y, DESCENT)
         if epsilon == RADII[sigma][0]:
             log = certification_log(result, index, (time.perf_counter() - start) / len(x))

@@ -128,7 +128,7 @@ def started(network: keras.Model, x: np.ndarray, folder: Path) -> dict[str, peer
 def throughput(rounds: int, samples: int, found: figures.Figures) -> None:
     network = defended.zoo.cnn_2c2f(activation="relu")
     x = np.random.default_rng(0).random((BATCH, 28, 28, 1)).astype("float32")
-    model = SmoothedNet(network, EPSILON, SIGMA, samples=samples)
+    model = SmoothedNet(network, EPSILON, SIGMA, samples=samples, mode="fixed")
     rows = min(model._rows_at_once(), samples)
     judge = tf.function(lambda x: model.deployed(x)["label"])
     one, many = tf.constant(x[:1]), tf.constant(x)
@@ -159,7 +159,7 @@ def throughput(rounds: int, samples: int, found: figures.Figures) -> None:
         found.add("one input", np.median(ours), "samples/s", **against, at_least=least)
 
     judge_many = tf.function(lambda x: short.deployed(x)["label"])
-    short = SmoothedNet(network, EPSILON, SIGMA, samples=max(100, samples // 20))
+    short = SmoothedNet(network, EPSILON, SIGMA, samples=max(100, samples // 20), mode="fixed")
     drawn = BATCH * (short.samples + short.selection_samples)
     functions = {"bare network": bare(network, rows, drawn), "SmoothedNet, 64 inputs": lambda: judge_many(many).numpy()}
     rates = interleaved(functions, {"bare network": drawn // rows * rows, "SmoothedNet, 64 inputs": drawn}, rounds)

@@ -15,6 +15,7 @@ from defended.certificate import Array, Finding, available_radius, finite_radius
 from defended.gate import Gate
 from defended.margins import predicted_class
 from defended.networks.inputs import dataset_inputs, float32_array, float32_tensor, is_dataset, whole_batch_size
+from defended.progress import shown
 from defended.rejection_head import RejectionHead
 from defended.tracing import in_stateless_scope, is_at_hand
 
@@ -63,6 +64,7 @@ class Answering(Gate, keras.Model):
 
     num_classes: int
     head: RejectionHead
+    forecast: Callable[[Any, int], Any]
 
     # One formula for `call`, verdicts and the graph that is exported.
 
@@ -180,7 +182,7 @@ class Answering(Gate, keras.Model):
                 f"{what} must have shape [n, {', '.join(map(str, expected))}]. Received: shape {tuple(shape)}"
             )
 
-    def verdicts(self, x: ArrayLike, batch_size: int | None = None) -> Verdicts:
+    def verdicts(self, x: ArrayLike, batch_size: int | None = None, progress: bool | None = None) -> Verdicts:
         """Judge inputs `[n, ...]`, in batches, and return NumPy arrays.
 
         Args:
@@ -188,16 +190,18 @@ class Answering(Gate, keras.Model):
                 read as a whole, once.
             batch_size: inputs judged at a time, at most as many as a certificate that limits its memory evaluates at
                 a time; by default that number, or 256.
+            progress: show a bar on stderr, after a line that says how long it is likely to take where answers are
+                drawn at random; None shows it on a terminal, once the work takes more than a few seconds.
 
         Raises:
             TypeError: when `x` does not hold real numbers, or `batch_size` is not a whole number.
             ValueError: when the shape of `x` is not `[n, *input shape]`, or `batch_size` is below 1; whatever
                 `finalize` raises, where bounds must be proven first.
         """
-        label, rejected, radius = self._in_batches(self._judge, x, batch_size)
+        label, rejected, radius = self._in_batches(self._judge, x, batch_size, progress)
         return Verdicts(label.astype(np.int64), rejected, radius)
 
-    def audit(self, x: ArrayLike, batch_size: int | None = None) -> dict[str, Array]:
+    def audit(self, x: ArrayLike, batch_size: int | None = None, progress: bool | None = None) -> dict[str, Array]:
         """Return all outputs of `deployed` by name, as an artefact's `audit` does: `[n, ...]` NumPy arrays.
 
         Arguments and errors are those of `verdicts`.
@@ -212,21 +216,26 @@ class Answering(Gate, keras.Model):
             with self._entered():
                 return self._compiled("audit", judge, of_inputs=True)
 
-        return dict(zip(names, self._in_batches(made, x, batch_size), strict=True))
+        return dict(zip(names, self._in_batches(made, x, batch_size, progress), strict=True))
 
-    def _in_batches(self, made: Callable[[], Any], x: Any, batch_size: int | None) -> list[Array]:
+    def _in_batches(
+        self, made: Callable[[], Any], x: Any, batch_size: int | None, progress: bool | None
+    ) -> list[Array]:
         """Return what a function of a batch gives for `x`; `made` makes it, once the bounds are proven."""
         size = self._batch_size(batch_size)
         x = self._checked_inputs(x)
-        self.ensure_proven()
-        function, parts = made(), []
-        for start in range(0, max(len(x), 1), size):
-            batch = float32_array(x[start : start + size])
-            # A constant batch shape keeps a compiled function compiled; NaN is rejected, whatever else a defence does.
-            missing = max(min(size, len(x)), 1) - len(batch)
-            filling = np.full((missing, *batch.shape[1:]), np.nan, "float32")
-            padded = ops.convert_to_tensor(np.concatenate([batch, filling]) if missing else batch)
-            parts.append([ops.convert_to_numpy(part)[: len(batch)] for part in function(padded)])
+
+        with shown(f"{self.name}: judging", len(x), progress, lambda: self.forecast(x, len(x))) as advance:
+            self.ensure_proven()
+            function, parts = made(), []
+            for start in range(0, max(len(x), 1), size):
+                batch = float32_array(x[start : start + size])
+                # A constant shape keeps a compiled function compiled; NaN is rejected, whatever else a defence does.
+                missing = max(min(size, len(x)), 1) - len(batch)
+                filling = np.full((missing, *batch.shape[1:]), np.nan, "float32")
+                padded = ops.convert_to_tensor(np.concatenate([batch, filling]) if missing else batch)
+                parts.append([ops.convert_to_numpy(part)[: len(batch)] for part in function(padded)])
+                advance(len(batch))
         return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:

@@ -13,6 +13,7 @@ from keras import ops
 
 from defended.margins import finite_rows
 from defended.numerics.float32 import FLOAT_MAX
+from defended.progress import Forecast
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Claims = Mapping[str, Array]
@@ -87,6 +88,13 @@ class Certificate(ABC):
 
     def covered_drift(self, inputs: Any) -> Array | None:
         """Return `[n, m]` or None, see `DefendedModel.covered_drift`."""
+        return None
+
+    def forecast(self, inputs: Array, answers: int) -> Forecast | None:
+        """Return how long it is likely to take to answer so often, measured on a few of the inputs `[n, ...]`.
+
+        None where an answer is cheap.
+        """
         return None
 
     # Training.

@@ -21,6 +21,7 @@ from defended.hooked_certificate import HookedCertificate
 from defended.keras_face import KerasFace
 from defended.networks.checks import checked_network, checked_radius, network_and_radius, require_float32_policy
 from defended.networks.inputs import float32_tensor
+from defended.progress import Forecast
 from defended.rejection_head import RejectionHead
 from defended.settings import ProvenConstants, Settings
 from defended.tracing import CompiledFunctions, is_at_hand
@@ -217,6 +218,15 @@ class DefendedModel(Fitting, Answering, ClaimsInFiles, KerasFace):
     def undefended_logits(self, inputs: Any) -> Any:
         """Return the network's logits at the inputs themselves, `[batch, m]`, in inference mode."""
         return self.network(float32_tensor(inputs), training=False)
+
+    def forecast(self, x: ArrayLike, answers: int) -> Forecast | None:
+        """Return how long so many answers to inputs such as `x` `[n, *input shape]` are likely to take.
+
+        None where an answer is cheap: for all but smoothed models, whose answers take thousands of evaluations.
+        """
+        x = self._checked_inputs(x)
+        self.ensure_proven()
+        return self._certificate.forecast(x, answers)
 
     def disagreements(self, x: Array, outputs: Mapping[str, Array], batch_size: int = 256) -> Array:
         """Return which inputs have a verdict in `outputs`, a deployed graph's answers to `x`, that is not this model's.

@@ -26,6 +26,7 @@ from keras import ops
 
 from defended.certificate import Certificate, Judge
 from defended.networks.identity import Watch, digest_of_settings, digest_of_values, values_of
+from defended.progress import shown
 from defended.settings import ProvenConstants, Settings
 from defended.tracing import CompiledFunctions, in_stateless_scope, outside_of_graphs
 
@@ -78,10 +79,13 @@ class Gate:
                 self.ensure_proven()
             return self._is_current()
 
-    def finalize(self) -> None:
+    def finalize(self, progress: bool | None = None) -> None:
         """Prove the bounds of the network as it is now and freeze them. `fit` ends with this; training thaws them.
 
         The layers' settings are read again, and what is evaluated is compared with what was proven.
+
+        Args:
+            progress: show a bar on stderr; None shows it on a terminal, once the proof takes more than a few seconds.
 
         Raises:
             ValueError: when weights are not finite, a layer has become one that is not known, or the network is
@@ -93,7 +97,7 @@ class Gate:
                 f"`norm` was set to {self.norm!r} after {self.name!r} was made, and its certificate is one in "
                 f"{self._certified_norm!r}. Set it back, or make another model."
             )
-        with outside_of_graphs():
+        with shown(f"{self.name}: proving bounds", wanted=progress), outside_of_graphs():
             claims, self._aside.claims, self._aside.certified = self._aside.claims, None, None
             self._proof.unseal()
             settings = digest_of_settings(self.network)

@@ -15,6 +15,7 @@ from rich.table import Table
 from defended._io import atomic_write_text, canonical_json
 from defended.attacks.gradient.certificate_descent import CertificateDescent
 from defended.attacks.measurement.susceptibility import susceptibility
+from defended.progress import shown
 from defended.serving.auditing.audit import audit
 from defended.serving.exporting.export import export, next_version
 from defended.training.training_run import MODEL, TrainingRun, train
@@ -90,7 +91,7 @@ def demonstrate(
     console.print(_LEGEND)
 
     better = max(figures, key=lambda name: float(figures[name].vra_2eps))
-    with console.status("exporting and auditing"):
+    with console.status("exporting and auditing"), shown("exporting and auditing", wanted=False):
         artefact = export(
             runs[better].model, folder / "models", name="digits", version=next_version(folder / "models", "digits"),
             sample=dataset.x_test[:64], susceptibility=figures[better],
@@ -131,7 +132,7 @@ def _train(directory: Path, doubling: bool, seed: int, epochs: int, console: Con
     )
     title = f"training the net {_TITLES[directory.name]}"
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console) as progress, shown("training", wanted=False):
         task = progress.add_task(title, total=epochs)
         watch = LambdaCallback(on_epoch_end=lambda epoch, logs: progress.update(task, completed=epoch + 1))
         run = train(settings, directory, extra_callbacks=[watch], verbose=0)

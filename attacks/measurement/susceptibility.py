@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,7 @@ from defended.attacks.measurement.records import DegradedInputs, Records
 from defended.attacks.measurement.result import Susceptibility
 from defended.defended_model import DefendedModel
 from defended.exceptions import CertificateViolation
+from defended.progress import shown
 from defended.provenance import data_digest
 from defended.statistics.rates import exceeds
 
@@ -71,7 +70,8 @@ def susceptibility(
         batch_size: number of inputs judged, attacked and saved at a time.
         time_budget: seconds of attacking after which no further batch is attacked. What is left then counts as not
             degraded, so that the lower bound remains a lower bound.
-        progress: show a progress bar on stderr; None shows it on terminals.
+        progress: show a progress bar on stderr; None shows it on a terminal, once the work takes more than a few
+            seconds.
         resume: directory that keeps what is done, one file for each batch, including the degraded inputs, which are
             then read from there instead of held in memory. A measurement that was killed at any point, or ran out of
             its time budget, goes on where it was when it is called again with the same arguments.
@@ -103,7 +103,11 @@ def susceptibility(
 
     cuts = [np.arange(first, min(first + batch_size, len(x))) for first in range(0, len(x), batch_size)]
     jobs = (Job(f"clean_{rows[0]:09d}", "clean", {"index": rows, "x": x[rows[0] : rows[-1] + 1]}) for rows in cuts)
-    judged = {name: done for name, _, done in _pieces(store, computing, model, settings, jobs)}
+    with shown("judging", len(x), progress if len(x) else False) as advance:
+        judged = {}
+        for name, piece, done in _pieces(store, computing, model, settings, jobs):
+            judged[name] = done
+            advance(len(piece))
     clean = {key: np.concatenate([judged[name][key] for name in sorted(judged)]) for key in _CLEAN}
     contested = ~clean["rejected"] & ~exceeds(clean["availability"], epsilon)
     rows = np.flatnonzero(contested)
@@ -121,7 +125,7 @@ def susceptibility(
         )
         for number, chunk in enumerate(cuts)
     )
-    with _progress_bar(len(rows), progress) as advance:
+    with shown("attacking", len(rows), progress if len(rows) else False) as advance:
         for name, chunk, done in _pieces(store, computing, model, settings, jobs, deadline):
             attacked[chunk], degraded[chunk], distance[chunk] = True, done["degraded"], done["distance"]
             found[name] = (chunk[done["degraded"]], name if store.keeps else done["inputs"])
@@ -248,17 +252,3 @@ def _earlier_digest(x: Array, y: Array) -> str:
         data.update(np.ascontiguousarray(x[first : first + 1024]).data)
     data.update(y.tobytes())
     return data.hexdigest()
-
-
-@contextmanager
-def _progress_bar(total: int, wanted: bool | None) -> Iterator[Any]:
-    """Yield a function that advances a bar, if one is wanted."""
-    if not total or not (sys.stderr.isatty() if wanted is None else wanted):
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("attacking", total=total)
-        yield lambda count: bar.advance(task, count)

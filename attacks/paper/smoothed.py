@@ -81,8 +81,8 @@ def table2(settings: Settings) -> Reproduction:
 def _smoothed(settings: Settings, name: str, epsilon: float, sigma: float, samples: int) -> Any:
     if name in settings.nets:
         network = keras.models.load_model(settings.nets[name], compile=False)
-        return SmoothedNet(network, epsilon, sigma, samples=samples)
-    return settings.net(name, name, epsilon, samples=samples)
+        return SmoothedNet(network, epsilon, sigma, samples=samples, mode="fixed")
+    return settings.net(name, name, epsilon, samples=samples, mode="fixed")
 
 
 def figure3(settings: Settings) -> Reproduction:

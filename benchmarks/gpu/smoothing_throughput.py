@@ -94,7 +94,7 @@ def on_tensorflow(
     import tensorflow as tf
 
     try:
-        model = SmoothedNet(network, epsilon=sigma, sigma=sigma, max_batch=rows, precision=precision)
+        model = SmoothedNet(network, epsilon=sigma, sigma=sigma, max_batch=rows, precision=precision, mode="fixed")
     except ValueError as error:
         raise SystemExit(str(error)) from None
     points = tf.constant(np.repeat(x[None], rows, axis=0))

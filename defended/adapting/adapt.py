@@ -15,6 +15,7 @@ from defended.gloro.graph import LipschitzGraph
 from defended.gloro.rules import has_rule
 from defended.networks.checks import checked_network
 from defended.networks.tracing import trace
+from defended.smoothing.tokens import REMEDY, reads_tokens
 from defended.text_table import text_table
 
 
@@ -91,7 +92,7 @@ def adaptation(network: keras.Model, x: Any = None, y: Any = None) -> Adaptation
         adapted = checked_network(plan.build())
         LipschitzGraph(adapted)
     except ValueError as error:
-        raise ValueError(f"{error} {SMOOTHING}") from None
+        raise ValueError(f"{error} {other_defence(network)}") from None
     if x is None:
         return Adaptation(adapted, tuple(plan.changes))
     return Adaptation(adapted, tuple(plan.changes), accuracy(network, x, y), accuracy(adapted, x, y))
@@ -118,6 +119,19 @@ SMOOTHING = (
     "`SmoothedNet(network, epsilon=..., sigma=...)` defends a network as it is, whatever its layers, "
     "at the price of many evaluations for an answer."
 )
+
+
+def other_defence(network: keras.Model) -> str:
+    """Return in a sentence which defence takes a network that cannot be adapted."""
+    try:
+        reading = reads_tokens(network)
+    except Exception:  # whatever the network cannot be asked about is said where it is smoothed
+        reading = None
+    return (
+        SMOOTHING
+        if reading is None
+        else f"{reading!r} looks names of words up in a table, and no ball holds those. {REMEDY}"
+    )
 
 
 def accuracy(network: keras.Model, x: Any, y: Any) -> float:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from defended.adapting.adapt import SMOOTHING, accuracy, adaptation
+from defended.adapting.adapt import accuracy, adaptation, other_defence
 from defended.adapting.endings import to_logits
 from defended.adapting.plan import Change, Plan
 from defended.adapting.scales import Advice, about_inputs
@@ -189,7 +189,7 @@ def _replaceable(network: keras.Model, unknown: list[Step]) -> Iterable[Advice]:
         changes = adaptation(network).changes
     except ValueError as error:
         where = ", ".join(f"{step.layer.name} ({type(step.layer).__name__})" for step in unknown) or network.name
-        yield Advice(where, _first_sentence(error).rstrip("."), SMOOTHING.rstrip("."))
+        yield Advice(where, _first_sentence(error).rstrip("."), other_defence(network).rstrip("."))
         return
     measured = _measured()
     for kind, (what, instead) in _REPLACED.items():

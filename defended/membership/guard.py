@@ -210,14 +210,17 @@ class MembershipGuard(TrainingBatch, DefendedModel):
 
     # The certificate's state.
 
-    def finalize(self) -> None:
+    def finalize(self, progress: bool | None = None) -> None:
         """Prove the model's bounds, label the oracle's points or calibrate its score, and check the separation.
+
+        Args:
+            progress: as for every defended model.
 
         Raises:
             ValueError: when stored points of different classes lie closer than the separation that is assumed; it
                 says how many pairs do, and the largest epsilon that holds.
         """
-        super().finalize()
+        super().finalize(progress)
 
     @property
     def certificate_method(self) -> str:  # type: ignore[override]

@@ -197,5 +197,6 @@ def _refuse_probabilities(model: Any) -> None:
     if names & squashing:
         raise ValueError(
             f"`network` must return logits, but its last layer {last.name!r} ends in {sorted(names & squashing)[0]}. "
-            f"Remove that activation (`activation=None`); the losses of `defended` expect logits."
+            f"Remove that activation (`activation=None`; `classifier_activation=None` in `keras.applications`); the "
+            f"losses of `defended` expect logits."
         )

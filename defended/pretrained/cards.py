@@ -58,7 +58,8 @@ def card(name: str) -> str:
     data, pictures = _DATA[entry.data]
     settings = dict(entry.settings)
     epsilon, norm = settings.pop("epsilon"), {"l2": "ℓ₂", "linf": "ℓ∞"}[settings.pop("norm", "l2")]
-    more = "".join(f", {key} = {value:g}" for key, value in settings.items())
+    told = {key: f"{value:g}" if isinstance(value, float) else value for key, value in settings.items()}
+    more = "".join(f", {key} = {value}" for key, value in told.items())
     what = f"{entry.network}, a `{entry.kind}`" if entry.network else f"A `{entry.kind}`"
     lines = [
         f"## {name}",

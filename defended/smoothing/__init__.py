@@ -2,6 +2,7 @@
 
 from defended.smoothing.bounds import binomial_p_value, lower_confidence_bound, radius_ceiling, smallest_samples
 from defended.smoothing.consistency import Consistency
+from defended.smoothing.cost import Cost
 from defended.smoothing.figures import draw_certification
 from defended.smoothing.gate import Gate, fixed_gate
 from defended.smoothing.logs import CertificationLog, certify, read_log, write_log
@@ -13,6 +14,7 @@ from defended.smoothing.smoothed_net import SmoothedNet
 __all__ = [
     "CertificationLog",
     "Consistency",
+    "Cost",
     "Gate",
     "NoisyTrainer",
     "SmoothAdv",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+
 import keras
 
 from defended.networks.consistency import inconsistency
-from defended.networks.layer_kinds import AUGMENTING
 
 
 def require_deterministic(network: keras.Model) -> None:
@@ -19,8 +20,10 @@ def require_deterministic(network: keras.Model) -> None:
             when an input's logits differ between alone and in a batch.
     """
     for layer in network._flatten_layers(include_self=False):
-        # Layers that augment write the argument themselves: it is their default, which a call of the network overrides.
-        nodes = [] if isinstance(layer, AUGMENTING) else getattr(layer, "_inbound_nodes", [])
+        # Layers that change pictures write the argument themselves: it is their default, which a call of the network
+        # overrides.
+        training = inspect.signature(layer.call).parameters.get("training")
+        nodes = [] if training is not None and training.default else getattr(layer, "_inbound_nodes", [])
         if any(node.arguments.kwargs.get("training") for node in nodes):
             raise ValueError(
                 f"Layer {layer.name!r} of `network` is called with training=True, so it acts as in training at "

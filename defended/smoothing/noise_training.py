@@ -17,6 +17,7 @@ from defended.networks.checks import checked_network
 from defended.networks.inputs import float32_array, float32_tensor
 from defended.smoothing.consistency import Consistency
 from defended.smoothing.smooth_adv import SmoothAdv
+from defended.smoothing.tokens import refuse_tokens
 from defended.training.fit_arguments import arguments_of_fit
 from defended.training.labels import check_labels, checked_dataset, refuse_containers, soft_labels
 from defended.training.losses import crossentropy
@@ -69,6 +70,7 @@ class NoisyTrainer(keras.Model):
         **kwargs: Any,
     ):
         super().__init__(name=name, **kwargs)
+        refuse_tokens(network)
         self.network = checked_network(network)
         self.augmentation = GaussianNoiseAugmentation(sigma, name="noise")
         self.draws = draws = whole_number("draws", draws, 1, floats=True)

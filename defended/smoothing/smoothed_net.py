@@ -6,28 +6,26 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
-from numpy.typing import ArrayLike
 
 from defended.arguments import one_of, positive_number, whole_number
-from defended.certificate import Array, of_certificate
+from defended.certificate import of_certificate
 from defended.defended_model import DefendedModel
 from defended.gate import ProvingProperty
 from defended.margins import leader
 from defended.networks.checks import checked_radius
-from defended.networks.inputs import float32_tensor, whole_batch_size
-from defended.smoothing.bounds import MAX_SAMPLES, binomial_p_value, checked_alpha
+from defended.smoothing.bounds import MAX_SAMPLES, checked_alpha
 from defended.smoothing.gate import Gate
 from defended.smoothing.statement import assumptions_of, method_of
+from defended.smoothing.tokens import refuse_tokens
 from defended.smoothing.vote_certificate import GATES, VoteCertificate, refuse_training
+from defended.smoothing.votes import Votes
 
 _PRECISIONS = ("float32", "bfloat16", "float16")
-_COMPARED = 1000
 
 
 @keras.saving.register_keras_serializable(package="defended")
-class SmoothedNet(DefendedModel):
+class SmoothedNet(Votes):
     """A classifier that answers with the majority of its network's votes under Gaussian noise, where that is proven.
 
     The smoothed classifier is `g(x) = argmax over c of P(network(x + sigma * N) = c)`. CERTIFY: `selection_samples`
@@ -43,10 +41,11 @@ class SmoothedNet(DefendedModel):
     `model(x)` is `[batch, m + 1]`: the classes' shares of the votes, and for ⊥ the share that the leader had to exceed.
     They have no gradient. `competitor_radii` has one, and is an estimate.
 
-    `mode="fixed"` is the paper's procedure: `samples` draws for each input. `mode="sequential"` looks earlier, by a
-    confidence sequence that holds at alpha whenever it stops (`defended.smoothing.sequential`): easy inputs take a
-    hundred draws, inputs near the threshold all `samples`. Its radius is what was proven when it stopped, just above
-    epsilon or more; an input that was given up early has radius 0. Measure radii and availability in mode `"fixed"`.
+    `mode="sequential"` looks early, by a confidence sequence that holds at alpha whenever it stops
+    (`defended.smoothing.sequential`): easy inputs take a hundred draws, inputs near the threshold all `samples`;
+    `model.cost(x[:4])` says how many, and how many seconds. Its radius is what was proven when it stopped, just above
+    epsilon or more; an input that was given up early has radius 0. `mode="fixed"` is the paper's procedure: `samples`
+    draws for each input. Measure radii and availability in it.
 
     The network needs no rule and no bound: any will do that computes a function of its input. Batch normalisation
     and dropout act as at inference. Train it under the same noise, or its votes will be scattered.
@@ -58,7 +57,7 @@ class SmoothedNet(DefendedModel):
         samples: draws that bound the candidate's probability, n; in mode `"sequential"` at most so many.
         selection_samples: draws that choose the candidate, n0.
         alpha: probability of a wrong certificate, for each answer.
-        mode: `"fixed"` or `"sequential"`.
+        mode: `"sequential"` or `"fixed"`.
         seed: None draws fresh entropy at every call, as service needs it. A number makes the noise of a call a function
             of it and of the content of the batch, so that an experiment repeats to the bit. An export is always fresh.
         max_batch: the most noisy inputs that are evaluated at a time, the memory budget; None for up to 1024 on a CPU,
@@ -70,11 +69,13 @@ class SmoothedNet(DefendedModel):
 
     Raises:
         ValueError: for an argument out of range; samples that can never certify epsilon at alpha (the message says how
-            many could); a network that is random or depends on the rest of the batch at inference.
+            many could); a network that is random or depends on the rest of the batch at inference, or reads numbers of
+            words.
         RuntimeError: when Keras does not run on TensorFlow.
 
     Example:
-        >>> model = SmoothedNet(network, epsilon=0.25, sigma=0.25, mode="sequential")
+        >>> model = SmoothedNet(network, epsilon=0.25, sigma=0.25)
+        >>> print(model.cost(x_test[:4]))
         >>> model.verdicts(x_test).rejected.mean()
     """
 
@@ -89,7 +90,7 @@ class SmoothedNet(DefendedModel):
         selection_samples: int = 100,
         alpha: float = 0.001,
         *,
-        mode: str = "fixed",
+        mode: str = "sequential",
         seed: int | None = None,
         max_batch: int | None = None,
         precision: str = "float32",
@@ -109,9 +110,10 @@ class SmoothedNet(DefendedModel):
         max_batch = None if max_batch is None else whole_number("max_batch", max_batch, 1, MAX_SAMPLES, floats=True)
         seed = None if seed is None else whole_number("seed", seed, 0, 2**62, floats=True)
         self.mode, self.precision = one_of("mode", mode, GATES), one_of("precision", precision, _PRECISIONS)
+        refuse_tokens(network)
         super().__init__(network, epsilon=epsilon, norm="l2", name=name, **kwargs)
         self.supports_jit = False  # the loop's shapes follow what is still undecided
-        self._certificate: VoteCertificate = VoteCertificate(
+        self._certificate = VoteCertificate(
             network=self.network, settings=self._settings, compiled=self._compiled, sigma=self.sigma,
             samples=self.samples, selection_samples=self.selection_samples, alpha=self.alpha, mode=mode, seed=seed,
             max_batch=max_batch, precision=precision, attack_samples=attack_samples,
@@ -205,56 +207,6 @@ class SmoothedNet(DefendedModel):
         """
         return super().competitor_radii(inputs)
 
-    def predict_class(self, x: ArrayLike, samples: int | None = None, batch_size: int = 256) -> Array:
-        """Return the smoothed classifier's class, without a radius, or -1: PREDICT (Cohen et al. 2019, section 3.2.1).
-
-        The two classes with most votes are compared by a two-sided binomial test. For each input on its own, the
-        probability of a class that is not g(x) is at most alpha.
-
-        Args:
-            x: `[n, *input shape]`.
-            samples: draws for each input; None for `self.samples`.
-            batch_size: inputs that are judged together.
-
-        Returns:
-            `[n]` int64; -1 where the test abstains, and where the input is not finite.
-        """
-        ordered = np.sort(counts := self.sample_counts(x, samples, batch_size), axis=1)
-        p_value = binomial_p_value(ordered[:, -1], ordered[:, -2])
-        return np.where(p_value <= self.alpha, counts.argmax(axis=1), -1).astype(np.int64)
-
-    def sample_counts(self, x: ArrayLike, samples: int | None = None, batch_size: int = 256) -> Array:
-        """Return the votes `[n, m]` int64 of `samples` draws for inputs `[n, *input shape]`: SAMPLEUNDERNOISE.
-
-        Draws whose logits are not finite vote for no class; inputs that are not finite get no votes.
-        """
-        number = self.samples if samples is None else whole_number("samples", samples, 1, MAX_SAMPLES, floats=True)
-
-        def count(inputs: Any, number: Any) -> Any:
-            return self._certificate.sampler.count(inputs, number, self._certificate.seed_for(inputs))
-
-        x, batch_size = self._checked_inputs(x), whole_batch_size(batch_size)
-        self.ensure_proven()
-        counter = self._compiled("count", count)
-        parts = [
-            ops.convert_to_numpy(counter(float32_tensor(x[first : first + batch_size]), ops.array(number)))
-            for first in range(0, len(x), batch_size)
-        ]
-        return np.concatenate([np.zeros((0, self.num_classes), np.int64), *parts])
-
-    def votes_under(self, inputs: Any, noise: Any) -> Any:
-        """Return the votes `[batch, m]` int32 of inputs `[batch, ...]` under noise `[draws, ...]` drawn elsewhere."""
-        return self._certificate.sampler.count_chunk(inputs, noise[None])
-
-    def undefended_logits(self, inputs: Any) -> Any:
-        """Return the network's logits `[batch, m]` at the inputs themselves without noise, in the model's precision."""
-        return self._certificate.logits(float32_tensor(inputs), training=False)
-
-    def disagreements(self, x: Array, outputs: Mapping[str, Array], batch_size: int = 256) -> Array:
-        """Return inputs whose shares of votes in `outputs` differ from this model's, of 1000, beyond chance."""
-        own = self.sample_counts(x, _COMPARED, batch_size) / _COMPARED
-        return self._certificate.unexplained(own, _COMPARED, outputs)
-
     def _judge(self) -> Any:
         strategy = getattr(self, "distribute_strategy", None)
         if strategy is None or strategy.num_replicas_in_sync == 1:
@@ -276,7 +228,7 @@ class SmoothedNet(DefendedModel):
         return (
             f"<{type(self).__name__} name={self.name}, classes={self.num_classes}, "
             f"epsilon={self._certificate.radius:g} (l2), sigma={self.sigma:g}, "
-            f"{self.mode} n={self.samples}, alpha={self.alpha:g}, proven at run time>"
+            f"{self.mode} n={self.samples}, alpha={self.alpha:g}, proven at run time, cost(x) tells draws and seconds>"
         )
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
@@ -298,3 +250,8 @@ class SmoothedNet(DefendedModel):
             "attack_samples",
         )  # fmt: skip
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> DefendedModel:
+        # What was written without a mode was written when "fixed" was the default.
+        return super().from_config({"mode": "fixed", **config}, custom_objects)

@@ -13,15 +13,19 @@ from keras import ops
 
 from defended.certificate import Array, Certificate, Claims, Finding, Judge
 from defended.margins import finite_rows
+from defended.networks.inputs import float32_array, float32_tensor
+from defended.progress import Forecast
 from defended.settings import Settings
 from defended.smoothing.bounds import radius_ceiling, smallest_samples
 from defended.smoothing.budget import rows_at_once
+from defended.smoothing.cost import Cost, cost
 from defended.smoothing.deterministic import require_deterministic
 from defended.smoothing.gate import Gate, fixed_gate
 from defended.smoothing.sequential import sequential_gate
 from defended.tracing import CompiledFunctions, outside_of_graphs
 
 GATES = {"fixed": fixed_gate, "sequential": sequential_gate}
+_MEASURED = 4
 
 
 @dataclass(eq=False, kw_only=True)
@@ -136,6 +140,24 @@ class VoteCertificate(Certificate):
         from defended.smoothing.sampler import fresh_seed, seed_of
 
         return fresh_seed() if fresh or self.seed is None else seed_of(self.seed, inputs)
+
+    def counts(self, inputs: Any, number: int) -> Array:
+        """Return the votes `[n, m]` of so many draws for inputs `[n, ...]`."""
+
+        def count(inputs: Any, number: Any) -> Any:
+            return self.sampler.count(inputs, number, self.seed_for(inputs))
+
+        return ops.convert_to_numpy(self.compiled("count", count)(float32_tensor(inputs), ops.array(number)))
+
+    def cost(self, inputs: Array) -> Cost:
+        """Return what an answer to inputs such as these `[n, ...]` costs."""
+        return cost(self.counts, self.gate, self.selection_samples, inputs)
+
+    def forecast(self, inputs: Array, answers: int) -> Forecast | None:
+        kept = self.compiled.kept
+        if "cost" not in kept and len(inputs):
+            kept["cost"] = self.cost(float32_array(inputs[:_MEASURED]))
+        return kept["cost"].of(answers) if "cost" in kept else None
 
     def logits(self, inputs: Any, training: bool) -> Any:
         """Return the network's logits without noise, in the precision in which votes are taken."""

@@ -28,8 +28,8 @@ ALLOWED_OPS = frozenset(
     Xlog1py Xlogy
 
     AvgPool AvgPool3D BatchToSpaceND Conv2D Conv2DBackpropInput Conv3D DepthToSpace DepthwiseConv2dNative
-    ExtractImagePatches FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3 MaxPool MaxPool3D MaxPoolV2 SpaceToBatchND
-    SpaceToDepth
+    ExtractImagePatches FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3 MaxPool MaxPool3D MaxPoolV2 ResizeArea
+    ResizeBicubic ResizeBilinear ResizeNearestNeighbor ScaleAndTranslate SpaceToBatchND SpaceToDepth
 
     AvgPoolGrad BiasAddGrad Conv2DBackpropFilter Conv2DBackpropInput DepthwiseConv2dNativeBackpropInput
     FusedBatchNormGradV3 LeakyReluGrad MaxPoolGrad ReluGrad

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 import numpy as np
 
+from defended.progress import shown
 from defended.serving.artefacts.tensor_info import SignatureInfo
 
 
@@ -46,5 +48,10 @@ def run_in_batches(
 
     An empty array is run too, for the shapes of its outputs.
     """
-    parts = [run(x[start : start + batch_size]) for start in range(0, max(len(x), 1), batch_size)]
+    parts = []
+    # A single batch may be divided further on, and shown there.
+    with shown("judging", len(x)) if len(x) > batch_size else nullcontext(lambda count: None) as advance:
+        for start in range(0, max(len(x), 1), batch_size):
+            parts.append(run(part := x[start : start + batch_size]))
+            advance(len(part))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

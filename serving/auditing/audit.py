@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from defended.arguments import number_in, whole_number
+from defended.progress import shown
 from defended.serving.artefacts.artefact import Artefact
 from defended.serving.artefacts.inputs import require_float32
 from defended.serving.auditing.answers import Answers, infer_epsilon
@@ -22,6 +23,7 @@ from defended.serving.auditing.log import is_request_log, read_log
 from defended.serving.auditing.record import AuditRecord, read_record
 from defended.serving.auditing.replay import Attacked, attack_model, read_attacked, replay
 from defended.serving.auditing.report import AuditReport
+from defended.serving.auditing.sampling_cost import expected
 from defended.serving.auditing.subject import ROUNDING
 from defended.serving.auditing.targets import Endpoint, Target, open_target
 
@@ -55,6 +57,7 @@ def audit(
     batch_size: int = 256,
     data_name: str = "",
     pairs: int = 6,
+    progress: bool | None = None,
 ) -> AuditReport:
     """Measure what guarantees hold on given data, and what an attacker can do to availability.
 
@@ -84,6 +87,9 @@ def audit(
         batch_size: inputs per run or request.
         data_name: what the report calls the data.
         pairs: at most this many degraded inputs are kept for the pictures.
+        progress: show a bar on stderr, after a line that says how long it is likely to take where answers are drawn at
+            random, unless only an endpoint is there to measure; None shows it on a terminal, once the audit takes more
+            than a few seconds.
 
     Raises:
         AgreementError: `model` and the target differ in epsilon, norm, scores or verdicts on `x`.
@@ -111,22 +117,25 @@ def audit(
         raise ValueError("Give `attack` or `attacked`, not both.")
     if x is None:
         raise ValueError("`x` must be given: an artefact or an endpoint is audited on data.")
-    if model is not None:
-        model.ensure_proven()
     known = {"name": name, "manifest": manifest, "model": model, "epsilon": epsilon, "norm": norm}
     with open_target(target, batch_size, **known) as opened:
         y = check_data(opened.subject, x, y)
-        answers, assumptions = _ask(opened, x, model, batch_size)
-        subject, facts = opened.subject, facts_of(opened.subject, answers, y)
-        clean = clean_figures(subject, answers, facts, x, y, confidence, data_name)
-        findings = asked = None
-        if attacked is None and model is not None:
-            attacked = attack_model(model, attack, x, answers.label)
-        if attacked is not None:
-            made = attacked if isinstance(attacked, Attacked) else read_attacked(attacked)
-            findings = replay(opened, made, x, answers, facts, confidence, pairs)
-        if black_box is not None:
-            asked = attack_endpoint(opened, black_box, x, answers, confidence, pairs)
+        with shown("auditing", wanted=progress, forecast=lambda: expected(opened, model, x)):
+            if model is not None:
+                model.ensure_proven()
+            answers, assumptions = _ask(opened, x, model, batch_size)
+            subject, facts = opened.subject, facts_of(opened.subject, answers, y)
+            clean = clean_figures(subject, answers, facts, x, y, confidence, data_name)
+            findings = asked = None
+            if attacked is None and model is not None:
+                with shown("attacking the Keras model"):
+                    attacked = attack_model(model, attack, x, answers.label)
+            if attacked is not None:
+                made = attacked if isinstance(attacked, Attacked) else read_attacked(attacked)
+                findings = replay(opened, made, x, answers, facts, confidence, pairs)
+            if black_box is not None:
+                with shown("attacking by asking"):
+                    asked = attack_endpoint(opened, black_box, x, answers, confidence, pairs)
         if subject.kind == "endpoint":
             opened.require_same_version()
         nothing = ("How many answers can really be forced into rejections: nothing was attacked.",)

@@ -29,6 +29,13 @@ RATES = (
 
 fingerprint = data_digest  # its earlier name
 
+STOPPED_EARLY = (
+    "VRA at 2ε, availability, and what other radii would give: sampling in mode “sequential” stops as soon as ε is "
+    "decided, and proves no radius beyond that. So nearly every answer counts as one that might be forced into a "
+    "rejection, and the upper end of the false positive rate is close to 100 %. Audit the same network in mode "
+    '“fixed”, SmoothedNet(model.network, ..., mode="fixed"), for these figures.'
+)
+
 # Grid of the curves: multiples of epsilon / 40, so that epsilon and 2 epsilon are on it exactly.
 _STEPS_PER_EPSILON = 40
 
@@ -76,7 +83,7 @@ def facts_of(subject: Subject, answers: Answers, y: np.ndarray | None) -> InputF
     radius, available = settled_reach(answers, subject), settled_availability(answers, subject)
     if radius is not None and available is not None and epsilon is not None:
         certified, safe = answered & exceeds(radius, epsilon), answered & exceeds(available, epsilon)
-        twice = answered & exceeds(radius, 2 * epsilon)
+        twice = None if subject.stops_early else answered & exceeds(radius, 2 * epsilon)
     return InputFacts(
         answers.rejected,
         correct=None if y is None or predicted is None else predicted == y,
@@ -123,11 +130,13 @@ def clean_figures(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         confidence=confidence,
         **facts.rates(RATES, confidence, alpha),  # type: ignore[arg-type]  # the rejection rate is always known
-        availability=None if available is None else quantiles(available),
-        curves=None if radius is None or facts.correct is None else _curves(radius, facts.correct, epsilon),
+        availability=None if available is None or subject.stops_early else quantiles(available),
+        curves=None
+        if radius is None or facts.correct is None or subject.stops_early
+        else _curves(radius, facts.correct, epsilon),
         strata=kinds,
         advice=None
-        if radius is None or epsilon is None
+        if radius is None or epsilon is None or subject.stops_early
         else advise(radius, facts.correct, epsilon, confidence, alpha, available=available),
         draws=draws(answers.samples, subject.cap),
         profile=None if scores is None else _profile(subject, answers, scores, x),
@@ -159,6 +168,8 @@ def _units(subject: Subject, x: np.ndarray | None) -> str | None:
 def _unknown(subject: Subject, answers: Answers, y: np.ndarray | None, trained_on: bool | None) -> list[str]:
     """Return what clean answers leave open, in sentences."""
     unknown = []
+    if subject.stops_early and answers.reach is not None:
+        unknown.append(STOPPED_EARLY)
     if answers.reach is None or subject.epsilon is None:
         why = "no radii are reported" if answers.reach is None else "epsilon is not known"
         unknown.append(

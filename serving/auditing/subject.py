@@ -61,6 +61,11 @@ class Subject:
         return None if sampling is None else int(sampling["samples"]) + int(sampling["selection_samples"])
 
     @property
+    def stops_early(self) -> bool:
+        """Whether sampling stops once epsilon is decided, so that radii say little beyond it."""
+        return self.sampling is not None and self.sampling.get("mode") == "sequential"
+
+    @property
     def shares_noise(self) -> bool:
         """Whether inputs asked together are judged under the same noise, as by artefacts of earlier versions."""
         return self.sampling is not None and self.manifest is not None and not self.manifest.noise_per_input

@@ -18,6 +18,7 @@ from defended._io import atomic_write_text, canonical_json, sha256_file
 from defended._version import __version__
 from defended.class_names import ClassNames, in_order
 from defended.exceptions import MissingExtraError
+from defended.progress import Forecast, shown
 from defended.serving.artefacts.manifest import (
     MANIFEST,
     SIGNATURE,
@@ -55,6 +56,9 @@ if TYPE_CHECKING:
     from defended.attacks.measurement.result import Susceptibility
     from defended.defended_model import DefendedModel
 
+# Of a smoothed model's sample: the audit signature, three others, and Keras's votes.
+_RUNS = 4
+
 
 def export(
     model: DefendedModel,
@@ -71,6 +75,7 @@ def export(
     metadata: Mapping[str, Any] | None = None,
     signing_key: str | os.PathLike[str] | None = None,
     serving_files: bool = True,
+    progress: bool | None = None,
 ) -> Path:
     """Write a model as a SavedModel and ONNX with a manifest, compare them with the model, and rename them into place.
 
@@ -113,6 +118,8 @@ def export(
         signing_key: PEM file of an Ed25519 private key (`defended keygen`) that signs the manifest. `defended sign` can
             sign it later.
         serving_files: whether to write the files for TensorFlow Serving beside the artefacts.
+        progress: show a bar on stderr, after a line that says how long it is likely to take where answers are drawn at
+            random; None shows it on a terminal, once the export takes more than a few seconds.
 
     Returns:
         The artefact's path.
@@ -136,8 +143,12 @@ def export(
     key = None if signing_key is None else read_signing_key(signing_key)
     labels = names or tuple(map(str, range(model.num_classes)))
     target = Path(directory) / name / str(version)
+
+    def forecast() -> Forecast | None:
+        return model.forecast(sample, _RUNS * len(sample))
+
     try:
-        with staged(target) as partial:
+        with shown(f"exporting {name}", wanted=progress, forecast=forecast), staged(target) as partial:
             model.verify()
             built = build_graphs(model, partial, labels, sample, onnx_mode)
             manifest = Manifest(

@@ -210,7 +210,7 @@ def test_what_a_proof_is_about_cannot_be_reassigned(proven, monkeypatch):
         with pytest.raises(ValueError, match="`norm` was set to 'l1' after"):
             model.verdicts(X)
     with pytest.raises(AttributeError, match="`alpha` was settled"):
-        SmoothedNet(network(), 0.1, 0.25, samples=100).alpha = 1e-9
+        SmoothedNet(network(), 0.1, 0.25, samples=100, mode="fixed").alpha = 1e-9
 
 
 @pytest.mark.parametrize("epsilon", [1e-50, 1e39, True, np.nan, -1.0])
@@ -542,8 +542,8 @@ def test_an_input_of_another_type_is_refused_by_every_defence(dtype):
     inputs = keras.Input((6,), dtype=dtype)
     net = keras.Model(inputs, layers.Dense(3)(inputs))
     for build in (
-        lambda: wrap("gloro", net), lambda: wrap("polytope", net), lambda: SmoothedNet(net, 0.1, 0.25, samples=100),
-        lambda: wrap("guard", net),
+        lambda: wrap("gloro", net), lambda: wrap("polytope", net), lambda: wrap("guard", net),
+        lambda: SmoothedNet(net, 0.1, 0.25, samples=100, mode="fixed"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=rf"declared as {dtype}.*keras\.Input"):
             build()
@@ -634,8 +634,8 @@ def test_weights_do_not_bring_a_radius(tmp_path):
 
 
 def test_a_smoothed_gate_belongs_to_its_epsilon(tmp_path):
-    one = SmoothedNet(network(), epsilon=0.5, sigma=0.25, samples=1000)
-    other = SmoothedNet(network(), epsilon=0.05, sigma=0.25, samples=50)
+    one = SmoothedNet(network(), epsilon=0.5, sigma=0.25, samples=1000, mode="fixed")
+    other = SmoothedNet(network(), epsilon=0.05, sigma=0.25, samples=50, mode="fixed")
     one.save_weights(tmp_path / "w.weights.h5")
     other.load_weights(tmp_path / "w.weights.h5")
     assert float(other.epsilon) == np.float32(0.05)
@@ -643,7 +643,9 @@ def test_a_smoothed_gate_belongs_to_its_epsilon(tmp_path):
     other.epsilon.assign(0.1)
     found = other.verdicts(X)
     assert (found.radius[~found.rejected] > np.float32(0.1)).all()
-    np.testing.assert_array_equal(other.gate.radius, SmoothedNet(other.network, 0.1, 0.25, samples=50).gate.radius)
+    np.testing.assert_array_equal(
+        other.gate.radius, SmoothedNet(other.network, 0.1, 0.25, samples=50, mode="fixed").gate.radius
+    )
 
 
 def test_a_guard_and_its_model_have_one_epsilon(tmp_path):

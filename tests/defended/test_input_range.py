@@ -67,7 +67,7 @@ class TestRecord:
         assert guard.training_range == model.training_range == GloroNet(model.network, epsilon=1.0).training_range
         bare = network()
         smoothing.train_noisy(bare, x, y, sigma=0.5, verbose=0)
-        assert SmoothedNet(bare, epsilon=0.1, sigma=0.5, samples=100).training_range.high == 7
+        assert SmoothedNet(bare, epsilon=0.1, sigma=0.5, samples=100, mode="fixed").training_range.high == 7
 
     def test_a_file_of_before_has_none(self, tmp_path):
         model = net()

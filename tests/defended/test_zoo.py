@@ -97,6 +97,7 @@ def test_nets_that_ship():
     smoothed = zoo.load("mnist-2c2f-smoothed-0.5", samples=500)
     assert isinstance(smoothed, SmoothedNet)
     assert smoothed.sampling["sigma"] == 0.5
+    assert smoothed.sampling["mode"] == "fixed"
     for name in zoo.names():
         assert pretrained.path(name).stat().st_size < 2_000_000
 

@@ -469,7 +469,7 @@ def test_bad_input_is_named(make, error, match):
 def test_a_model_that_draws_its_verdicts_is_refused():
     network = sequential((2,), keras.layers.Dense(2))
     with pytest.raises(TypeError, match="draws its verdicts"):
-        MembershipGuard(SmoothedNet(network, epsilon=0.1, sigma=0.25, samples=1000), stored())
+        MembershipGuard(SmoothedNet(network, epsilon=0.1, sigma=0.25, samples=1000, mode="fixed"), stored())
 
 
 def test_points_where_the_model_overflows_are_refused():

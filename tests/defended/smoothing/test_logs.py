@@ -230,7 +230,7 @@ def test_certify_keeps_every_class_and_radius_of_the_model():
     network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
     network.set_weights([np.float32([[-1.0, 1.0]]), np.zeros(2, "float32")])
     x = np.float32([[-0.5], [0.0], [0.2], [5.0]])
-    model = SmoothedNet(network, epsilon=0.3, sigma=0.5, samples=5000, seed=1)
+    model = SmoothedNet(network, epsilon=0.3, sigma=0.5, samples=5000, seed=1, mode="fixed")
     log = certify(model, x, [0, 0, 0, 1], index=[3, 5, 7, 9], batch_size=3)
     np.testing.assert_array_equal(log.index, [3, 5, 7, 9])
     np.testing.assert_array_equal(log.predicted, [0, -1, 1, 1])
@@ -247,10 +247,10 @@ def test_certify_keeps_every_class_and_radius_of_the_model():
 
 def test_certify_refuses_what_stops_early_and_what_does_not_fit():
     network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
-    sequential = SmoothedNet(network, epsilon=0.3, sigma=0.5, samples=100, mode="sequential")
+    sequential = SmoothedNet(network, epsilon=0.3, sigma=0.5, samples=100)
     with pytest.raises(ValueError, match="mode 'fixed'"):
         certify(sequential, np.zeros((1, 1)), [0])
-    model = SmoothedNet(network, epsilon=0.3, sigma=0.5, samples=100)
+    model = SmoothedNet(network, epsilon=0.3, sigma=0.5, samples=100, mode="fixed")
     with pytest.raises(ValueError, match=r"`x` must have shape \[n, 1\]"):
         certify(model, np.zeros((1, 2)), [0])
     assert len(certify(model, np.zeros((0, 1)), [])) == 0

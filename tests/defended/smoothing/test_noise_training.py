@@ -288,7 +288,7 @@ def test_every_method_trains_a_plain_network_in_place(options):
     assert history["val_accuracy"][-1] > 0.75
     assert len(network.variables) == variables
     assert all((now != then).any() for now, then in zip(network.get_weights()[::2], before[::2], strict=True))
-    model = SmoothedNet(network, epsilon=0.05, sigma=0.25, samples=200, seed=0)
+    model = SmoothedNet(network, epsilon=0.05, sigma=0.25, samples=200, seed=0, mode="fixed")
     verdicts = model.verdicts(data.x_test[:64])
     assert np.mean(verdicts.label == data.y_test[:64]) > 0.5
 

@@ -38,7 +38,7 @@ both_modes = pytest.mark.parametrize("mode", ["fixed", "sequential"])
 
 
 def smoothed(network=None, epsilon=EPSILON, sigma=SIGMA, **options):
-    return SmoothedNet(network or linear(), epsilon, sigma, **{"samples": 5000, "seed": 0, **options})
+    return SmoothedNet(network or linear(), epsilon, sigma, **{"samples": 5000, "seed": 0, "mode": "fixed", **options})
 
 
 MANY = {"samples": 50_000, "max_batch": 2**14}
@@ -213,7 +213,7 @@ class TestTheNoise:
                 return x
 
         network = keras.Sequential([keras.Input((3,)), Watch(), layers.Dense(2)])
-        model = SmoothedNet(network, EPSILON, SIGMA, samples=200, max_batch=32)
+        model = SmoothedNet(network, EPSILON, SIGMA, samples=200, max_batch=32, mode="fixed")
         rows.clear()
         model.sample_counts(np.concatenate([X] * 5), 40)  # 50 points
         model.sample_counts(X, 40)
@@ -275,6 +275,14 @@ class TestTheContract:
         verdicts = model.verdicts(X)
         assert logs["rejection_rate"] == pytest.approx(verdicts.rejected.mean())
         assert logs["vra"] == pytest.approx((verdicts.label == (DISTANCES < 0)).mean())
+
+    def test_new_models_are_sequential_and_what_was_written_keeps_its_mode(self):
+        new = SmoothedNet(linear(), EPSILON, SIGMA)
+        assert new.mode == "sequential"
+        assert SmoothedNet.from_config(new.get_config()).mode == "sequential"
+        earlier = {name: value for name, value in new.get_config().items() if name != "mode"}
+        assert SmoothedNet.from_config(earlier).mode == "fixed"
+        assert SmoothedNet.from_config(smoothed(mode="fixed").get_config()).mode == "fixed"
 
     def test_radii_from_scores(self):
         model = shared()
@@ -366,7 +374,7 @@ class TestFailClosed:
         inputs = keras.Input((1,))
         root = keras.ops.sqrt(inputs)
         network = keras.Model(inputs, layers.Concatenate()([root + 1, -root]))
-        model = SmoothedNet(network, 0.1, 0.5, samples=2000, seed=1)
+        model = SmoothedNet(network, 0.1, 0.5, samples=2000, seed=1, mode="fixed")
         x = np.array([[0.0], [3.0]], "float32")
         counts = model.sample_counts(x)
         assert counts[0, 1] == 0
@@ -385,7 +393,7 @@ class TestEstimates:
     def test_of_the_radius_are_differentiable_and_bounded_as_promised(self):
         keras.utils.set_random_seed(0)
         network = keras.Sequential([keras.Input((4,)), layers.Dense(16, activation="relu"), layers.Dense(5)])
-        model = SmoothedNet(network, 0.1, 0.3, samples=1000, attack_samples=16)
+        model = SmoothedNet(network, 0.1, 0.3, samples=1000, attack_samples=16, mode="fixed")
         x = tf.constant(np.random.default_rng(0).standard_normal((6, 4)), tf.float32)
         with tf.GradientTape() as tape:
             tape.watch(x)
@@ -472,7 +480,7 @@ class TestBadInput:
         network = keras.Sequential(
             [keras.Input((6, 6, 1)), layers.RandomFlip(), layers.RandomRotation(0.1), layers.Flatten(), layers.Dense(3)]
         )
-        model = SmoothedNet(network, epsilon=0.1, sigma=0.25, samples=200, seed=0)
+        model = SmoothedNet(network, epsilon=0.1, sigma=0.25, samples=200, seed=0, mode="fixed")
         x = np.random.default_rng(0).normal(size=(3, 6, 6, 1)).astype("float32")
         np.testing.assert_array_equal(model.verdicts(x).label, model.verdicts(x).label)
 

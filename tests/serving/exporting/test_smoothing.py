@@ -154,6 +154,20 @@ class TestArtefact:
         assert "What sampling costs" in html
         assert ("mode fixed" in html.replace("\n", " ")) or model.mode == "fixed"
 
+    def test_an_audit_says_what_a_gate_that_stops_early_cannot_tell(self, exported, artefact):
+        model, report = exported[0], audit(artefact, X, Y)
+        told = [sentence for sentence in report.unknown if "mode “fixed”" in sentence]
+        if model.mode == "fixed":
+            assert not told
+            assert None not in (report.vra_2eps, report.curves, report.advice, report.availability)
+        else:
+            assert len(told) == 1
+            assert told[0].startswith("VRA at 2ε, availability, and what other radii would give")
+            assert 'SmoothedNet(model.network, ..., mode="fixed")' in told[0]
+            assert told[0].replace('"', "&#34;")[:200] in report.to_html()
+            assert report.vra_2eps is report.curves is report.advice is report.availability is None
+            assert None not in (report.vra, report.rejection_rate, report.fpr_upper)
+
     def test_a_measurement_and_an_audit_count_the_same_and_have_the_same_intervals(self, exported, artefact):
         model, _ = exported
         x, y = np.concatenate([X[[0, 6]]] * 8), np.array([1, 0] * 8)  # far from epsilon: every draw says the same
@@ -188,6 +202,31 @@ class TestArtefact:
         assert _explained(5, 1000, 0.002)
         assert not _explained(20, 1000, 0.002)
         assert not _explained(6, 6, 0.002)
+
+
+def test_layers_that_augment_and_resize_act_as_at_inference_everywhere(tmp_path):
+    """Inside the network they change nothing at random: in Keras, and in the graph that is exported."""
+    inputs = keras.Input((6, 6, 1))
+    hidden = layers.Rescaling(2.0, -1.0)(inputs)
+    hidden = layers.Normalization(mean=0.1, variance=0.8)(hidden)
+    for layer in (
+        layers.RandomFlip(), layers.RandomRotation(0.3), layers.RandomZoom(0.3), layers.RandomTranslation(0.3, 0.3),
+        layers.RandomContrast(0.5), layers.RandomBrightness(0.5, value_range=(-1, 1)), layers.GaussianNoise(1.0),
+        layers.RandomCrop(5, 5), layers.Resizing(8, 8), layers.CenterCrop(4, 4), layers.Dropout(0.5),
+    ):  # fmt: skip
+        hidden = layer(hidden)
+    net = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(hidden)))
+    weights = np.float32([[-8, 8]]) / 16
+    net.layers[-1].set_weights([np.tile(weights, (16, 1)), np.zeros(2, "float32")])
+    model = SmoothedNet(net, 0.1, 0.25, samples=300)
+    x = np.broadcast_to(np.float32([0.1, 0.9])[:, None, None, None], (2, 6, 6, 1)).copy()
+    assert model.verdicts(x).label.tolist() == [0, 1]
+    path = export(model, tmp_path, "augmented", 1, sample=x, onnx=False, warm_up=False, serving_files=False)
+    with load(path) as opened:
+        once, again = opened.audit(x), opened.audit(x)
+    assert once["label"].tolist() == [0, 1]
+    np.testing.assert_array_equal(once["logits"], again["logits"])
+    np.testing.assert_allclose(once["logits"], np.asarray(net(x, training=False)), rtol=1e-5, atol=1e-5)
 
 
 class TestAgreement:
@@ -318,7 +357,7 @@ class TestOnnx:
     def test_an_operation_that_onnx_lacks_is_named(self, tmp_path):
         inputs = keras.Input((3,))
         hidden = layers.Lambda(lambda x: tf.math.lgamma(tf.abs(x) + 1))(inputs)
-        model = SmoothedNet(keras.Model(inputs, layers.Dense(2)(hidden)), 0.1, 0.5, samples=100)
+        model = SmoothedNet(keras.Model(inputs, layers.Dense(2)(hidden)), 0.1, 0.5, samples=100, mode="fixed")
         with pytest.raises(ValueError, match=r"cannot be written as ONNX.*Lgamma"):
             export_onnx(model, tmp_path / "model.onnx")
         assert not list(tmp_path.iterdir())
