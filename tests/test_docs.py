@@ -122,6 +122,8 @@ def test_what_is_left_in_the_background_is_stopped(run, tmp_path):
         ("rate 1.0 %", "rate  97.25 %", True),
         ("rate 1.0 %", "share 1.0 %", False),
         ("[0.1, 0.2] of 1,797", "[12.1, 1e-3] of 360", True),
+        ("[ 86.11,  97.14]", "[ 9.10, 100.00]", True),
+        ("[ 86.11,  97.14]", "[100.00, 100.00]", True),
         ("a  b\n----\n1  2", "a b\n1 2", True),
         ("first\n…\nlast", "first\nsecond\nthird\nlast", True),
         ("first\n…\nlast", "first\nlast", True),
