@@ -8,7 +8,7 @@ PYTHON ?=
 ARGS ?=
 TEST_WORKERS ?= 2
 
-.PHONY: help demo test lint format types notebooks docs clean FORCE
+.PHONY: help demo test lint format types notebooks docs pages clean FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make types   mypy on the installed package"
 	@echo "make notebooks  execute the notebooks; an error in a cell is an error here"
 	@echo "make docs    the documentation, strictly, into site/"
+	@echo "make pages   run the code of the README and the documentation; make pages ARGS=tutorial runs one page"
 	@echo "make clean   remove what the targets above made, .venv excepted"
 
 demo: $(VENV)/.installed
@@ -48,6 +49,9 @@ notebooks: $(VENV)/.installed-dev
 
 docs: build/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+pages: $(VENV)/.installed-dev
+	$(BIN)/python docs/run_pages.py $(ARGS)
 
 clean:
 	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis defended-demo

@@ -42,7 +42,7 @@ _LEGEND = """\
   VRA at ε        answered, rightly; no change within ε gets another answer
   VRA at 2ε       answered, rightly, at twice the radius too
   rejection rate  rejected without any attack
-  FPR, at least   of the answers, those that the attack forced into rejections
+  FPR, at least   of the answers, those that the attack forced into rejections (false positive rate)
   FPR, at most    of the answers, those that no certificate protects from that
 """
 

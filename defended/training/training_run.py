@@ -82,14 +82,14 @@ def train(
     if settings.standardise:
         model.standardisation = Standardisation.of(dataset.x_train[trained_on])
         dataset = standardised(dataset, model)
-    steps = settings.epochs * math.ceil(len(trained_on) / settings.batch_size)
+    batches = math.ceil(len(trained_on) / settings.batch_size)
     model.compile(
-        optimizer=BiasRateAdam(_learning_rate(settings, steps), settings.bias_rate),
+        optimizer=BiasRateAdam(_learning_rate(settings, settings.epochs * batches), settings.bias_rate),
         loss=settings.loss,
         metrics=["clean_accuracy", "vra", "rejection_rate"],
         # On CPUs oneDNN's convolutions are faster than XLA's, and half of a small net's step is Python's.
         jit_compile=False if _one_dnn() and not tf.config.list_logical_devices("GPU") else "auto",
-        steps_per_execution=_STEPS_PER_EXECUTION,
+        steps_per_execution=min(_STEPS_PER_EXECUTION, batches),  # the progress bar counts whole executions
     )
     unfinished = directory / _UNFINISHED
     bfloat16 = settings.bfloat16 and bfloat16_or_warning()

@@ -118,6 +118,7 @@ def test_table1_on_a_few_points(table1):
     for finding in table1.findings:
         assert 0 <= finding.ours <= 1
         assert finding.ours.total <= 10
+        assert finding.note == ("" if finding.paper is None else "the paper's value is another net's")
     assert any("DEFENDED_REFERENCE" in reason for reason in table1.left_out)
     assert any("cifar10" in reason for reason in table1.left_out)
     assert not any("fashion" in reason for reason in table1.left_out)

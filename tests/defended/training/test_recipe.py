@@ -112,7 +112,8 @@ def test_no_preset_means_the_plain_defaults():
 def test_a_run_of_before_goes_on_as_it_began(tmp_path):
     run = {"data": "digits", "net": "dense", "epochs": 1, "epsilon": 0.25}
     before = TrainingSettings(**run, preset="none").model_dump(exclude_none=True, exclude={"preset"})
-    train(TrainingSettings(**before), tmp_path, verbose=0)
+    begun = train(TrainingSettings(**before), tmp_path, verbose=0)
+    assert begun.model.steps_per_execution == 11  # the batches of an epoch: a progress bar ends at its end
     text = (tmp_path / "settings.toml").read_text()
     (tmp_path / "settings.toml").write_text("".join(line for line in text.splitlines(True) if "preset" not in line))
     assert "sharpen = false" in text
