@@ -387,6 +387,18 @@ def test_tflite_is_made_of_an_export():
         tf.lite.TFLiteConverter.from_keras_model(model).convert()
 
 
+def test_an_export_under_another_backend_says_how(monkeypatch, tmp_path):
+    model = gloro()
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    for export in (
+        lambda: defended.serving.export(model, tmp_path, "net", 1),
+        lambda: defended.serving.export_onnx(model, tmp_path / "net.onnx"),
+    ):
+        with pytest.raises(RuntimeError, match=r"model.save.*KERAS_BACKEND=tensorflow"):
+            export()
+    assert not [*tmp_path.iterdir()]
+
+
 def test_metrics_say_which_way_is_better(tmp_path):
     model = gloro(metrics=["vra", "rejection_rate"], run_eagerly=True)
     stop = [keras.callbacks.EarlyStopping(monitor=f"val_{name}", patience=5) for name in ("vra", "rejection_rate")]

@@ -99,6 +99,10 @@ class TestFigures:
         assert counts(alone.fpr_upper_correct) == (1, 3)
         assert alone.fpr_upper == 0.25
 
+    def test_what_is_printed_is_short(self, alone):
+        assert "on 6 inputs at eps=0.5: rejected 33.3%, VRA 50.0%, FPR at most 25.0%>" in repr(alone)
+        assert len(repr(alone)) < 150
+
     def test_without_a_model_there_is_no_lower_bound(self, alone):
         assert alone.attack is None
         assert alone.fpr_lower is None
