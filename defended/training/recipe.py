@@ -39,7 +39,8 @@ def recipe(
         >>> model.compile("adam", loss="trades_kl.1.5", metrics=["clean_accuracy", "vra"])
         >>> model.fit(x, y, validation_split=0.1, epochs=60, callbacks=callbacks.recipe())
     """
-    settings = TrainingSettings(**{**PRESETS[one_of("kind", kind, KINDS)], "doubling": doubling})
+    one_of("kind", kind, KINDS)
+    settings = TrainingSettings(**{**PRESETS[kind], "doubling": doubling})
     rate = settings.learning_rate if learning_rate is None else learning_rate
     ramp: dict[str, Any] = {"schedule": settings.schedule, "start": settings.start, "ramp": settings.ramp}
     radius = RadiusDoubling(**ramp) if doubling else EpsilonSchedule(**ramp, end=settings.train_radius)
