@@ -41,7 +41,7 @@ FENCE = re.compile(
     r"(?:\n\n```text\n(?P<output>.*?)^```$)?",
     re.DOTALL | re.MULTILINE,
 )
-NUMBER = re.compile(r"[-−+]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?|\bnan\b")
+NUMBER = re.compile(r"[-−+]?\d+(?:,\d{3}(?!\d))*(?:\.\d+)?(?:[eE][-+]?\d+)?|\bnan\b")
 RULES = re.compile(r"[-=+|─━┃│┏┓┗┛┡┩╇┳┴┬┼├┤└┘┌┐═]+")
 
 

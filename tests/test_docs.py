@@ -125,6 +125,7 @@ def test_what_is_left_in_the_background_is_stopped(run, tmp_path):
         ("[ 86.11,  97.14]", "[ 9.10, 100.00]", True),
         ("[ 86.11,  97.14]", "[100.00, 100.00]", True),
         ("a  b\n----\n1  2", "a b\n1 2", True),
+        ('{"label":…,"scores":[…]}', '{"label":-1,"scores":[-0.93709,1.1]}', True),
         ("first\n…\nlast", "first\nsecond\nthird\nlast", True),
         ("first\n…\nlast", "first\nlast", True),
         ("first\nlast", "first\nsecond\nlast", False),
