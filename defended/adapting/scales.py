@@ -27,7 +27,8 @@ class Advice(NamedTuple):
 
 def about_inputs(plan: Plan, x: Any, epsilon: float) -> Iterable[Advice]:
     """Yield what there is to say about the units of inputs `[n, ...]`, or of a plan that begins with a scaling."""
-    inside, raw = [], {0}
+    inside: list[str] = []
+    raw = {0}
     for node in plan.nodes:
         scaling = type(node.layer) in (layers.Rescaling, layers.Normalization)
         if raw.issuperset(node.inputs) and (scaling or type(node.layer) in (*INERT, *MOVING)):
@@ -52,8 +53,8 @@ def about_inputs(plan: Plan, x: Any, epsilon: float) -> Iterable[Advice]:
                 "radius in raw units means nothing",
                 "Standardise them outside of the certified network, as `defended train` does with tabular data",
             )  # fmt: skip
-    elif max(abs(lowest), abs(highest)) > 8.0 and not inside:
+    elif (largest := max(abs(lowest), abs(highest))) > 8.0 and not inside:
         yield Advice(
             "inputs", f"they go from {lowest:.4g} to {highest:.4g}, and epsilon = {epsilon:g} is in these units",
-            f"Divide them by {highest:.4g}, or take epsilon {highest:.4g} times as large",
+            f"Divide them by {largest:.4g}, or take epsilon {largest:.4g} times as large",
         )  # fmt: skip

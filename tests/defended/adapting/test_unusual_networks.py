@@ -246,3 +246,7 @@ def test_sentences_of_a_diagnosis_hold():
     assert "by about" in str(defended.diagnose(deep))
     with pytest.raises(ValueError, match="epsilon"):
         defended.diagnose(deep, epsilon=-1.0)
+    images = sequential((2, 2, 1), layers.Flatten(), layers.Dense(2))
+    negative = np.random.default_rng(0).uniform(-100.0, -1.0, (8, 2, 2, 1))
+    negative[0, 0, 0, 0] = -100.0
+    assert any("Divide them by 100," in item.instead for item in defended.diagnose(images, negative).advice)
