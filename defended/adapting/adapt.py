@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 
 from defended.adapting import substitutes
+from defended.adapting.data import accuracy, checked_data
 from defended.adapting.endings import to_logits
-from defended.adapting.plan import Change, Plan
+from defended.adapting.plan import Change, Plan, in_float32
 from defended.gloro.graph import LipschitzGraph
-from defended.gloro.rules import has_rule
+from defended.gloro.rules import has_rule, rule_for
 from defended.networks.checks import checked_network
 from defended.networks.tracing import trace
 from defended.smoothing.tokens import REMEDY, reads_tokens
@@ -56,10 +56,11 @@ def adapt(network: keras.Model, x: Any = None, y: Any = None, *, verbose: bool =
     """Return the network made certifiable: a new `keras.Model` that `GloroNet` takes, with the weights that carry over.
 
     What makes probabilities at the end is taken off, and one logit becomes two; batch normalisation is folded into the
-    layer before or behind it; ReLU, GELU and their like become `MinMax`; max pooling becomes strides or averages; layer
-    normalisation goes. Dropout, noise and augmentation stay for training. The network given is left as it is. Its
-    class is kept by the ending, the folding before convolutions and Dense layers, and the removal of dropout; where an
-    activation or pooling was replaced the function is another one, which has to be trained (`callbacks.recipe`).
+    layer before or behind it, or goes where there is none; ReLU, GELU and their like become `MinMax`; max pooling
+    becomes strides or averages; layer normalisation goes. Dropout, noise and augmentation stay for training. The
+    network given is left as it is. Its class is kept by the ending and by what is folded, except before zero padding;
+    where an activation or pooling was replaced, or something removed, the function is another one, which has to be
+    trained (`callbacks.recipe`).
 
     Args:
         network: any built Sequential or functional classifier with one input and one output.
@@ -81,38 +82,49 @@ def adaptation(network: keras.Model, x: Any = None, y: Any = None) -> Adaptation
     """Return the network made certifiable together with the changes; arguments and errors are those of `adapt`."""
     if not isinstance(network, keras.Model):
         raise TypeError(f"`network` must be a Keras model. Received: {type(network).__name__}")
+    inputs, labels = checked_data(network, x, y)
+    if inputs is not None and labels is None:
+        raise ValueError("`y`: give the labels of `x`, or leave both out.")
     try:
-        plan = Plan(network)
-        to_logits(plan)
-        substitutes.split_activations(plan)
-        substitutes.fold_normalisations(plan)
-        substitutes.replace_pooling(plan)
-        substitutes.replace_activations(plan)
-        _check_has_rules(plan)
-        adapted = checked_network(plan.build())
-        LipschitzGraph(adapted)
-    except ValueError as error:
+        with in_float32():
+            plan = Plan(network)
+            to_logits(plan)
+            substitutes.split_activations(plan)
+            substitutes.fold_normalisations(plan)
+            substitutes.replace_pooling(plan)
+            substitutes.replace_activations(plan)
+            adapted = plan.build()
+            _check_has_rules(plan, adapted)
+            LipschitzGraph(checked_network(adapted))
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{error} {other_defence(network)}") from None
-    if x is None:
+    if inputs is None or labels is None:
         return Adaptation(adapted, tuple(plan.changes))
-    return Adaptation(adapted, tuple(plan.changes), accuracy(network, x, y), accuracy(adapted, x, y))
+    shares = [accuracy(model, inputs, labels) for model in (network, adapted)]
+    return Adaptation(adapted, tuple(plan.changes), *shares)
 
 
-def _check_has_rules(plan: Plan) -> None:
-    """Refuse a plan with layers that no rule is known for, all of them at once.
+def _check_has_rules(plan: Plan, adapted: keras.Model) -> None:
+    """Refuse a plan with layers that no rule is known for, or that their rule refuses, all of them at once.
 
     Raises:
         ValueError: naming them.
     """
-    refused = {}
-    for node in plan.nodes:
-        if not isinstance(node.layer, keras.layers.Layer) or not has_rule(node.layer):
-            refused[node.name] = f"{node.name!r} ({node.kind})"
-    if refused:
-        raise ValueError(
-            f"No certificate is known through {', '.join(refused.values())}, and nothing stands in the place of such a "
-            f"layer."
-        )
+    unknown = {node.name: node for node in plan.nodes if not has_rule(node.layer)}
+    found = []
+    if unknown:
+        names = ", ".join(f"{node.name!r} ({node.kind})" for node in unknown.values())
+        found.append(f"No certificate is known through {names}, and nothing stands in the place of such a layer.")
+    found += [f"Layer {node.name!r} ({node.kind}) {node.refused}." for node in unknown.values() if node.refused]
+    for step in trace(adapted).steps:
+        if not has_rule(step.layer):
+            continue
+        try:
+            rule_for(step.layer, step.input_shapes[0])
+        except ValueError as error:
+            found.append(str(error))
+    if found:
+        raise ValueError(" ".join(dict.fromkeys(found)))
 
 
 SMOOTHING = (
@@ -132,23 +144,3 @@ def other_defence(network: keras.Model) -> str:
         if reading is None
         else f"{reading!r} looks names of words up in a table, and no ball holds those. {REMEDY}"
     )
-
-
-def accuracy(network: keras.Model, x: Any, y: Any) -> float:
-    """Return the share of inputs whose class is the label; of a single output, class 1 is above one half.
-
-    Raises:
-        ValueError: when labels are missing or do not fit.
-    """
-    if y is None:
-        raise ValueError("`y`: give the labels of `x`, or leave both out.")
-    outputs = np.asarray(network.predict(np.asarray(x, np.float32), verbose=0))
-    labels = np.asarray(y)
-    labels = labels.argmax(-1) if labels.ndim == 2 and labels.shape[1] > 1 else labels.reshape(-1)
-    if len(labels) != len(outputs):
-        raise ValueError(f"`y` must have a label for each of the {len(outputs)} inputs. Received: {len(labels)}")
-    if outputs.shape[-1] > 1:
-        return float((outputs.argmax(-1) == labels).mean())
-    last = trace(network).steps[-1].layer
-    threshold = 0.5 if "sigmoid" in str(getattr(getattr(last, "activation", None), "__name__", "")) else 0.0
-    return float(((outputs[:, 0] > threshold) == (labels == 1)).mean())

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from defended.adapting.adapt import accuracy, adaptation, other_defence
+from defended.adapting.adapt import adaptation, other_defence
+from defended.adapting.data import accuracy, checked_data
 from defended.adapting.endings import to_logits
-from defended.adapting.plan import Change, Plan
+from defended.adapting.plan import Change, Plan, in_float32
 from defended.adapting.scales import Advice, about_inputs
 from defended.gloro.gloro_net import GloroNet
 from defended.gloro.rules import rule_for
+from defended.networks.checks import checked_radius
 from defended.networks.tracing import Step, trace
 from defended.text_table import text_table
 
@@ -46,7 +48,8 @@ class Diagnosis:
     layers: tuple[LayerLine, ...]
     advice: tuple[Advice, ...]
     lipschitz: float | None
-    """Constant of the whole network; None where a layer has none."""
+    """Largest constant of a difference of two logits; where norms are estimates, about that of all logits together;
+    None where a layer has none."""
     rounding: float | None
     """What float32's rounding takes off the certified radius of a typical input, in input units."""
     answered: float | None = None
@@ -68,8 +71,10 @@ class Diagnosis:
         rows = [(line.layer, line.kind, "none" if line.bound is None else f"{line.bound:.4g}", line.how)
                 for line in self.layers]  # fmt: skip
         lines = [text_table([("layer", "class", "bound", ""), *rows], left=(0, 1, 3)), ""]
-        if self.lipschitz is not None:
-            lines.append(f"A change of the input moves the logits by at most {self.lipschitz:.4g} times its l2 norm.")
+        if self.lipschitz is not None and self.rounding is None:
+            lines.append(f"A change of the input moves the logits by about {self.lipschitz:.4g} times its l2 norm.")
+        elif self.lipschitz is not None:
+            lines.append(f"A change of the input moves a margin by at most {self.lipschitz:.4g} times its l2 norm.")
         if self.rounding is not None:
             lines.append(f"Rounding takes {self.rounding:.2g} off the certified radius of a typical input.")
         if self.answered is not None:
@@ -104,20 +109,23 @@ def diagnose(network: keras.Model, x: Any = None, y: Any = None, *, epsilon: flo
     Raises:
         ValueError: for a model whose layers cannot be seen, with several inputs or outputs, or data that do not fit.
     """
-    plan = Plan(network)
-    to_logits(plan)
+    checked_radius(epsilon)
+    x, y = checked_data(network, x, y)
+    with in_float32():
+        plan = Plan(network)
+        to_logits(plan)
+        bare = plan.build()
     advice = [_ending(change) for change in plan.changes]
-    bare = plan.build()
     steps = trace(bare).steps
     unknown = [step for step in steps if _estimated(step, quick=True).bound is None]
-    x = None if x is None else np.asarray(x, np.float32)
     clean = None if x is None or y is None else accuracy(network, x, y)
     if unknown or _is_large(steps):
         lines = tuple(_estimated(step) for step in steps)
         found = Diagnosis(epsilon, lines, (), _constant(lines, steps), None, clean_accuracy=clean)
     else:
-        found = _proven(bare, x, y, epsilon, clean)
-    advice += [*_replaceable(network, unknown), *_costly(found), *about_inputs(network, x, epsilon)]
+        with in_float32():
+            found = _proven(bare, x, y, epsilon, clean)
+    advice += [*_replaceable(network, unknown), *_costly(found), *about_inputs(plan, x, epsilon)]
     return Diagnosis(**{**vars(found), "advice": tuple(advice)})
 
 
@@ -135,9 +143,7 @@ def _proven(bare: keras.Model, x: Any, y: Any, epsilon: float, clean: float | No
     answered = ~verdicts.rejected
     vra = None
     if y is not None:
-        labels = np.asarray(y)
-        labels = labels.argmax(-1) if labels.ndim == 2 and labels.shape[1] > 1 else labels.reshape(-1)
-        vra = float((answered & (verdicts.label == labels)).mean())
+        vra = float((answered & (verdicts.label == y)).mean())
     return Diagnosis(
         epsilon, lines, (), largest, report.radius_spent, float(answered.mean()), float(np.median(verdicts.radius)),
         clean, vra,
@@ -175,12 +181,22 @@ def _ending(change: Change) -> Advice:
     return Advice(change.layer, f"{change.was}: {change.why}", f"`adapt` makes it {change.now}")
 
 
+_SCALE, _LOSS = "its scale multiplies the constant", "it loses margin that MinMax keeps"
+_MAXIMUM = "a maximum passes on the whole change and little of the margin"
 _REPLACED = {
-    "batch normalisation": ("its scale multiplies the constant", "Fold it into its neighbour: `adapt` does"),
-    "activation": ("it loses margin that MinMax keeps", "Replace it with MinMax: `adapt` does"),
-    "max pooling": ("a maximum passes on the whole change and little of the margin", "Use strides: `adapt` does"),
-    "normalisation": ("it divides by a statistic of the input", "Leave it out: `adapt` does"),
-}
+    ("batch normalisation", "folded"): (_SCALE, "Fold it into its neighbour: `adapt` does"),
+    ("batch normalisation", "removed"): (
+        _SCALE, "Put a linear layer beside it that it can be folded into; as it is, `adapt` leaves it out",
+    ),
+    ("activation", "MinMax"): (_LOSS, "Replace it with MinMax: `adapt` does"),
+    ("activation", "(kept)"): (
+        _LOSS, "Give it an even number of features and a Dense layer behind it: then `adapt` makes it MinMax",
+    ),
+    ("max pooling", "strides"): (_MAXIMUM, "Use strides: `adapt` does"),
+    ("max pooling", "Average"): (_MAXIMUM, "Use averages, as `adapt` makes of it, or strides"),
+    ("normalisation", ""): ("it divides by a statistic of the input", "Leave it out: `adapt` does"),
+}  # fmt: skip
+"""For each kind of change, and what it makes: what is wrong, and what to do."""
 
 
 def _replaceable(network: keras.Model, unknown: list[Step]) -> Iterable[Advice]:
@@ -192,11 +208,13 @@ def _replaceable(network: keras.Model, unknown: list[Step]) -> Iterable[Advice]:
         yield Advice(where, _first_sentence(error).rstrip("."), other_defence(network).rstrip("."))
         return
     measured = _measured()
-    for kind, (what, instead) in _REPLACED.items():
-        found = [change for change in changes if change.kind == kind]
+    for (kind, now), (what, instead) in _REPLACED.items():
+        found = [change for change in changes if change.kind == kind and now in change.now]
+        changes = tuple(change for change in changes if change not in found)
         if found:
             more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-            yield Advice(f"{found[0].layer}{more} ({found[0].was})", what, instead, measured.get(kind, ""))
+            figures = measured.get(kind, "") if "`adapt` does" in instead else ""
+            yield Advice(f"{found[0].layer}{more} ({found[0].was})", what, instead, figures)
 
 
 def _costly(found: Diagnosis) -> Iterable[Advice]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,6 +12,10 @@ import keras
 import numpy as np
 from keras import layers
 
+from defended.adapting.operations import layer_of
+from defended.adapting.stand_ins import Copied, copied, stand_in
+from defended.gloro.rules import has_rule
+from defended.networks.checks import check_plain_weights, checked_graph
 from defended.networks.layer_kinds import LINEAR
 from defended.networks.tracing import Shape, Step, trace
 
@@ -42,6 +48,8 @@ class Node:
     """Of the layer in the user's network."""
     kind: str
     """The layer's class there."""
+    refused: str = ""
+    """Why the layer cannot be part of a new network; empty where it can."""
 
 
 class Plan:
@@ -55,11 +63,14 @@ class Plan:
     """
 
     def __init__(self, network: keras.Model):
+        network = checked_graph(network)
         steps, self.output = trace(network)
+        for step in steps:
+            check_plain_weights(step.layer)
         self.input_shape: Shape = tuple(network.inputs[0].shape[1:])
         self.network_name = network.name
         self.changes: list[Change] = []
-        self._copies: dict[int, tuple[Any, list[Array]]] = {}
+        self._copies: dict[int, Copied] = {}
         self._uses = Counter(id(step.layer) for step in steps)
         self._next = len(steps)
         self._names: set[str] = set()
@@ -74,30 +85,26 @@ class Plan:
     def _node(self, step: Step) -> Node:
         if id(step.layer) not in self._copies:
             self._copies[id(step.layer)] = self._copy(step)
-        layer, weights = self._copies[id(step.layer)]
-        return Node(layer, list(weights), step.inputs, step.output, step.layer.name, type(step.layer).__name__)
+        layer, weights, why_not = self._copies[id(step.layer)]
+        kind = type(step.layer).__name__
+        return Node(layer, list(weights), step.inputs, step.output, step.layer.name, kind, why_not)
 
-    def _copy(self, step: Step) -> tuple[Any, list[Array]]:
+    def _copy(self, step: Step) -> Copied:
         if not isinstance(step.layer, layers.Layer):
             made = layer_of(step.layer)
             if made is None:
-                return step.layer, []
-            kind = type(made).__name__
+                name = self._unused(step.layer.name)
+                return Copied(stand_in(type(step.layer).__name__, name, step.shape), [], "")
+            kind, was = type(made).__name__, f"operation {type(step.layer).__name__}"
+            made.name = self._unused(step.layer.name)
+            self.record("operation", step.layer.name, was, kind, "rules are stated for layers")
+            return Copied(made, [], "")
+        if any(node.arguments.kwargs.get("training") for node in step.layer._inbound_nodes):
             self.record(
-                "operation",
-                step.layer.name,
-                f"operation {type(step.layer).__name__}",
-                kind,
-                "rules are stated for layers",
-            )
-            return made, []
-        try:
-            config = step.layer.get_config()
-            config["dtype"] = "float32"
-            config["name"] = self._unused(config.get("name", step.layer.name))
-            return type(step.layer).from_config(config), step.layer.get_weights()
-        except (TypeError, ValueError, NotImplementedError):
-            return step.layer, []  # a `Lambda`, or a user's class without `get_config`
+                "operation", step.layer.name, "called with training=True", "called as it is at inference",
+                "an answer must not depend on chance or on a batch",
+            )  # fmt: skip
+        return copied(step, self._unused(step.layer.name))
 
     def _unused(self, name: str) -> str:
         """Return a name that no layer has yet: nested models may repeat one."""
@@ -106,6 +113,11 @@ class Plan:
             found, number = f"{name}_{number}", number + 1
         self._names.add(found)
         return found
+
+    def _name(self, node: Node) -> str:
+        """Return a name for a node's layer that no other use of it has."""
+        alone = sum(other.layer is node.layer for other in self.nodes) == 1
+        return node.layer.name if alone else self._unused(node.layer.name)
 
     def record(self, kind: str, layer: str, was: str, now: str, why: str) -> None:
         """Note a change."""
@@ -132,8 +144,8 @@ class Plan:
                 other.layer = new
 
     def replaced(self, node: Node, layer: layers.Layer) -> None:
-        """Put another layer, without weights, in a node's place, keeping its name."""
-        layer.name = node.layer.name
+        """Put another layer, without weights, in a node's place, keeping its name where no other use has it."""
+        layer.name = self._name(node)
         node.layer, node.weights = layer, []
 
     def removed(self, node: Node) -> None:
@@ -158,12 +170,17 @@ class Plan:
         return new
 
     def build(self) -> keras.Model:
-        """Return the network that the nodes make, with their weights."""
-        inputs = keras.Input(self.input_shape)
+        """Return the network that the nodes make, with their weights; no rule is known for the layers refused."""
+        inputs = keras.Input(self.input_shape, dtype="float32")
         values: dict[int, Any] = {0: inputs}
         for node in self.nodes:
             given = [values[number] for number in node.inputs]
-            values[node.output] = node.layer(given if len(given) > 1 else given[0])
+            layer = (
+                node.layer if has_rule(node.layer) else stand_in(node.kind, self._name(node), self.shapes[node.output])
+            )
+            values[node.output] = layer(given if len(given) > 1 else given[0])
+            if layer is not node.layer:
+                continue
             if node.weights:
                 node.layer.set_weights(node.weights)
             if isinstance(node.layer, layers.Normalization) and node.layer.input_mean is None:
@@ -171,32 +188,17 @@ class Plan:
         return keras.Model(inputs, values[self.output], name=f"{self.network_name}_adapted")
 
 
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """Make layers in float32 inside of the block, whatever the global dtype policy."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
 def has_activation(layer: Any) -> bool:
     """Return whether a layer has an `activation=` that is not the identity."""
     return getattr(layer, "activation", None) not in LINEAR
-
-
-def layer_of(operation: Any) -> Any:
-    """Return the layer that does what an operation of `keras.ops` does in a functional model; None for most."""
-    name, nodes = type(operation).__name__.lower(), operation._inbound_nodes
-    if len(nodes) != 1 or not type(operation).__module__.startswith("keras.src.ops"):
-        return None
-    given = [*nodes[0].arguments.args, *nodes[0].arguments.kwargs.values()]
-    tensors = [value for value in given if isinstance(value, keras.KerasTensor)]
-    if len(tensors) == 2 and name in ("add", "subtract"):
-        return {"add": layers.Add, "subtract": layers.Subtract}[name]()
-    if len(tensors) == 1 and name in ("relu", "gelu", "silu", "elu", "tanh", "sigmoid", "softmax", "leakyrelu"):
-        return layers.Activation({"leakyrelu": "leaky_relu"}.get(name, name))
-    numbers = [value for value in given if isinstance(value, int | float) and not isinstance(value, bool)]
-    if len(tensors) != 1 or len(numbers) != 1 or len(given) != 2:
-        return None
-    number, first = float(numbers[0]), given[0] is tensors[0]
-    scales = {
-        "add": (1.0, number),
-        "multiply": (number, 0.0),
-        "subtract": (1.0, -number) if first else (-1.0, number),
-        "truedivide": (1 / number, 0.0) if first and number else None,
-        "divide": (1 / number, 0.0) if first and number else None,
-    }
-    found = scales.get(name)
-    return None if found is None else layers.Rescaling(*found)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 from keras import layers
 
-from defended.networks.tracing import trace
+from defended.adapting.plan import Plan
+from defended.networks.layer_kinds import INERT, MOVING
 
 _APART = 4.0
 """Features whose deviations differ by more than this factor do not share a radius."""
@@ -25,11 +25,15 @@ class Advice(NamedTuple):
     """What the substitute was worth on a net where it was tried; empty where it was not."""
 
 
-def about_inputs(network: keras.Model, x: Any, epsilon: float) -> Iterable[Advice]:
-    """Yield what there is to say about the units of inputs `[n, ...]` float32, or of a network with units inside."""
-    inside = [
-        step.layer.name for step in trace(network).steps if type(step.layer) in (layers.Rescaling, layers.Normalization)
-    ]
+def about_inputs(plan: Plan, x: Any, epsilon: float) -> Iterable[Advice]:
+    """Yield what there is to say about the units of inputs `[n, ...]`, or of a plan that begins with a scaling."""
+    inside: list[str] = []
+    raw = {0}
+    for node in plan.nodes:
+        scaling = type(node.layer) in (layers.Rescaling, layers.Normalization)
+        if raw.issuperset(node.inputs) and (scaling or type(node.layer) in (*INERT, *MOVING)):
+            raw.add(node.output)
+            inside += [node.name] * scaling
     if inside:
         yield Advice(
             ", ".join(inside),
@@ -49,8 +53,8 @@ def about_inputs(network: keras.Model, x: Any, epsilon: float) -> Iterable[Advic
                 "radius in raw units means nothing",
                 "Standardise them outside of the certified network, as `defended train` does with tabular data",
             )  # fmt: skip
-    elif max(abs(lowest), abs(highest)) > 8.0 and not inside:
+    elif (largest := max(abs(lowest), abs(highest))) > 8.0 and not inside:
         yield Advice(
             "inputs", f"they go from {lowest:.4g} to {highest:.4g}, and epsilon = {epsilon:g} is in these units",
-            f"Divide them by {highest:.4g}, or take epsilon {highest:.4g} times as large",
+            f"Divide them by {largest:.4g}, or take epsilon {largest:.4g} times as large",
         )  # fmt: skip

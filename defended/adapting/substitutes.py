@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from keras import layers
 
+from defended.adapting.ordering import kept_in_order
 from defended.adapting.plan import Node, Plan, has_activation
 from defended.layers.minmax import MinMax
 from defended.networks.layer_kinds import GLOBAL_MAXIMA, INERT, WINDOW_MAXIMA
@@ -22,7 +23,7 @@ _NORMALISING = (
 _ACTIVATING = (layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU, layers.PReLU)
 _BENDING = (
     "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "swish", "mish", "softplus", "softsign",
-    "hard_silu", "hard_swish", "hard_tanh", "hard_sigmoid", "tanh", "sigmoid", "exponential", "squareplus", "glu",
+    "hard_silu", "hard_swish", "hard_tanh", "hard_sigmoid", "tanh", "sigmoid", "exponential", "squareplus",
 )  # fmt: skip
 _AVERAGES = {
     layers.MaxPooling1D: layers.AveragePooling1D, layers.MaxPooling2D: layers.AveragePooling2D,
@@ -41,9 +42,13 @@ def split_activations(plan: Plan) -> None:
             continue
         uses = [other for other in plan.nodes if other.layer is node.layer]
         plan.reconfigured(node, activation=None)
+        made = activation if isinstance(activation, layers.Layer) else layers.Activation(activation)
+        count = len(getattr(activation, "weights", ()))  # they come last in the layer's own
         for use in uses:
-            made = activation if isinstance(activation, layers.Layer) else layers.Activation(activation)
-            plan.appended(use, type(made).from_config({**made.get_config(), "name": f"{use.layer.name}_activation"}))
+            config = {**made.get_config(), "name": f"{use.layer.name}_activation", "dtype": "float32"}
+            split = plan.appended(use, type(made).from_config(config))
+            split.weights = use.weights[len(use.weights) - count :]
+            use.weights = use.weights[: len(use.weights) - count]
 
 
 def fold_normalisations(plan: Plan) -> None:
@@ -66,7 +71,7 @@ def _fold(plan: Plan, node: Node) -> None:
     channels_last = node.layer.axis in (-1, len(plan.shapes[node.output]))
     scale, shift = _affine(node)
     before = plan.maker(node.inputs[0])
-    target = "removed"
+    target, why = "removed", "its scale multiplies the certificate's constant"
     if channels_last and before is not None and type(before.layer) in _BEFORE and plan.is_free(before):
         kernel, bias = _last_weights(before)
         _set_last_weights(plan, before, kernel * _of_outputs(scale, kernel), bias * scale + shift)
@@ -77,13 +82,11 @@ def _fold(plan: Plan, node: Node) -> None:
         constant = (kernel * per_input[1][:, None]).reshape(-1, kernel.shape[-1]).sum(axis=0)
         _set_last_weights(plan, behind, kernel * per_input[0][:, None], bias + constant)
         target = "folded into the layer behind"
-    plan.record(
-        "batch normalisation",
-        node.name,
-        "BatchNormalization",
-        target,
-        "its scale multiplies the certificate's constant",
-    )
+        if getattr(behind.layer, "padding", "valid") != "valid" and np.any(shift):
+            target += ", except for its zero padding"
+    else:
+        why += ", and no layer beside it can take it: the function is another one"
+    plan.record("batch normalisation", node.name, "BatchNormalization", target, why)
     plan.removed(node)
 
 
@@ -102,8 +105,12 @@ def _linear_behind(plan: Plan, node: Node) -> Node | None:
     while len(users := plan.users(node.output)) == 1 and node.output != plan.output:
         node = users[0]
         if type(node.layer) in (layers.Dense, *_CONVOLUTIONS) and node.name not in plan.shared:
-            return node if getattr(node.layer, "groups", 1) == 1 else None
+            plain = getattr(node.layer, "data_format", "channels_last") == "channels_last"
+            return node if plain and getattr(node.layer, "groups", 1) == 1 else None
         # A shift of the channels passes these; of a convolution's zero padding it is not true at the border only.
+        # Maxima are passed because they become averages, or strides, which a negative scale passes too.
+        if getattr(node.layer, "data_format", "channels_last") != "channels_last":
+            return None
         if type(node.layer) not in (layers.Flatten, *INERT, *_AVERAGES, *_AVERAGES.values()):
             return None
     return None
@@ -149,6 +156,8 @@ def _stride_instead(plan: Plan, pool: Node) -> bool:
     between = []
     node = plan.maker(pool.inputs[0])
     while node is not None and plan.is_free(node) and type(node.layer) in (*_ACTIVATING, MinMax, *INERT):
+        if type(node.layer) is layers.PReLU and plan.shapes[node.output][-1] % 2:
+            return False  # it stays, with a weight for each place
         between.append(node)
         node = plan.maker(node.inputs[0])
     if node is None or not plan.is_free(node) or type(node.layer) not in _CONVOLUTIONS:
@@ -171,6 +180,7 @@ def _stride_instead(plan: Plan, pool: Node) -> bool:
 
 def replace_activations(plan: Plan) -> None:
     """Put `MinMax` in the place of each activation, where the number of features is even."""
+    last = kept_in_order(plan)
     for node in plan.nodes:
         if type(node.layer) not in _ACTIVATING or (name := _name_of(node.layer)) not in _BENDING:
             continue
@@ -179,8 +189,14 @@ def replace_activations(plan: Plan) -> None:
                 "activation", node.name, name, f"{name} (kept)", "MinMax sorts pairs: make the number of features even"
             )
             continue
+        if node.output in last:
+            plan.record("activation", node.name, name, f"{name} (kept)", _ORDER)
+            continue
         plan.replaced(node, MinMax())
         plan.record("activation", node.name, name, "MinMax", "it passes on all of the margin, where others lose some")
+
+
+_ORDER = "MinMax would put the classes themselves in order: put a Dense layer behind it"
 
 
 def _name_of(layer: Any) -> str:

@@ -29,8 +29,8 @@ def require_float32_policy(dtype: str | keras.DTypePolicy | None) -> str:
     return "float32"
 
 
-def checked_network(model: Any) -> keras.Model:
-    """Return `model`, if it is a built network with one input and logits `[batch, m]` as its output, in float32.
+def checked_graph(model: Any) -> keras.Model:
+    """Return `model`, if it is a built network with one input of fixed shape and one output, tensors both.
 
     Raises:
         TypeError: for anything that is not a Keras model.
@@ -55,18 +55,28 @@ def checked_network(model: Any) -> keras.Model:
             f"`network` must have one input and one output. Received: {len(model.inputs)} inputs and "
             f"{len(model.outputs)} outputs. Defend a model with a single head: keras.Model(inputs, logits)."
         )
-    model = _without_containers(model)
+    if None in model.inputs[0].shape[1:]:
+        raise ValueError(
+            f"`network` must have a fixed input shape: Lipschitz constants depend on it. "
+            f"Received: {tuple(model.inputs[0].shape)}. Name every size in `keras.Input`."
+        )
+    return _without_containers(model)
+
+
+def checked_network(model: Any) -> keras.Model:
+    """Return `model`, if it is a built network with one input and logits `[batch, m]` as its output, in float32.
+
+    Raises:
+        TypeError: for anything that is not a Keras model.
+        ValueError: naming what is in the way and what to do.
+    """
+    model = checked_graph(model)
     dtype = str(model.inputs[0].dtype)
     if dtype != "float32":
         raise ValueError(
             f"The input of `network` {model.name!r} is declared as {dtype}: what it is given would be rounded before "
             f"the network sees it, and certificates are about float32 inputs. Build it with `keras.Input(shape)`, "
             f"whose dtype is float32; whole numbers and bytes are converted by the defended model."
-        )
-    if None in model.inputs[0].shape[1:]:
-        raise ValueError(
-            f"`network` must have a fixed input shape: Lipschitz constants depend on it. "
-            f"Received: {tuple(model.inputs[0].shape)}. Name every size in `keras.Input`."
         )
     shape = tuple(model.outputs[0].shape)
     if len(shape) != 2 or shape[-1] is None or shape[-1] < 2:
