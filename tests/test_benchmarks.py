@@ -241,7 +241,9 @@ def test_the_gpu_throughput_of_smoothing_checks_its_votes_and_runs_without_tenso
         import numpy as np
         sys.modules["tensorflow"] = None
         found = runpy.run_path({str(BENCHMARKS / "gpu" / "smoothing_throughput.py")!r})
-        from keras import Input, Sequential, layers
+        from keras import Input, Sequential, layers, utils
+
+        utils.set_random_seed(0)
 
         parts = [layers.Conv2D(4, 3), layers.BatchNormalization(), layers.ReLU(), layers.Flatten(), layers.Dense(5)]
         network = Sequential([Input((6, 6, 1)), *parts])

@@ -42,13 +42,18 @@ class GaussianNoiseAugmentation(keras.layers.Layer):
 
     def noise_like(self, inputs: Any) -> Any:
         """Return fresh noise of the shape and type of `inputs`."""
-        if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(inputs.dtype)):
-            raise ValueError(
-                f"`{type(self).__name__}` needs floating-point inputs, in the units of sigma={self.sigma:g}. "
-                f"Received: dtype {keras.backend.standardize_dtype(inputs.dtype)}. Scale the images first: x / 255."
-            )
+        self.check_units(inputs.dtype)
         noise = keras.random.normal(ops.shape(inputs), stddev=self.sigma, dtype="float32", seed=self.seed_generator)
         return ops.cast(noise, inputs.dtype)
+
+    def check_units(self, dtype: Any) -> None:
+        """Raise a ValueError where inputs are of an integer type: bytes are in other units than sigma."""
+        name = keras.backend.standardize_dtype(dtype)
+        if not keras.backend.is_float_dtype(name):
+            raise ValueError(
+                f"`{type(self).__name__}` needs floating-point inputs, in the units of sigma={self.sigma:g}. "
+                f"Received: dtype {name}. Scale the images first: x / 255."
+            )
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         return inputs + self.noise_like(inputs) if training else inputs

@@ -100,7 +100,11 @@ class NoisyTrainer(keras.Model):
         `inputs` are `[batch, ...]`, or a pair of inputs and noise `[batch * draws, ...]` that was drawn before.
         """
         if training:
-            inputs, noise = inputs if isinstance(inputs, tuple | list) else (inputs, self._draw(float32_tensor(inputs)))
+            if isinstance(inputs, tuple | list):
+                inputs, noise = inputs
+            else:
+                self.augmentation.check_units(inputs.dtype)
+                noise = self._draw(float32_tensor(inputs))
             logits = self.network(self._repeated(float32_tensor(inputs)) + noise, training=True)
             return logits if self.draws == 1 else ops.reshape(logits, (-1, self.draws, logits.shape[-1]))
         inputs = float32_tensor(inputs)
@@ -138,6 +142,7 @@ class NoisyTrainer(keras.Model):
         if self.adversary is None:
             return super().train_step(*arguments)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(arguments[0])
+        self.augmentation.check_units(x.dtype)
         x = float32_tensor(x)
         noise = self._draw(x)
         targets = soft_labels(y, self.network.output_shape[-1])
@@ -156,7 +161,8 @@ class NoisyTrainer(keras.Model):
         """Fit as `keras.Model.fit` does.
 
         Raises:
-            ValueError: when integer labels lie outside [0, m).
+            ValueError: when integer labels lie outside [0, m), or inputs are integers, which are in other units than
+                the noise.
         """
         kwargs = arguments_of_fit(*args, **kwargs)
         callbacks = kwargs.pop("callbacks", None)
@@ -164,6 +170,8 @@ class NoisyTrainer(keras.Model):
         refuse_containers(x=x, y=y)
         if isinstance(y, list | np.ndarray):
             check_labels(np.asarray(y), classes)
+        if isinstance(x, np.ndarray) and x.dtype.kind in "iub":
+            self.augmentation.check_units(x.dtype)
         if isinstance(x, list | np.ndarray):
             x = float32_array(x)
         if self.adversary is not None:

@@ -91,11 +91,14 @@ def test_batches_of_bytes_train_and_are_evaluated(name):
     assert model.predict(data, verbose=0).shape == (64, 4)
 
 
-def test_bytes_train_under_noise():
+def test_bytes_are_in_other_units_than_noise():
     trainer, data = NoisyTrainer(network(), sigma=0.1), ((X * 255).astype("uint8"), Y)
     trainer.compile()
-    trainer.fit(*data, 32, 1, 0)
-    trainer.fit(tf.data.Dataset.from_tensor_slices(data).batch(32), shuffle=False, verbose=0)
+    with pytest.raises(ValueError, match="Scale the images first"):
+        trainer.fit(*data, 32, 1, 0)
+    with pytest.raises(ValueError, match="Scale the images first"):
+        trainer.fit(tf.data.Dataset.from_tensor_slices(data).batch(32), shuffle=False, verbose=0)
+    trainer.fit(X, Y, 32, 1, 0)
     assert trainer.predict(data[0], verbose=0).shape == (64, 3)
 
 
