@@ -85,7 +85,8 @@ def difference(expected: str, received: str) -> str | None:
 
 def plain(text: str) -> list[str]:
     """Return the lines that say something, with `0` for every number and single spaces."""
-    lines = (" ".join(RULES.sub(" ", NUMBER.sub("0", line)).replace("[ ", "[").split()) for line in text.splitlines())
+    bare = (RULES.sub(" ", NUMBER.sub("0", line)) for line in text.splitlines())
+    lines = (" ".join(re.sub(r"\[ +", "[", line).split()) for line in bare)
     return [line for line in lines if line]
 
 
