@@ -16,7 +16,7 @@ from defended.adapting.operations import layer_of
 from defended.adapting.stand_ins import Copied, copied, stand_in
 from defended.gloro.rules import has_rule
 from defended.networks.checks import check_plain_weights, checked_graph
-from defended.networks.layer_kinds import LINEAR
+from defended.networks.layer_kinds import AUGMENTING, LINEAR
 from defended.networks.tracing import Shape, Step, trace
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -99,7 +99,8 @@ class Plan:
             made.name = self._unused(step.layer.name)
             self.record("operation", step.layer.name, was, kind, "rules are stated for layers")
             return Copied(made, [], "")
-        if any(node.arguments.kwargs.get("training") for node in step.layer._inbound_nodes):
+        called = [node.arguments.kwargs.get("training") for node in step.layer._inbound_nodes]
+        if any(called) and type(step.layer) not in AUGMENTING:  # whose default it is
             self.record(
                 "operation", step.layer.name, "called with training=True", "called as it is at inference",
                 "an answer must not depend on chance or on a batch",
