@@ -242,10 +242,10 @@ def test_sentences_of_a_diagnosis_hold():
     # A scale inside of the network is not one of its inputs' units.
     scaled = sequential((4,), layers.Dense(4), layers.Rescaling(0.2), layers.Dense(2))
     assert not defended.diagnose(scaled).advice
-    deep = sequential((4,), *[layers.Dense(2) for _ in range(61)])
-    assert "by about" in str(defended.diagnose(deep))
+    large = sequential((2**16 + 1, 2), layers.Flatten(), layers.Dense(2))
+    assert "by about" in str(defended.diagnose(large))
     with pytest.raises(ValueError, match="epsilon"):
-        defended.diagnose(deep, epsilon=-1.0)
+        defended.diagnose(large, epsilon=-1.0)
     images = sequential((2, 2, 1), layers.Flatten(), layers.Dense(2))
     negative = np.random.default_rng(0).uniform(-100.0, -1.0, (8, 2, 2, 1))
     negative[0, 0, 0, 0] = -100.0
