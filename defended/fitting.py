@@ -183,7 +183,7 @@ class Fitting(VisibleSteps, Gate, keras.Model):
         `fit` finds it in arrays, and `train` in the data that it loads. After training on `tf.data` or a generator it
         is not known; assign `(low, high)` where you know it. All defences of one network share it.
         """
-        return input_range.noted(self.network)
+        return input_range.RECORD.of(self.network)
 
     @training_range.setter
     def training_range(self, value: input_range.InputRange | Sequence[float] | None) -> None:
@@ -196,11 +196,11 @@ class Fitting(VisibleSteps, Gate, keras.Model):
         The model itself takes standardised inputs: `model.verdicts(model.standardisation(x))`. `train` sets it for
         tabular data; the commands apply it, and exports write it down.
         """
-        return scaling.noted(self.network)
+        return scaling.RECORD.of(self.network)
 
     @standardisation.setter
     def standardisation(self, value: Standardisation | None) -> None:
-        scaling.note(self.network, value)
+        scaling.RECORD.note(self.network, value)
 
     def _checked_data(self, x: Any, y: Any = None) -> Any:
         """Return `x` in float32, with labels checked now (arrays) or as they are read (`tf.data`).
@@ -259,11 +259,11 @@ class Fitting(VisibleSteps, Gate, keras.Model):
     def save_assets(self, inner_path: str) -> None:
         """Save the record of training data beside the weights (Keras's hook)."""
         write_training_data(inner_path, self.training_data)
-        input_range.write_range(inner_path, self.network)
-        scaling.write(inner_path, self.network)
+        input_range.RECORD.write(inner_path, self.network)
+        scaling.RECORD.write(inner_path, self.network)
 
     def load_assets(self, inner_path: str | None) -> None:
         """Read the record back (Keras's hook)."""
         self._aside.training_data = read_training_data(inner_path)
-        input_range.read_range(inner_path, self.network)
-        scaling.read(inner_path, self.network)
+        input_range.RECORD.read(inner_path, self.network)
+        scaling.RECORD.read(inner_path, self.network)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from defended.network_record import NetworkRecord
 from defended.networks.inputs import Array
 
 MOST_FEATURES = 256
 """Inputs `[n, d]` of at most so many features have a range for each."""
 
-_FILE = "training_range.json"
 _ROUNDING = 1e-6  # relative: a perturbation of size epsilon leaves the range by no more, up to rounding
 _FEW = 10  # inputs, of which nothing is said that only many can show
 _NARROW, _NARROW_FEATURE = 0.1, 0.01  # shares of the range; one feature may have long tails
@@ -167,13 +164,8 @@ class InputRange:
         return "Scale them as in training."
 
 
-# By the network, which all defences of it share; None for one that was fitted on what was not looked through.
-_NOTED: WeakKeyDictionary[Any, InputRange | None] = WeakKeyDictionary()
-
-
-def noted(network: Any) -> InputRange | None:
-    """Return the range of the inputs that a network was trained on, None where it is not recorded."""
-    return _NOTED.get(network)
+RECORD = NetworkRecord(InputRange, "training_range.json")
+"""By network; None for one that was fitted on what was not looked through."""
 
 
 def note(network: Any, range_: InputRange | Sequence[float] | None) -> None:
@@ -181,7 +173,7 @@ def note(network: Any, range_: InputRange | Sequence[float] | None) -> None:
     if range_ is not None and not isinstance(range_, InputRange):
         low, high = range_
         range_ = InputRange(float(low), float(high))
-    _NOTED[network] = range_
+    RECORD.note(network, range_)
 
 
 def note_training(network: Any, x: Any) -> None:
@@ -190,20 +182,5 @@ def note_training(network: Any, x: Any) -> None:
     After training on anything else, such as `tf.data` or a generator, the range is not known.
     """
     seen = InputRange.of(x) if isinstance(x, np.ndarray) and x.dtype.kind in "fiub" else None
-    before = _NOTED.get(network, seen)
-    _NOTED[network] = None if seen is None or before is None else before | seen
-
-
-def write_range(folder: str, network: Any) -> None:
-    """Write a network's record to the folder that Keras saves beside the weights."""
-    if network in _NOTED:
-        found = _NOTED[network]
-        Path(folder, _FILE).write_text(json.dumps(None if found is None else found.to_json()), encoding="utf-8")
-
-
-def read_range(folder: str | None, network: Any) -> None:
-    """Read the record back; files of earlier versions have none."""
-    path = None if folder is None else Path(folder, _FILE)
-    if path is not None and path.is_file():
-        record = json.loads(path.read_text(encoding="utf-8"))
-        _NOTED[network] = None if record is None else InputRange.from_json(record)
+    before = RECORD.of(network, seen)
+    RECORD.note(network, None if seen is None or before is None else before | seen)

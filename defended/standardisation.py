@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from defended.network_record import NetworkRecord
 from defended.networks.inputs import Array
 
 FILE = "standardisation.json"
@@ -65,31 +63,4 @@ class Standardisation:
         return cls(tuple(map(float, record["means"])), tuple(map(float, record["deviations"])))
 
 
-# By the network, which all defences of it share.
-_NOTED: WeakKeyDictionary[Any, Standardisation] = WeakKeyDictionary()
-
-
-def noted(network: Any) -> Standardisation | None:
-    """Return how inputs are standardised before they reach a network; None where they are not."""
-    return _NOTED.get(network)
-
-
-def note(network: Any, standardisation: Standardisation | None) -> None:
-    """Record how inputs are standardised before they reach a network."""
-    if standardisation is None:
-        _NOTED.pop(network, None)
-    else:
-        _NOTED[network] = standardisation
-
-
-def write(folder: str, network: Any) -> None:
-    """Write a network's record to the folder that Keras saves beside the weights."""
-    if network in _NOTED:
-        Path(folder, FILE).write_text(json.dumps(_NOTED[network].to_json()), encoding="utf-8")
-
-
-def read(folder: str | None, network: Any) -> None:
-    """Read the record back."""
-    path = None if folder is None else Path(folder, FILE)
-    if path is not None and path.is_file():
-        _NOTED[network] = Standardisation.from_json(json.loads(path.read_text(encoding="utf-8")))
+RECORD = NetworkRecord(Standardisation, FILE)

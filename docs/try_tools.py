@@ -9,12 +9,13 @@ the names of sections to try these alone. Exits with 1 where one fails.
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import tempfile
 import venv
 from pathlib import Path
+
+from run_pages import blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,13 +23,12 @@ ROOT = Path(__file__).resolve().parents[1]
 def sections() -> tuple[str, dict[str, tuple[list[str], str]]]:
     """The lines that all share; and for each tool its packages and its block."""
     first, *others = (ROOT / "docs" / "how-to" / "tools.md").read_text(encoding="utf-8").split("\n## ")
-    (shared,) = re.findall(r"^```python\n(.*?)^```", first, re.DOTALL | re.MULTILINE)
+    (shared,) = blocks(first)
     found = {}
     for section in others:
-        (packages,) = re.findall(r"^pip install (.*)$", section, re.MULTILINE)
-        (block,) = re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
-        found[section.splitlines()[0]] = packages.split(), block
-    return shared, found
+        install, block = blocks(section)
+        found[section.splitlines()[0]] = install.code.removeprefix("pip install").split(), block.code
+    return shared.code, found
 
 
 def tried(packages: list[str], code: str) -> int:

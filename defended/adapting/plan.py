@@ -15,8 +15,8 @@ from keras import layers
 from defended.adapting.operations import layer_of
 from defended.adapting.stand_ins import Copied, copied, stand_in
 from defended.gloro.rules import has_rule
-from defended.networks.checks import check_plain_weights, checked_graph
-from defended.networks.layer_kinds import AUGMENTING, LINEAR
+from defended.networks.checks import acts_as_in_training, check_plain_weights, checked_graph
+from defended.networks.layer_kinds import LINEAR
 from defended.networks.tracing import Shape, Step, trace
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -99,9 +99,7 @@ class Plan:
             made.name = self._unused(step.layer.name)
             self.record("operation", step.layer.name, was, kind, "rules are stated for layers")
             return Copied(made, [], "")
-        # Keras notes it of augmentation, too, where nobody wrote it.
-        written = type(step.layer) not in AUGMENTING
-        if written and any(node.arguments.kwargs.get("training") for node in step.layer._inbound_nodes):
+        if acts_as_in_training(step.layer):
             self.record(
                 "operation", step.layer.name, "called with training=True", "called as it is at inference",
                 "an answer must not depend on chance or on a batch",

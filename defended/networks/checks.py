@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import keras
@@ -123,6 +124,17 @@ def check_plain_weights(layer: layers.Layer) -> None:
             f"Layer {layer.name!r} has low-rank or quantised weights; certificates are made for plain float32 kernels. "
             f"Merge the low-rank weights, as saving and loading does, or defend the network that was not quantised."
         )
+
+
+def acts_as_in_training(layer: Any) -> bool:
+    """Return whether a layer or operation of a network was called with `training=True` by whoever built it.
+
+    Layers that change pictures write the argument themselves: it is their default, which a call of the network
+    overrides.
+    """
+    training = inspect.signature(layer.call).parameters.get("training")
+    nodes = [] if training is not None and training.default else getattr(layer, "_inbound_nodes", [])
+    return any(node.arguments.kwargs.get("training") for node in nodes)
 
 
 def check_channels_last(layer: layers.Layer) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-
 import keras
 
+from defended.networks.checks import acts_as_in_training
 from defended.networks.consistency import inconsistency
 
 
@@ -20,11 +19,7 @@ def require_deterministic(network: keras.Model) -> None:
             when an input's logits differ between alone and in a batch.
     """
     for layer in network._flatten_layers(include_self=False):
-        # Layers that change pictures write the argument themselves: it is their default, which a call of the network
-        # overrides.
-        training = inspect.signature(layer.call).parameters.get("training")
-        nodes = [] if training is not None and training.default else getattr(layer, "_inbound_nodes", [])
-        if any(node.arguments.kwargs.get("training") for node in nodes):
+        if acts_as_in_training(layer):
             raise ValueError(
                 f"Layer {layer.name!r} of `network` is called with training=True, so it acts as in training at "
                 f"inference too. Build the network without that argument."

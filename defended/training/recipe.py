@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import keras
 
 from defended.arguments import one_of, positive_number
+from defended.gloro.reparametrise.balance import BalanceLayers
 from defended.training.radius import EpsilonSchedule, RadiusDoubling
 from defended.training.sharp_bounds import SharpenAtEnd, SharpenBounds
 from defended_settings.presets import KINDS, PRESETS, Kind
@@ -42,13 +44,28 @@ def recipe(
     one_of("kind", kind, KINDS)
     settings = TrainingSettings(**{**PRESETS[kind], "doubling": doubling})
     rate = settings.learning_rate if learning_rate is None else learning_rate
+    # Sharpening behind the radius, which puts the best epoch's weights back when training ends.
+    return [FallingRate(rate), *steering(settings), *([SharpenAtEnd()] if settings.sharpen else [])]
+
+
+def steering(settings: TrainingSettings, checkpoint: Path | None = None) -> list[keras.callbacks.Callback]:
+    """Return what moves the training radius and the weights as the settings say, in order.
+
+    Args:
+        settings: of a run, or of a preset.
+        checkpoint: where `RadiusDoubling` keeps the best weights.
+    """
     ramp: dict[str, Any] = {"schedule": settings.schedule, "start": settings.start, "ramp": settings.ramp}
-    radius = RadiusDoubling(**ramp) if doubling else EpsilonSchedule(**ramp, end=settings.train_radius)
-    found: list[keras.callbacks.Callback] = [FallingRate(rate), radius]
+    found: list[keras.callbacks.Callback] = [
+        RadiusDoubling(**ramp, checkpoint=checkpoint)
+        if settings.doubling
+        else EpsilonSchedule(**ramp, end=settings.train_radius)
+    ]
+    if settings.balance:
+        found.append(BalanceLayers(settings.balance))
     if settings.sharpen_every:
         found.append(SharpenBounds(settings.sharpen_every))
-    # Behind the radius, which puts the best epoch's weights back when training ends.
-    return [*found, SharpenAtEnd()] if settings.sharpen else found
+    return found
 
 
 class FallingRate(keras.callbacks.Callback):

@@ -8,7 +8,7 @@ import shutil
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -21,9 +21,9 @@ from defended.gloro.reparametrise.chain import chain_of, is_chain
 from defended.gloro.reparametrise.sharpen import sharpen_bounds
 from defended.input_range import InputRange
 from defended.standardisation import Standardisation
-from defended.training import callbacks
 from defended.training.bfloat16 import BFloat16Training, bfloat16_or_warning
 from defended.training.optimizers import BiasRateAdam
+from defended.training.recipe import steering
 from defended.training.training_data import training_data
 from defended_settings.training import TrainingSettings
 
@@ -93,7 +93,7 @@ def train(
     )
     unfinished = directory / _UNFINISHED
     bfloat16 = settings.bfloat16 and bfloat16_or_warning()
-    steering = [*_steering(settings, unfinished), *([BFloat16Training()] if bfloat16 else [])]
+    moving = [*steering(settings, unfinished / "best.weights.h5"), *([BFloat16Training()] if bfloat16 else [])]
     # Everything that can be wrong with the settings has been seen by now, so no folder is claimed for a mistake.
     atomic_write_text(directory / SETTINGS, settings.to_toml())
     started(dataset)
@@ -103,7 +103,7 @@ def train(
             **training_data(settings, dataset, trained_on, held_out),
             epochs=settings.epochs,
             # The backup comes last: a run killed among these repeats an epoch, and does not lose the best one.
-            callbacks=[*steering, history, keras.callbacks.BackupAndRestore(unfinished / "backup"), *extra_callbacks],
+            callbacks=[*moving, history, keras.callbacks.BackupAndRestore(unfinished / "backup"), *extra_callbacks],
             verbose=verbose,
         )
     finally:
@@ -155,21 +155,6 @@ def _learning_rate(settings: TrainingSettings, steps: int) -> keras.optimizers.s
     if settings.decay == "exponential":
         return schedules.ExponentialDecay(first, steps, 0.01)
     return schedules.PolynomialDecay(first, steps, first / 1000)
-
-
-def _steering(settings: TrainingSettings, unfinished: Path) -> list[keras.callbacks.Callback]:
-    """Return what moves the training radius and the weights, in order."""
-    ramp: dict[str, Any] = {"schedule": settings.schedule, "start": settings.start, "ramp": settings.ramp}
-    found: list[keras.callbacks.Callback] = [
-        callbacks.RadiusDoubling(**ramp, checkpoint=unfinished / "best.weights.h5")
-        if settings.doubling
-        else callbacks.EpsilonSchedule(**ramp, end=settings.train_radius)
-    ]
-    if settings.balance:
-        found.append(callbacks.BalanceLayers(settings.balance))
-    if settings.sharpen_every:
-        found.append(callbacks.SharpenBounds(settings.sharpen_every))
-    return found
 
 
 def _one_dnn() -> bool:

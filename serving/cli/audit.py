@@ -21,6 +21,7 @@ from defended_cli.common import (
     option,
     print_rate,
     standardisation_of,
+    stated_standardisation,
 )
 from defended_cli.config import Config
 from defended_cli.engine import Address, EngineName, Threads, Workers, audited, start
@@ -119,14 +120,21 @@ def audit(
     known: dict[str, Any] = {"conditions": limits, "baseline": baseline, "confidence": confidence, "name": name}
     of_log = is_request_log(target)
     if not of_log:
-        local = next((place for place in (model, artefact, target) if place is not None and Path(place).exists()), None)
-        x, y = load_points(data, limit, scale, None if local is None else standardisation_of(local))
+        opened = None if model is None else open_model(model)
+        manifest = None if artefact is None else serving.verify(artefact)
+        if opened is not None:
+            scaled = opened.standardisation
+        elif manifest is not None:
+            scaled = stated_standardisation(manifest)
+        else:
+            scaled = standardisation_of(target) if Path(target).exists() else None
+        x, y = load_points(data, limit, scale, scaled)
         known |= {
             "x": x,
             "y": y,
-            "model": None if model is None else open_model(model),
+            "model": opened,
             "attacked": attacked,
-            "manifest": None if artefact is None else serving.verify(artefact),
+            "manifest": manifest,
             "epsilon": epsilon,
             "norm": norm,
             "batch_size": batch_size,

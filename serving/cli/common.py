@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from defended.datasets import Dataset
     from defended.defended_model import DefendedModel
+    from defended.serving.artefacts.manifest import Manifest
     from defended.standardisation import Standardisation
 
 TOKEN = "DEFENDED_TOKEN"  # noqa: S105  (the name of the variable that holds a server's token)
@@ -72,8 +73,13 @@ def standardisation_of(place: Path | str) -> Standardisation | None:
         return open_model(Path(place)).standardisation
     from defended import serving
 
-    stated = serving.verify(place).standardisation
-    return None if stated is None else stated.standardisation()
+    return stated_standardisation(serving.verify(place))
+
+
+def stated_standardisation(manifest: Manifest) -> Standardisation | None:
+    """Return how inputs are standardised before the artefact of a manifest takes them."""
+    record = manifest.standardisation
+    return None if record is None else record.standardisation()
 
 
 def load_points(
